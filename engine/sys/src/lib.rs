@@ -1,0 +1,1 @@
+//! Thin typed wrappers for kernel interfaces, one module per interface.

@@ -1,0 +1,2 @@
+//! Benchmarks against peers and physical floors.
+fn main() {}
