@@ -1,0 +1,3 @@
+//! Development tasks that are also used by tests.
+
+pub mod proto;
