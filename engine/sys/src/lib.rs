@@ -1,1 +1,22 @@
 //! Thin typed wrappers for kernel interfaces, one module per interface.
+//!
+//! Nothing here decides anything: one safe function per call, with its man page. Besides the executor
+//! this is the only crate that names libc, nix or rustix.
+
+mod errno;
+mod pid;
+
+pub mod clone3;
+pub mod futex;
+pub mod kcmp;
+pub mod mapping;
+pub mod nr;
+pub mod pidfd;
+pub mod process_vm;
+pub mod ptrace;
+pub mod signal;
+pub mod task;
+pub mod wait;
+
+pub use errno::{Errno, Result};
+pub use pid::Pid;

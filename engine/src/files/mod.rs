@@ -1,0 +1,1 @@
+//! Descriptors and paths: one module per kind, dump and restore side by side.

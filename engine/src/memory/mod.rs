@@ -1,0 +1,1 @@
+//! Address spaces: mappings, pages, shared objects, dump and restore side by side.

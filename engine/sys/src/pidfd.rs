@@ -1,0 +1,59 @@
+//! Process descriptors.
+//!
+//! Source: man 2 pidfd_open, pidfd_getfd, pidfd_send_signal.
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
+
+use crate::{Errno, Pid, Result};
+
+/// Opens a descriptor of the process `pid`.
+///
+/// # Errors
+/// ESRCH when it is gone.
+pub fn open(pid: Pid) -> Result<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.raw()).ok_or(Errno::ESRCH)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Duplicates descriptor number `fd` of the process into this one, close-on-exec.
+///
+/// # Errors
+/// EBADF when the number is not open there, EPERM without ptrace rights, ESRCH.
+pub fn getfd(pidfd: impl AsFd, fd: i32) -> Result<OwnedFd> {
+    Ok(rustix::process::pidfd_getfd(
+        pidfd,
+        fd,
+        PidfdGetfdFlags::empty(),
+    )?)
+}
+
+/// Sends a signal to the process; `signal` 0 only checks that it lives.
+///
+/// # Errors
+/// ESRCH when it is gone, EPERM.
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let fd = pidfd.as_fd().as_raw_fd();
+    // SAFETY: a descriptor, a number, no siginfo.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd,
+            signal,
+            std::ptr::null::<u8>(),
+            0,
+        )
+    };
+    Errno::check(result).map(drop)
+}
+
+/// Takes ownership of a raw descriptor that a call returned.
+///
+/// # Safety
+/// The descriptor must be open and owned by nobody else.
+pub unsafe fn own(fd: i32) -> OwnedFd {
+    // SAFETY: the caller's promise.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

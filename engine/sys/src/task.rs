@@ -1,0 +1,80 @@
+//! Small calls about single tasks: signals, robust lists, limits of this process.
+
+use crate::{Errno, Pid, Result};
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// ESRCH, EPERM. Source: man 2 kill.
+pub fn kill(pid: Pid, signal: i32) -> Result<()> {
+    // SAFETY: kill takes numbers only.
+    Errno::check(i64::from(unsafe { libc::kill(pid.raw(), signal) })).map(drop)
+}
+
+/// Sends a signal to one thread.
+///
+/// # Errors
+/// ESRCH, EPERM. Source: man 2 tgkill.
+pub fn tgkill(pid: Pid, tid: Pid, signal: i32) -> Result<()> {
+    // SAFETY: tgkill takes numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, pid.raw(), tid.raw(), signal) };
+    Errno::check(result).map(drop)
+}
+
+/// Head and length of a thread's robust futex list.
+///
+/// # Errors
+/// EPERM without ptrace rights, ESRCH. Source: man 2 get_robust_list.
+pub fn robust_list(tid: Pid) -> Result<(u64, u64)> {
+    let mut head = 0u64;
+    let mut len = 0u64;
+    // SAFETY: both out-parameters outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_get_robust_list,
+            tid.raw(),
+            &raw mut head,
+            &raw mut len,
+        )
+    };
+    Errno::check(result)?;
+    Ok((head, len))
+}
+
+/// The calling thread's id.
+pub fn gettid() -> Pid {
+    Pid::from_raw(nix::unistd::gettid().as_raw())
+}
+
+/// Address, length and signature of the rseq area that libc registered for the calling thread, or None.
+///
+/// Source: glibc 2.35 manual, `__rseq_offset`.
+pub fn own_rseq() -> Option<(u64, u32, u32)> {
+    /// glibc's RSEQ_SIG on x86.
+    const SIGNATURE: u32 = 0x5305_3053;
+    // SAFETY: the names are NUL-terminated; dlsym only looks them up.
+    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) };
+    // SAFETY: as above.
+    let size = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()) };
+    if offset.is_null() || size.is_null() {
+        return None;
+    }
+    // SAFETY: glibc documents the symbol as a ptrdiff_t constant.
+    let offset = unsafe { offset.cast::<isize>().read() };
+    // SAFETY: glibc documents the symbol as an unsigned int constant; 0 means not registered.
+    let size = unsafe { size.cast::<u32>().read() };
+    if size == 0 {
+        return None;
+    }
+    let address = thread_pointer().wrapping_add_signed(i64::try_from(offset).ok()?);
+    // glibc registers 32 bytes, the original structure, unless the kernel asked for more.
+    Some((address, size.max(32), SIGNATURE))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn thread_pointer() -> u64 {
+    let tp: u64;
+    // SAFETY: reads the thread control block's self pointer at fs:0, as the ABI defines it.
+    unsafe { std::arch::asm!("mov {}, fs:[0]", out(reg) tp, options(nostack, readonly)) };
+    tp
+}
