@@ -16,7 +16,7 @@
 mod messages;
 
 pub use messages::*;
-pub use prost::Message;
+pub use prost::{Message, Name};
 
 /// The schema as an encoded `FileDescriptorSet`, with the custom options of `opts.proto`
 /// (`criu`: how to show a field; `os_bytes`: a string of any bytes).

@@ -76,7 +76,8 @@ fn messages(mut set: FileDescriptorSet, pool: &DescriptorPool) -> Result<String>
     }
     let module = || Module::from_protobuf_package_name("");
     let requests = set.file.into_iter().map(|f| (module(), f)).collect();
-    let mut made = Config::new().generate(requests)?;
+    // Names let readers and writers refuse a message that does not belong to an image.
+    let mut made = Config::new().enable_type_names().generate(requests)?;
     let body = made
         .remove(&module())
         .context("the generator made no types")?;

@@ -8,6 +8,10 @@ pub struct AaPolicy {
     #[prost(bytes = "vec", required, tag = "2")]
     pub blob: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for AaPolicy {
+const NAME: &'static str = "aa_policy";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "aa_policy".into() }fn type_url() -> ::prost::alloc::string::String { "/aa_policy".into() }}
 /// A policy namespace with its policies and child namespaces.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AaNamespace {
@@ -18,12 +22,20 @@ pub struct AaNamespace {
     #[prost(message, repeated, tag = "3")]
     pub namespaces: ::prost::alloc::vec::Vec<AaNamespace>,
 }
+impl ::prost::Name for AaNamespace {
+const NAME: &'static str = "aa_namespace";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "aa_namespace".into() }fn type_url() -> ::prost::alloc::string::String { "/aa_namespace".into() }}
 /// All AppArmor namespaces that dumped tasks are confined in.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ApparmorEntry {
     #[prost(message, repeated, tag = "1")]
     pub namespaces: ::prost::alloc::vec::Vec<AaNamespace>,
 }
+impl ::prost::Name for ApparmorEntry {
+const NAME: &'static str = "apparmor_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "apparmor_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/apparmor_entry".into() }}
 /// An autofs mount: the daemon's pipe, its process group and the protocol in use.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AutofsEntry {
@@ -46,6 +58,10 @@ pub struct AutofsEntry {
     #[prost(int32, optional, tag = "9")]
     pub read_fd: ::core::option::Option<i32>,
 }
+impl ::prost::Name for AutofsEntry {
+const NAME: &'static str = "autofs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "autofs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/autofs_entry".into() }}
 /// One registration of binfmt_misc: interpreter and how files are matched.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BinfmtMiscEntry {
@@ -66,6 +82,10 @@ pub struct BinfmtMiscEntry {
     #[prost(int32, optional, tag = "8")]
     pub offset: ::core::option::Option<i32>,
 }
+impl ::prost::Name for BinfmtMiscEntry {
+const NAME: &'static str = "binfmt_misc_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "binfmt_misc_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/binfmt_misc_entry".into() }}
 /// Header of one map's contents; the keys, then the values, follow it in the file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BpfmapDataEntry {
@@ -78,6 +98,10 @@ pub struct BpfmapDataEntry {
     #[prost(uint32, required, tag = "4")]
     pub count: u32,
 }
+impl ::prost::Name for BpfmapDataEntry {
+const NAME: &'static str = "bpfmap_data_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "bpfmap_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/bpfmap_data_entry".into() }}
 /// An open BPF map with everything needed to create it again.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BpfmapFileEntry {
@@ -114,6 +138,10 @@ pub struct BpfmapFileEntry {
     #[prost(uint64, optional, tag = "16")]
     pub map_extra: ::core::option::Option<u64>,
 }
+impl ::prost::Name for BpfmapFileEntry {
+const NAME: &'static str = "bpfmap_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "bpfmap_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/bpfmap_file_entry".into() }}
 /// Owner and mode of a cgroup directory or property file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CgroupPerms {
@@ -124,6 +152,10 @@ pub struct CgroupPerms {
     #[prost(uint32, required, tag = "3")]
     pub gid: u32,
 }
+impl ::prost::Name for CgroupPerms {
+const NAME: &'static str = "cgroup_perms";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cgroup_perms".into() }fn type_url() -> ::prost::alloc::string::String { "/cgroup_perms".into() }}
 /// One property file and its value.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CgroupPropEntry {
@@ -134,6 +166,10 @@ pub struct CgroupPropEntry {
     #[prost(message, optional, tag = "3")]
     pub perms: ::core::option::Option<CgroupPerms>,
 }
+impl ::prost::Name for CgroupPropEntry {
+const NAME: &'static str = "cgroup_prop_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cgroup_prop_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cgroup_prop_entry".into() }}
 /// A cgroup directory, named relative to its parent, with its children.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CgroupDirEntry {
@@ -146,6 +182,10 @@ pub struct CgroupDirEntry {
     #[prost(message, optional, tag = "4")]
     pub dir_perms: ::core::option::Option<CgroupPerms>,
 }
+impl ::prost::Name for CgroupDirEntry {
+const NAME: &'static str = "cgroup_dir_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cgroup_dir_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cgroup_dir_entry".into() }}
 /// A hierarchy: the controllers on it (an empty name is cgroup v2) and its directories.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CgControllerEntry {
@@ -156,6 +196,10 @@ pub struct CgControllerEntry {
     #[prost(bool, optional, tag = "3")]
     pub is_threaded: ::core::option::Option<bool>,
 }
+impl ::prost::Name for CgControllerEntry {
+const NAME: &'static str = "cg_controller_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cg_controller_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cg_controller_entry".into() }}
 /// Membership in one hierarchy; cgns_prefix bytes of path are above the cgroup namespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CgMemberEntry {
@@ -166,6 +210,10 @@ pub struct CgMemberEntry {
     #[prost(uint32, optional, tag = "3")]
     pub cgns_prefix: ::core::option::Option<u32>,
 }
+impl ::prost::Name for CgMemberEntry {
+const NAME: &'static str = "cg_member_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cg_member_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cg_member_entry".into() }}
 /// One combination of memberships; tasks refer to it by id.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CgSetEntry {
@@ -174,6 +222,10 @@ pub struct CgSetEntry {
     #[prost(message, repeated, tag = "2")]
     pub ctls: ::prost::alloc::vec::Vec<CgMemberEntry>,
 }
+impl ::prost::Name for CgSetEntry {
+const NAME: &'static str = "cg_set_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cg_set_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cg_set_entry".into() }}
 /// The whole cgroup image.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CgroupEntry {
@@ -182,6 +234,10 @@ pub struct CgroupEntry {
     #[prost(message, repeated, tag = "2")]
     pub controllers: ::prost::alloc::vec::Vec<CgControllerEntry>,
 }
+impl ::prost::Name for CgroupEntry {
+const NAME: &'static str = "cgroup_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cgroup_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cgroup_entry".into() }}
 /// General registers x0 to x30, stack pointer, program counter, processor state.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserAarch64RegsEntry {
@@ -194,6 +250,10 @@ pub struct UserAarch64RegsEntry {
     #[prost(uint64, required, tag = "4")]
     pub pstate: u64,
 }
+impl ::prost::Name for UserAarch64RegsEntry {
+const NAME: &'static str = "user_aarch64_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_aarch64_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_aarch64_regs_entry".into() }}
 /// FP/SIMD registers, each as two 64-bit halves.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserAarch64FpsimdContextEntry {
@@ -204,6 +264,10 @@ pub struct UserAarch64FpsimdContextEntry {
     #[prost(uint32, required, tag = "3")]
     pub fpcr: u32,
 }
+impl ::prost::Name for UserAarch64FpsimdContextEntry {
+const NAME: &'static str = "user_aarch64_fpsimd_context_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_aarch64_fpsimd_context_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_aarch64_fpsimd_context_entry".into() }}
 /// Pointer authentication keys for instruction and data addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacAddressKeys {
@@ -226,6 +290,10 @@ pub struct PacAddressKeys {
     #[prost(uint64, required, tag = "9")]
     pub pac_enabled_key: u64,
 }
+impl ::prost::Name for PacAddressKeys {
+const NAME: &'static str = "pac_address_keys";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pac_address_keys".into() }fn type_url() -> ::prost::alloc::string::String { "/pac_address_keys".into() }}
 /// Pointer authentication key for generic data.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacGenericKeys {
@@ -234,6 +302,10 @@ pub struct PacGenericKeys {
     #[prost(uint64, required, tag = "2")]
     pub apgakey_hi: u64,
 }
+impl ::prost::Name for PacGenericKeys {
+const NAME: &'static str = "pac_generic_keys";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pac_generic_keys".into() }fn type_url() -> ::prost::alloc::string::String { "/pac_generic_keys".into() }}
 /// All pointer authentication keys of a task.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacKeys {
@@ -242,6 +314,10 @@ pub struct PacKeys {
     #[prost(message, optional, tag = "7")]
     pub pac_generic_keys: ::core::option::Option<PacGenericKeys>,
 }
+impl ::prost::Name for PacKeys {
+const NAME: &'static str = "pac_keys";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pac_keys".into() }fn type_url() -> ::prost::alloc::string::String { "/pac_keys".into() }}
 /// Everything about an AArch64 thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoAarch64 {
@@ -256,6 +332,10 @@ pub struct ThreadInfoAarch64 {
     #[prost(message, optional, tag = "5")]
     pub pac_keys: ::core::option::Option<PacKeys>,
 }
+impl ::prost::Name for ThreadInfoAarch64 {
+const NAME: &'static str = "thread_info_aarch64";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_aarch64".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_aarch64".into() }}
 /// General registers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserArmRegsEntry {
@@ -296,6 +376,10 @@ pub struct UserArmRegsEntry {
     #[prost(uint32, required, tag = "18")]
     pub orig_r0: u32,
 }
+impl ::prost::Name for UserArmRegsEntry {
+const NAME: &'static str = "user_arm_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_arm_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_arm_regs_entry".into() }}
 /// VFP registers and their control words.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserArmVfpstateEntry {
@@ -310,6 +394,10 @@ pub struct UserArmVfpstateEntry {
     #[prost(uint32, required, tag = "5")]
     pub fpinst2: u32,
 }
+impl ::prost::Name for UserArmVfpstateEntry {
+const NAME: &'static str = "user_arm_vfpstate_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_arm_vfpstate_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_arm_vfpstate_entry".into() }}
 /// Everything about an ARM thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoArm {
@@ -322,6 +410,10 @@ pub struct ThreadInfoArm {
     #[prost(message, required, tag = "4")]
     pub fpstate: UserArmVfpstateEntry,
 }
+impl ::prost::Name for ThreadInfoArm {
+const NAME: &'static str = "thread_info_arm";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_arm".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_arm".into() }}
 /// General registers and program counter.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserLoongarch64GpregsEntry {
@@ -330,6 +422,10 @@ pub struct UserLoongarch64GpregsEntry {
     #[prost(uint64, required, tag = "2")]
     pub pc: u64,
 }
+impl ::prost::Name for UserLoongarch64GpregsEntry {
+const NAME: &'static str = "user_loongarch64_gpregs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_loongarch64_gpregs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_loongarch64_gpregs_entry".into() }}
 /// Floating point registers, condition flags and control word.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserLoongarch64FpregsEntry {
@@ -340,6 +436,10 @@ pub struct UserLoongarch64FpregsEntry {
     #[prost(uint32, required, tag = "3")]
     pub fcsr: u32,
 }
+impl ::prost::Name for UserLoongarch64FpregsEntry {
+const NAME: &'static str = "user_loongarch64_fpregs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_loongarch64_fpregs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_loongarch64_fpregs_entry".into() }}
 /// Everything about a LoongArch thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoLoongarch64 {
@@ -352,6 +452,10 @@ pub struct ThreadInfoLoongarch64 {
     #[prost(message, required, tag = "4")]
     pub fpregs: UserLoongarch64FpregsEntry,
 }
+impl ::prost::Name for ThreadInfoLoongarch64 {
+const NAME: &'static str = "thread_info_loongarch64";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_loongarch64".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_loongarch64".into() }}
 /// General registers and the coprocessor 0 words that ptrace shows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserMipsRegsEntry {
@@ -432,6 +536,10 @@ pub struct UserMipsRegsEntry {
     #[prost(uint64, required, tag = "38")]
     pub cp0_cause: u64,
 }
+impl ::prost::Name for UserMipsRegsEntry {
+const NAME: &'static str = "user_mips_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_mips_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_mips_regs_entry".into() }}
 /// Floating point registers and their control words.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserMipsFpregsEntry {
@@ -508,6 +616,10 @@ pub struct UserMipsFpregsEntry {
     #[prost(uint32, required, tag = "36")]
     pub fpu_id: u32,
 }
+impl ::prost::Name for UserMipsFpregsEntry {
+const NAME: &'static str = "user_mips_fpregs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_mips_fpregs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_mips_fpregs_entry".into() }}
 /// Everything about a MIPS thread that depends on the architecture.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoMips {
@@ -520,6 +632,10 @@ pub struct ThreadInfoMips {
     #[prost(message, required, tag = "4")]
     pub fpregs: UserMipsFpregsEntry,
 }
+impl ::prost::Name for ThreadInfoMips {
+const NAME: &'static str = "thread_info_mips";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_mips".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_mips".into() }}
 /// General registers, with those of transactional memory where the CPU has it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserPpc64RegsEntry {
@@ -548,12 +664,20 @@ pub struct UserPpc64RegsEntry {
     #[prost(uint64, optional, tag = "12")]
     pub tfiar: ::core::option::Option<u64>,
 }
+impl ::prost::Name for UserPpc64RegsEntry {
+const NAME: &'static str = "user_ppc64_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_ppc64_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_ppc64_regs_entry".into() }}
 /// Floating point registers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserPpc64FpstateEntry {
     #[prost(uint64, repeated, packed = "false", tag = "1")]
     pub fpregs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserPpc64FpstateEntry {
+const NAME: &'static str = "user_ppc64_fpstate_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_ppc64_fpstate_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_ppc64_fpstate_entry".into() }}
 /// Vector registers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserPpc64VrstateEntry {
@@ -562,12 +686,20 @@ pub struct UserPpc64VrstateEntry {
     #[prost(uint32, required, tag = "2")]
     pub vrsave: u32,
 }
+impl ::prost::Name for UserPpc64VrstateEntry {
+const NAME: &'static str = "user_ppc64_vrstate_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_ppc64_vrstate_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_ppc64_vrstate_entry".into() }}
 /// Low halves of the VSX registers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserPpc64VsxstateEntry {
     #[prost(uint64, repeated, packed = "false", tag = "1")]
     pub vsxregs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserPpc64VsxstateEntry {
+const NAME: &'static str = "user_ppc64_vsxstate_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_ppc64_vsxstate_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_ppc64_vsxstate_entry".into() }}
 /// Registers checkpointed by a transaction in flight.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserPpc64TmRegsEntry {
@@ -580,6 +712,10 @@ pub struct UserPpc64TmRegsEntry {
     #[prost(message, optional, tag = "4")]
     pub vsxstate: ::core::option::Option<UserPpc64VsxstateEntry>,
 }
+impl ::prost::Name for UserPpc64TmRegsEntry {
+const NAME: &'static str = "user_ppc64_tm_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_ppc64_tm_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_ppc64_tm_regs_entry".into() }}
 /// Everything about a POWER thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoPpc64 {
@@ -596,6 +732,10 @@ pub struct ThreadInfoPpc64 {
     #[prost(message, optional, tag = "6")]
     pub tmstate: ::core::option::Option<UserPpc64TmRegsEntry>,
 }
+impl ::prost::Name for ThreadInfoPpc64 {
+const NAME: &'static str = "thread_info_ppc64";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_ppc64".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_ppc64".into() }}
 /// General registers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserRiscv64RegsEntry {
@@ -664,6 +804,10 @@ pub struct UserRiscv64RegsEntry {
     #[prost(uint64, required, tag = "32")]
     pub t6: u64,
 }
+impl ::prost::Name for UserRiscv64RegsEntry {
+const NAME: &'static str = "user_riscv64_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_riscv64_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_riscv64_regs_entry".into() }}
 /// Floating point registers of the D extension.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserRiscv64DExtEntry {
@@ -672,6 +816,10 @@ pub struct UserRiscv64DExtEntry {
     #[prost(uint32, required, tag = "2")]
     pub fcsr: u32,
 }
+impl ::prost::Name for UserRiscv64DExtEntry {
+const NAME: &'static str = "user_riscv64_d_ext_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_riscv64_d_ext_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_riscv64_d_ext_entry".into() }}
 /// Everything about a RISC-V thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoRiscv64 {
@@ -684,6 +832,10 @@ pub struct ThreadInfoRiscv64 {
     #[prost(message, required, tag = "4")]
     pub fpsimd: UserRiscv64DExtEntry,
 }
+impl ::prost::Name for ThreadInfoRiscv64 {
+const NAME: &'static str = "thread_info_riscv64";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_riscv64".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_riscv64".into() }}
 /// Program status word, general and access registers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390RegsEntry {
@@ -700,18 +852,30 @@ pub struct UserS390RegsEntry {
     #[prost(uint32, required, tag = "6")]
     pub system_call: u32,
 }
+impl ::prost::Name for UserS390RegsEntry {
+const NAME: &'static str = "user_s390_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_regs_entry".into() }}
 /// Low halves of vector registers 0 to 15.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390VxrsLowEntry {
     #[prost(uint64, repeated, packed = "false", tag = "1")]
     pub regs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserS390VxrsLowEntry {
+const NAME: &'static str = "user_s390_vxrs_low_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_vxrs_low_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_vxrs_low_entry".into() }}
 /// Vector registers 16 to 31.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390VxrsHighEntry {
     #[prost(uint64, repeated, packed = "false", tag = "1")]
     pub regs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserS390VxrsHighEntry {
+const NAME: &'static str = "user_s390_vxrs_high_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_vxrs_high_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_vxrs_high_entry".into() }}
 /// Floating point registers and control word.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390FpregsEntry {
@@ -720,12 +884,20 @@ pub struct UserS390FpregsEntry {
     #[prost(uint64, repeated, packed = "false", tag = "2")]
     pub fprs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserS390FpregsEntry {
+const NAME: &'static str = "user_s390_fpregs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_fpregs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_fpregs_entry".into() }}
 /// A guarded storage control block.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390GsCbEntry {
     #[prost(uint64, repeated, packed = "false", tag = "1")]
     pub regs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserS390GsCbEntry {
+const NAME: &'static str = "user_s390_gs_cb_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_gs_cb_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_gs_cb_entry".into() }}
 /// Runtime instrumentation control block.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserS390RiEntry {
@@ -734,6 +906,10 @@ pub struct UserS390RiEntry {
     #[prost(uint64, repeated, packed = "false", tag = "2")]
     pub regs: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for UserS390RiEntry {
+const NAME: &'static str = "user_s390_ri_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_s390_ri_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_s390_ri_entry".into() }}
 /// Everything about an s390x thread that depends on the architecture.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadInfoS390 {
@@ -754,6 +930,10 @@ pub struct ThreadInfoS390 {
     #[prost(message, optional, tag = "8")]
     pub ri_cb: ::core::option::Option<UserS390RiEntry>,
 }
+impl ::prost::Name for ThreadInfoS390 {
+const NAME: &'static str = "thread_info_s390";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_s390".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_s390".into() }}
 /// General registers in the layout of the ptrace register frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserX86RegsEntry {
@@ -814,6 +994,10 @@ pub struct UserX86RegsEntry {
     #[prost(enumeration = "UserX86RegsMode", optional, tag = "28", default = "Native")]
     pub mode: ::core::option::Option<i32>,
 }
+impl ::prost::Name for UserX86RegsEntry {
+const NAME: &'static str = "user_x86_regs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_x86_regs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_regs_entry".into() }}
 /// Shadow stack control word and pointer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserX86CetEntry {
@@ -822,6 +1006,10 @@ pub struct UserX86CetEntry {
     #[prost(uint64, required, tag = "2")]
     pub ssp: u64,
 }
+impl ::prost::Name for UserX86CetEntry {
+const NAME: &'static str = "user_x86_cet_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_x86_cet_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_cet_entry".into() }}
 /// Components of the xsave area beyond fxsave, each in standard format.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserX86XsaveEntry {
@@ -844,6 +1032,10 @@ pub struct UserX86XsaveEntry {
     #[prost(message, optional, tag = "9")]
     pub cet: ::core::option::Option<UserX86CetEntry>,
 }
+impl ::prost::Name for UserX86XsaveEntry {
+const NAME: &'static str = "user_x86_xsave_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_x86_xsave_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_xsave_entry".into() }}
 /// The 512-byte fxsave area, and the rest of xsave.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserX86FpregsEntry {
@@ -872,6 +1064,10 @@ pub struct UserX86FpregsEntry {
     #[prost(message, optional, tag = "13")]
     pub xsave: ::core::option::Option<UserX86XsaveEntry>,
 }
+impl ::prost::Name for UserX86FpregsEntry {
+const NAME: &'static str = "user_x86_fpregs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_x86_fpregs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_fpregs_entry".into() }}
 /// One thread-local-storage slot of the GDT.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UserDescT {
@@ -896,6 +1092,10 @@ pub struct UserDescT {
     #[prost(bool, required, tag = "10")]
     pub usable: bool,
 }
+impl ::prost::Name for UserDescT {
+const NAME: &'static str = "user_desc_t";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "user_desc_t".into() }fn type_url() -> ::prost::alloc::string::String { "/user_desc_t".into() }}
 /// Everything about an x86 thread that depends on the architecture.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ThreadInfoX86 {
@@ -908,6 +1108,10 @@ pub struct ThreadInfoX86 {
     #[prost(message, repeated, tag = "4")]
     pub tls: ::prost::alloc::vec::Vec<UserDescT>,
 }
+impl ::prost::Name for ThreadInfoX86 {
+const NAME: &'static str = "thread_info_x86";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_info_x86".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_info_x86".into() }}
 /// Whether the thread runs 64-bit or ia32 code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -951,6 +1155,10 @@ pub struct FirnTaskEntry {
     #[prost(uint32, optional, tag = "4")]
     pub wait_status: ::core::option::Option<u32>,
 }
+impl ::prost::Name for FirnTaskEntry {
+const NAME: &'static str = "firn_task_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_task_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_task_entry".into() }}
 /// State of a process as a whole; present with its leader.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskCoreEntry {
@@ -996,6 +1204,10 @@ pub struct TaskCoreEntry {
     #[prost(message, optional, tag = "20000")]
     pub firn: ::core::option::Option<FirnTaskEntry>,
 }
+impl ::prost::Name for TaskCoreEntry {
+const NAME: &'static str = "task_core_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "task_core_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/task_core_entry".into() }}
 /// Which kernel objects a process uses; equal numbers mean a shared object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TaskKobjIdsEntry {
@@ -1024,6 +1236,10 @@ pub struct TaskKobjIdsEntry {
     #[prost(uint32, optional, tag = "12")]
     pub time_ns_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TaskKobjIdsEntry {
+const NAME: &'static str = "task_kobj_ids_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "task_kobj_ids_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/task_kobj_ids_entry".into() }}
 /// Alternate signal stack.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ThreadSasEntry {
@@ -1034,6 +1250,10 @@ pub struct ThreadSasEntry {
     #[prost(uint32, required, tag = "3")]
     pub ss_flags: u32,
 }
+impl ::prost::Name for ThreadSasEntry {
+const NAME: &'static str = "thread_sas_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_sas_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_sas_entry".into() }}
 /// Extension. The system call that the freeze interrupted, not yet rewound.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnRestartEntry {
@@ -1050,6 +1270,10 @@ pub struct FirnRestartEntry {
     #[prost(uint64, optional, tag = "4")]
     pub remaining_nsec: ::core::option::Option<u64>,
 }
+impl ::prost::Name for FirnRestartEntry {
+const NAME: &'static str = "firn_restart_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_restart_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_restart_entry".into() }}
 /// State of one thread that does not depend on the architecture.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ThreadCoreEntry {
@@ -1089,12 +1313,20 @@ pub struct ThreadCoreEntry {
     #[prost(message, optional, tag = "20000")]
     pub firn_restart: ::core::option::Option<FirnRestartEntry>,
 }
+impl ::prost::Name for ThreadCoreEntry {
+const NAME: &'static str = "thread_core_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "thread_core_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/thread_core_entry".into() }}
 /// Resource limits, in order of resource number.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskRlimitsEntry {
     #[prost(message, repeated, tag = "1")]
     pub rlimits: ::prost::alloc::vec::Vec<RlimitEntry>,
 }
+impl ::prost::Name for TaskRlimitsEntry {
+const NAME: &'static str = "task_rlimits_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "task_rlimits_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/task_rlimits_entry".into() }}
 /// One core image.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CoreEntry {
@@ -1174,6 +1406,10 @@ pub mod core_entry {
         }
     }
 }
+impl ::prost::Name for CoreEntry {
+const NAME: &'static str = "core_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "core_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/core_entry".into() }}
 /// Seccomp mode of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1261,6 +1497,10 @@ pub mod cpuinfo_x86_entry {
         }
     }
 }
+impl ::prost::Name for CpuinfoX86Entry {
+const NAME: &'static str = "cpuinfo_x86_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cpuinfo_x86_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cpuinfo_x86_entry".into() }}
 /// A POWER CPU: byte order and hardware capability words.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CpuinfoPpc64Entry {
@@ -1299,12 +1539,20 @@ pub mod cpuinfo_ppc64_entry {
         }
     }
 }
+impl ::prost::Name for CpuinfoPpc64Entry {
+const NAME: &'static str = "cpuinfo_ppc64_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cpuinfo_ppc64_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cpuinfo_ppc64_entry".into() }}
 /// An s390x CPU: hardware capability words.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CpuinfoS390Entry {
     #[prost(uint64, repeated, packed = "false", tag = "2")]
     pub hwcap: ::prost::alloc::vec::Vec<u64>,
 }
+impl ::prost::Name for CpuinfoS390Entry {
+const NAME: &'static str = "cpuinfo_s390_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cpuinfo_s390_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cpuinfo_s390_entry".into() }}
 /// The CPU image; one of the lists is used.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CpuinfoEntry {
@@ -1315,6 +1563,10 @@ pub struct CpuinfoEntry {
     #[prost(message, repeated, tag = "3")]
     pub s390_entry: ::prost::alloc::vec::Vec<CpuinfoS390Entry>,
 }
+impl ::prost::Name for CpuinfoEntry {
+const NAME: &'static str = "cpuinfo_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cpuinfo_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/cpuinfo_entry".into() }}
 /// User and group ids, capabilities (two words per set, low first), security labels.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CredsEntry {
@@ -1357,6 +1609,10 @@ pub struct CredsEntry {
     #[prost(uint32, repeated, packed = "false", tag = "19")]
     pub cap_amb: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for CredsEntry {
+const NAME: &'static str = "creds_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "creds_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/creds_entry".into() }}
 /// An eventfd with its counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventfdFileEntry {
@@ -1369,6 +1625,10 @@ pub struct EventfdFileEntry {
     #[prost(uint64, required, tag = "4")]
     pub counter: u64,
 }
+impl ::prost::Name for EventfdFileEntry {
+const NAME: &'static str = "eventfd_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "eventfd_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventfd_file_entry".into() }}
 /// One watched descriptor of an epoll instance.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventpollTfdEntry {
@@ -1387,6 +1647,10 @@ pub struct EventpollTfdEntry {
     #[prost(uint64, optional, tag = "7")]
     pub pos: ::core::option::Option<u64>,
 }
+impl ::prost::Name for EventpollTfdEntry {
+const NAME: &'static str = "eventpoll_tfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "eventpoll_tfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventpoll_tfd_entry".into() }}
 /// An epoll instance and what it watches.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EventpollFileEntry {
@@ -1399,6 +1663,10 @@ pub struct EventpollFileEntry {
     #[prost(message, repeated, tag = "4")]
     pub tfd: ::prost::alloc::vec::Vec<EventpollTfdEntry>,
 }
+impl ::prost::Name for EventpollFileEntry {
+const NAME: &'static str = "eventpoll_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "eventpoll_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventpoll_file_entry".into() }}
 /// A descriptor whose content only its plugin knows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtFileEntry {
@@ -1407,6 +1675,10 @@ pub struct ExtFileEntry {
     #[prost(message, required, tag = "5")]
     pub fown: FownEntry,
 }
+impl ::prost::Name for ExtFileEntry {
+const NAME: &'static str = "ext_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ext_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ext_file_entry".into() }}
 /// One descriptor of a table; (type, id) names the open file.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FdinfoEntry {
@@ -1421,6 +1693,10 @@ pub struct FdinfoEntry {
     #[prost(bytes = "vec", optional, tag = "5")]
     pub xattr_security_selinux: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for FdinfoEntry {
+const NAME: &'static str = "fdinfo_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fdinfo_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fdinfo_entry".into() }}
 /// One open file; the member that matches type is present.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FileEntry {
@@ -1469,6 +1745,10 @@ pub struct FileEntry {
     #[prost(message, optional, tag = "22")]
     pub pidfd: ::core::option::Option<PidfdEntry>,
 }
+impl ::prost::Name for FileEntry {
+const NAME: &'static str = "file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_entry".into() }}
 /// Kind of an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1573,6 +1853,10 @@ pub struct FhEntry {
     #[prost(uint32, optional, tag = "5")]
     pub mnt_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for FhEntry {
+const NAME: &'static str = "fh_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fh_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fh_entry".into() }}
 /// Path found for a device and inode number.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IrmapCacheEntry {
@@ -1583,6 +1867,10 @@ pub struct IrmapCacheEntry {
     #[prost(bytes = "vec", required, tag = "3")]
     pub path: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for IrmapCacheEntry {
+const NAME: &'static str = "irmap_cache_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "irmap_cache_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/irmap_cache_entry".into() }}
 /// How many words a handle array has at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1617,6 +1905,10 @@ pub struct FifoEntry {
     #[prost(uint32, optional, tag = "3")]
     pub regf_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for FifoEntry {
+const NAME: &'static str = "fifo_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fifo_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fifo_entry".into() }}
 /// A lock that a task holds through one of its descriptors.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FileLockEntry {
@@ -1633,6 +1925,10 @@ pub struct FileLockEntry {
     #[prost(int64, required, tag = "6")]
     pub len: i64,
 }
+impl ::prost::Name for FileLockEntry {
+const NAME: &'static str = "file_lock_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "file_lock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_lock_entry".into() }}
 /// Who gets which signal when a descriptor becomes ready (F_SETOWN, F_SETSIG).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FownEntry {
@@ -1647,6 +1943,10 @@ pub struct FownEntry {
     #[prost(uint32, required, tag = "5")]
     pub pid: u32,
 }
+impl ::prost::Name for FownEntry {
+const NAME: &'static str = "fown_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fown_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fown_entry".into() }}
 /// What chdir, chroot and umask set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FsEntry {
@@ -1657,6 +1957,10 @@ pub struct FsEntry {
     #[prost(uint32, optional, tag = "3")]
     pub umask: ::core::option::Option<u32>,
 }
+impl ::prost::Name for FsEntry {
+const NAME: &'static str = "fs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fs_entry".into() }}
 /// One watch.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InotifyWdEntry {
@@ -1675,6 +1979,10 @@ pub struct InotifyWdEntry {
     #[prost(message, required, tag = "7")]
     pub f_handle: FhEntry,
 }
+impl ::prost::Name for InotifyWdEntry {
+const NAME: &'static str = "inotify_wd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "inotify_wd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/inotify_wd_entry".into() }}
 /// An inotify instance and its watches.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InotifyFileEntry {
@@ -1687,6 +1995,10 @@ pub struct InotifyFileEntry {
     #[prost(message, repeated, tag = "5")]
     pub wd: ::prost::alloc::vec::Vec<InotifyWdEntry>,
 }
+impl ::prost::Name for InotifyFileEntry {
+const NAME: &'static str = "inotify_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "inotify_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/inotify_file_entry".into() }}
 /// Target of a mark on an inode.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FanotifyInodeMarkEntry {
@@ -1695,6 +2007,10 @@ pub struct FanotifyInodeMarkEntry {
     #[prost(message, required, tag = "2")]
     pub f_handle: FhEntry,
 }
+impl ::prost::Name for FanotifyInodeMarkEntry {
+const NAME: &'static str = "fanotify_inode_mark_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fanotify_inode_mark_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fanotify_inode_mark_entry".into() }}
 /// Target of a mark on a mount.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FanotifyMountMarkEntry {
@@ -1703,6 +2019,10 @@ pub struct FanotifyMountMarkEntry {
     #[prost(bytes = "vec", optional, tag = "2")]
     pub path: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for FanotifyMountMarkEntry {
+const NAME: &'static str = "fanotify_mount_mark_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fanotify_mount_mark_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fanotify_mount_mark_entry".into() }}
 /// One mark.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FanotifyMarkEntry {
@@ -1723,6 +2043,10 @@ pub struct FanotifyMarkEntry {
     #[prost(message, optional, tag = "8")]
     pub me: ::core::option::Option<FanotifyMountMarkEntry>,
 }
+impl ::prost::Name for FanotifyMarkEntry {
+const NAME: &'static str = "fanotify_mark_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fanotify_mark_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fanotify_mark_entry".into() }}
 /// A fanotify group and its marks.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FanotifyFileEntry {
@@ -1739,6 +2063,10 @@ pub struct FanotifyFileEntry {
     #[prost(message, repeated, tag = "6")]
     pub mark: ::prost::alloc::vec::Vec<FanotifyMarkEntry>,
 }
+impl ::prost::Name for FanotifyFileEntry {
+const NAME: &'static str = "fanotify_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "fanotify_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fanotify_file_entry".into() }}
 /// What a fanotify mark is set on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1792,6 +2120,10 @@ pub struct GhostFileEntry {
     #[prost(bytes = "vec", optional, tag = "11")]
     pub symlnk_target: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for GhostFileEntry {
+const NAME: &'static str = "ghost_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ghost_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ghost_file_entry".into() }}
 /// One run of content; len bytes follow. What no chunk covers is a hole.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GhostChunkEntry {
@@ -1800,24 +2132,40 @@ pub struct GhostChunkEntry {
     #[prost(uint64, required, tag = "2")]
     pub off: u64,
 }
+impl ::prost::Name for GhostChunkEntry {
+const NAME: &'static str = "ghost_chunk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ghost_chunk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ghost_chunk_entry".into() }}
 /// Names the image that the next pipe carries.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImgStreamerRequestEntry {
     #[prost(string, required, tag = "1")]
     pub filename: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ImgStreamerRequestEntry {
+const NAME: &'static str = "img_streamer_request_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "img_streamer_request_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/img_streamer_request_entry".into() }}
 /// Says whether the asked image exists.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ImgStreamerReplyEntry {
     #[prost(bool, required, tag = "1")]
     pub exists: bool,
 }
+impl ::prost::Name for ImgStreamerReplyEntry {
+const NAME: &'static str = "img_streamer_reply_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "img_streamer_reply_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/img_streamer_reply_entry".into() }}
 /// Plugins that took part in the dump.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PluginsEntry {
     #[prost(string, repeated, tag = "12")]
     pub plugins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+impl ::prost::Name for PluginsEntry {
+const NAME: &'static str = "plugins_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "plugins_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/plugins_entry".into() }}
 /// Extension. Where and when Firn made the set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnInventoryEntry {
@@ -1843,6 +2191,10 @@ pub struct FirnInventoryEntry {
     #[prost(string, optional, tag = "7")]
     pub kernel_release: ::core::option::Option<::prost::alloc::string::String>,
 }
+impl ::prost::Name for FirnInventoryEntry {
+const NAME: &'static str = "firn_inventory_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_inventory_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_inventory_entry".into() }}
 /// The inventory.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InventoryEntry {
@@ -1876,6 +2228,10 @@ pub struct InventoryEntry {
     #[prost(message, optional, tag = "20000")]
     pub firn: ::core::option::Option<FirnInventoryEntry>,
 }
+impl ::prost::Name for InventoryEntry {
+const NAME: &'static str = "inventory_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "inventory_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/inventory_entry".into() }}
 /// Security module of the dumping host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1924,6 +2280,10 @@ pub struct IpcDescEntry {
     #[prost(uint32, required, tag = "7")]
     pub id: u32,
 }
+impl ::prost::Name for IpcDescEntry {
+const NAME: &'static str = "ipc_desc_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_desc_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_desc_entry".into() }}
 /// One message; its text follows in the image, padded to 8 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpcMsg {
@@ -1932,6 +2292,10 @@ pub struct IpcMsg {
     #[prost(uint32, required, tag = "2")]
     pub msize: u32,
 }
+impl ::prost::Name for IpcMsg {
+const NAME: &'static str = "ipc_msg";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_msg".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_msg".into() }}
 /// One queue; its messages follow in the image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpcMsgEntry {
@@ -1942,6 +2306,10 @@ pub struct IpcMsgEntry {
     #[prost(uint32, required, tag = "3")]
     pub qnum: u32,
 }
+impl ::prost::Name for IpcMsgEntry {
+const NAME: &'static str = "ipc_msg_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_msg_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_msg_entry".into() }}
 /// One semaphore set; the values follow as 16-bit words, padded to 8 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpcSemEntry {
@@ -1950,6 +2318,10 @@ pub struct IpcSemEntry {
     #[prost(uint32, required, tag = "2")]
     pub nsems: u32,
 }
+impl ::prost::Name for IpcSemEntry {
+const NAME: &'static str = "ipc_sem_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_sem_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_sem_entry".into() }}
 /// One segment; its pages are in a pagemap image when in_pagemaps is true.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpcShmEntry {
@@ -1962,6 +2334,10 @@ pub struct IpcShmEntry {
     #[prost(uint32, optional, tag = "4")]
     pub hugetlb_flag: ::core::option::Option<u32>,
 }
+impl ::prost::Name for IpcShmEntry {
+const NAME: &'static str = "ipc_shm_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_shm_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_shm_entry".into() }}
 /// The sysctls of the namespace.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpcVarEntry {
@@ -2000,6 +2376,10 @@ pub struct IpcVarEntry {
     #[prost(uint32, optional, tag = "17")]
     pub shm_next_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for IpcVarEntry {
+const NAME: &'static str = "ipc_var_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ipc_var_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ipc_var_entry".into() }}
 /// Mode and flags of a macvlan link.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MacvlanLinkEntry {
@@ -2008,6 +2388,10 @@ pub struct MacvlanLinkEntry {
     #[prost(uint32, optional, tag = "2")]
     pub flags: ::core::option::Option<u32>,
 }
+impl ::prost::Name for MacvlanLinkEntry {
+const NAME: &'static str = "macvlan_link_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "macvlan_link_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/macvlan_link_entry".into() }}
 /// An open memfd; inode_id names its inode.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemfdFileEntry {
@@ -2022,6 +2406,10 @@ pub struct MemfdFileEntry {
     #[prost(uint32, required, tag = "5")]
     pub inode_id: u32,
 }
+impl ::prost::Name for MemfdFileEntry {
+const NAME: &'static str = "memfd_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "memfd_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/memfd_file_entry".into() }}
 /// A memfd's inode; shmid names the pagemap with its content.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MemfdInodeEntry {
@@ -2044,6 +2432,10 @@ pub struct MemfdInodeEntry {
     #[prost(uint32, optional, tag = "9")]
     pub mode: ::core::option::Option<u32>,
 }
+impl ::prost::Name for MemfdInodeEntry {
+const NAME: &'static str = "memfd_inode_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "memfd_inode_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/memfd_inode_entry".into() }}
 /// An asynchronous I/O context; id is the address of its ring.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AioRingEntry {
@@ -2054,6 +2446,10 @@ pub struct AioRingEntry {
     #[prost(uint32, required, tag = "3")]
     pub ring_len: u32,
 }
+impl ::prost::Name for AioRingEntry {
+const NAME: &'static str = "aio_ring_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "aio_ring_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/aio_ring_entry".into() }}
 /// Marks of the address space, auxv and the mappings, ascending by address.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MmEntry {
@@ -2092,6 +2488,10 @@ pub struct MmEntry {
     #[prost(bool, optional, tag = "17")]
     pub thp_disabled: ::core::option::Option<bool>,
 }
+impl ::prost::Name for MmEntry {
+const NAME: &'static str = "mm_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "mm_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/mm_entry".into() }}
 /// One mount; the order of entries is the reverse of mountinfo.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MntEntry {
@@ -2132,6 +2532,10 @@ pub struct MntEntry {
     #[prost(bytes = "vec", optional, tag = "18")]
     pub ext_key: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for MntEntry {
+const NAME: &'static str = "mnt_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "mnt_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/mnt_entry".into() }}
 /// File system of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2250,6 +2654,10 @@ pub struct NetDeviceEntry {
     #[prost(message, optional, tag = "15")]
     pub sit: ::core::option::Option<SitEntry>,
 }
+impl ::prost::Name for NetDeviceEntry {
+const NAME: &'static str = "net_device_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "net_device_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/net_device_entry".into() }}
 /// Id by which this network namespace knows another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetnsId {
@@ -2258,6 +2666,10 @@ pub struct NetnsId {
     #[prost(int32, required, tag = "2")]
     pub netnsid_value: i32,
 }
+impl ::prost::Name for NetnsId {
+const NAME: &'static str = "netns_id";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "netns_id".into() }fn type_url() -> ::prost::alloc::string::String { "/netns_id".into() }}
 /// Settings of a network namespace; lists of sysctls are positional.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetnsEntry {
@@ -2282,6 +2694,10 @@ pub struct NetnsEntry {
     #[prost(message, repeated, tag = "10")]
     pub ipv4_sysctl: ::prost::alloc::vec::Vec<SysctlEntry>,
 }
+impl ::prost::Name for NetnsEntry {
+const NAME: &'static str = "netns_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "netns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/netns_entry".into() }}
 /// Kind of a network device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2339,6 +2755,10 @@ pub struct NsFileEntry {
     #[prost(uint32, required, tag = "4")]
     pub flags: u32,
 }
+impl ::prost::Name for NsFileEntry {
+const NAME: &'static str = "ns_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ns_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ns_file_entry".into() }}
 /// One multicast or promiscuity membership.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacketMclist {
@@ -2349,6 +2769,10 @@ pub struct PacketMclist {
     #[prost(bytes = "vec", required, tag = "3")]
     pub addr: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for PacketMclist {
+const NAME: &'static str = "packet_mclist";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "packet_mclist".into() }fn type_url() -> ::prost::alloc::string::String { "/packet_mclist".into() }}
 /// Geometry of a mapped ring.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PacketRing {
@@ -2367,6 +2791,10 @@ pub struct PacketRing {
     #[prost(uint32, required, tag = "7")]
     pub features: u32,
 }
+impl ::prost::Name for PacketRing {
+const NAME: &'static str = "packet_ring";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "packet_ring".into() }fn type_url() -> ::prost::alloc::string::String { "/packet_ring".into() }}
 /// A packet socket.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PacketSockEntry {
@@ -2411,12 +2839,20 @@ pub struct PacketSockEntry {
     #[prost(uint32, optional, tag = "20")]
     pub ns_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for PacketSockEntry {
+const NAME: &'static str = "packet_sock_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "packet_sock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/packet_sock_entry".into() }}
 /// First entry of a pagemap image: names the pages file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PagemapHead {
     #[prost(uint32, required, tag = "1")]
     pub pages_id: u32,
 }
+impl ::prost::Name for PagemapHead {
+const NAME: &'static str = "pagemap_head";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pagemap_head".into() }fn type_url() -> ::prost::alloc::string::String { "/pagemap_head".into() }}
 /// One run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PagemapEntry {
@@ -2434,6 +2870,10 @@ pub struct PagemapEntry {
     #[prost(uint64, optional, tag = "5")]
     pub nr_pages: ::core::option::Option<u64>,
 }
+impl ::prost::Name for PagemapEntry {
+const NAME: &'static str = "pagemap_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pagemap_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pagemap_entry".into() }}
 /// A pidfd and the pid it refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PidfdEntry {
@@ -2448,12 +2888,20 @@ pub struct PidfdEntry {
     #[prost(message, required, tag = "5")]
     pub fown: FownEntry,
 }
+impl ::prost::Name for PidfdEntry {
+const NAME: &'static str = "pidfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pidfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pidfd_entry".into() }}
 /// Key under which the pid namespace is handed in at restore.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PidnsEntry {
     #[prost(bytes = "vec", optional, tag = "1")]
     pub ext_key: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for PidnsEntry {
+const NAME: &'static str = "pidns_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pidns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pidns_entry".into() }}
 /// Header of one pipe's content; bytes bytes follow in the image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PipeDataEntry {
@@ -2464,6 +2912,10 @@ pub struct PipeDataEntry {
     #[prost(uint32, optional, tag = "3")]
     pub size: ::core::option::Option<u32>,
 }
+impl ::prost::Name for PipeDataEntry {
+const NAME: &'static str = "pipe_data_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pipe_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pipe_data_entry".into() }}
 /// One end of a pipe; both ends have the same pipe_id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PipeEntry {
@@ -2476,6 +2928,10 @@ pub struct PipeEntry {
     #[prost(message, required, tag = "4")]
     pub fown: FownEntry,
 }
+impl ::prost::Name for PipeEntry {
+const NAME: &'static str = "pipe_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pipe_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pipe_entry".into() }}
 /// A process: pids as its namespace sees them, and its threads, leader first.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PstreeEntry {
@@ -2490,6 +2946,10 @@ pub struct PstreeEntry {
     #[prost(uint32, repeated, packed = "false", tag = "5")]
     pub threads: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for PstreeEntry {
+const NAME: &'static str = "pstree_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "pstree_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pstree_entry".into() }}
 /// An open file that has, or had, a path.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegFileEntry {
@@ -2520,6 +2980,10 @@ pub struct RegFileEntry {
     #[prost(uint32, optional, tag = "14")]
     pub checksum_parameter: ::core::option::Option<u32>,
 }
+impl ::prost::Name for RegFileEntry {
+const NAME: &'static str = "reg_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "reg_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/reg_file_entry".into() }}
 /// Says what to open instead of the path in entry orig_id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemapFilePathEntry {
@@ -2530,6 +2994,10 @@ pub struct RemapFilePathEntry {
     #[prost(enumeration = "RemapType", optional, tag = "3")]
     pub remap_type: ::core::option::Option<i32>,
 }
+impl ::prost::Name for RemapFilePathEntry {
+const NAME: &'static str = "remap_file_path_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "remap_file_path_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/remap_file_path_entry".into() }}
 /// What stands in for the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2568,6 +3036,10 @@ pub struct RlimitEntry {
     #[prost(uint64, required, tag = "2")]
     pub max: u64,
 }
+impl ::prost::Name for RlimitEntry {
+const NAME: &'static str = "rlimit_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "rlimit_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/rlimit_entry".into() }}
 /// Where a page server is, or the one just started.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuPageServerInfo {
@@ -2580,6 +3052,10 @@ pub struct CriuPageServerInfo {
     #[prost(int32, optional, tag = "4")]
     pub fd: ::core::option::Option<i32>,
 }
+impl ::prost::Name for CriuPageServerInfo {
+const NAME: &'static str = "criu_page_server_info";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_page_server_info".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_page_server_info".into() }}
 /// Names for the two ends of a virtual Ethernet pair.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuVethPair {
@@ -2588,6 +3064,10 @@ pub struct CriuVethPair {
     #[prost(string, required, tag = "2")]
     pub if_out: ::prost::alloc::string::String,
 }
+impl ::prost::Name for CriuVethPair {
+const NAME: &'static str = "criu_veth_pair";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_veth_pair".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_veth_pair".into() }}
 /// Stand-in for an external mount.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtMountMap {
@@ -2596,6 +3076,10 @@ pub struct ExtMountMap {
     #[prost(string, required, tag = "2")]
     pub val: ::prost::alloc::string::String,
 }
+impl ::prost::Name for ExtMountMap {
+const NAME: &'static str = "ext_mount_map";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ext_mount_map".into() }fn type_url() -> ::prost::alloc::string::String { "/ext_mount_map".into() }}
 /// An existing namespace to restore into.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinNamespace {
@@ -2606,6 +3090,10 @@ pub struct JoinNamespace {
     #[prost(string, optional, tag = "3")]
     pub extra_opt: ::core::option::Option<::prost::alloc::string::String>,
 }
+impl ::prost::Name for JoinNamespace {
+const NAME: &'static str = "join_namespace";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "join_namespace".into() }fn type_url() -> ::prost::alloc::string::String { "/join_namespace".into() }}
 /// A descriptor handed in at restore.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InheritFd {
@@ -2614,6 +3102,10 @@ pub struct InheritFd {
     #[prost(int32, required, tag = "2")]
     pub fd: i32,
 }
+impl ::prost::Name for InheritFd {
+const NAME: &'static str = "inherit_fd";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "inherit_fd".into() }fn type_url() -> ::prost::alloc::string::String { "/inherit_fd".into() }}
 /// Where to put the tasks' cgroups, for one controller or for all.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CgroupRoot {
@@ -2622,12 +3114,20 @@ pub struct CgroupRoot {
     #[prost(string, required, tag = "2")]
     pub path: ::prost::alloc::string::String,
 }
+impl ::prost::Name for CgroupRoot {
+const NAME: &'static str = "cgroup_root";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "cgroup_root".into() }fn type_url() -> ::prost::alloc::string::String { "/cgroup_root".into() }}
 /// Inode of a unix socket that may stay external.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnixSk {
     #[prost(uint32, required, tag = "1")]
     pub inode: u32,
 }
+impl ::prost::Name for UnixSk {
+const NAME: &'static str = "unix_sk";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "unix_sk".into() }fn type_url() -> ::prost::alloc::string::String { "/unix_sk".into() }}
 /// Options of a request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CriuOpts {
@@ -2772,18 +3272,30 @@ pub struct CriuOpts {
     #[prost(bool, optional, tag = "71")]
     pub log_to_stderr: ::core::option::Option<bool>,
 }
+impl ::prost::Name for CriuOpts {
+const NAME: &'static str = "criu_opts";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_opts".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_opts".into() }}
 /// Answer to a dump; restored is set in the process that was dumped, once it is back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuDumpResp {
     #[prost(bool, optional, tag = "1")]
     pub restored: ::core::option::Option<bool>,
 }
+impl ::prost::Name for CriuDumpResp {
+const NAME: &'static str = "criu_dump_resp";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_dump_resp".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_dump_resp".into() }}
 /// Answer to a restore.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuRestoreResp {
     #[prost(int32, required, tag = "1")]
     pub pid: i32,
 }
+impl ::prost::Name for CriuRestoreResp {
+const NAME: &'static str = "criu_restore_resp";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_restore_resp".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_restore_resp".into() }}
 /// An action script's moment, told over the socket.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuNotify {
@@ -2792,6 +3304,10 @@ pub struct CriuNotify {
     #[prost(int32, optional, tag = "2")]
     pub pid: ::core::option::Option<i32>,
 }
+impl ::prost::Name for CriuNotify {
+const NAME: &'static str = "criu_notify";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_notify".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_notify".into() }}
 /// Kernel features asked for, and found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuFeatures {
@@ -2802,6 +3318,10 @@ pub struct CriuFeatures {
     #[prost(bool, optional, tag = "3")]
     pub pidfd_store: ::core::option::Option<bool>,
 }
+impl ::prost::Name for CriuFeatures {
+const NAME: &'static str = "criu_features";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_features".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_features".into() }}
 /// A request.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CriuReq {
@@ -2818,6 +3338,10 @@ pub struct CriuReq {
     #[prost(uint32, optional, tag = "6")]
     pub pid: ::core::option::Option<u32>,
 }
+impl ::prost::Name for CriuReq {
+const NAME: &'static str = "criu_req";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_req".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_req".into() }}
 /// An answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuResp {
@@ -2844,6 +3368,10 @@ pub struct CriuResp {
     #[prost(int32, optional, tag = "11")]
     pub status: ::core::option::Option<i32>,
 }
+impl ::prost::Name for CriuResp {
+const NAME: &'static str = "criu_resp";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_resp".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_resp".into() }}
 /// Version of the service.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CriuVersion {
@@ -2860,6 +3388,10 @@ pub struct CriuVersion {
     #[prost(string, optional, tag = "6")]
     pub name: ::core::option::Option<::prost::alloc::string::String>,
 }
+impl ::prost::Name for CriuVersion {
+const NAME: &'static str = "criu_version";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "criu_version".into() }fn type_url() -> ::prost::alloc::string::String { "/criu_version".into() }}
 /// How much of cgroups is managed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3034,6 +3566,10 @@ pub struct RseqEntry {
     #[prost(uint64, optional, tag = "4")]
     pub rseq_cs_pointer: ::core::option::Option<u64>,
 }
+impl ::prost::Name for RseqEntry {
+const NAME: &'static str = "rseq_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "rseq_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/rseq_entry".into() }}
 /// One signal's action.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SaEntry {
@@ -3050,6 +3586,10 @@ pub struct SaEntry {
     #[prost(uint64, optional, tag = "6")]
     pub mask_extended: ::core::option::Option<u64>,
 }
+impl ::prost::Name for SaEntry {
+const NAME: &'static str = "sa_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "sa_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sa_entry".into() }}
 /// A filter program; prev is the index of the next older one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SeccompFilter {
@@ -3060,24 +3600,40 @@ pub struct SeccompFilter {
     #[prost(uint32, optional, tag = "3")]
     pub flags: ::core::option::Option<u32>,
 }
+impl ::prost::Name for SeccompFilter {
+const NAME: &'static str = "seccomp_filter";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "seccomp_filter".into() }fn type_url() -> ::prost::alloc::string::String { "/seccomp_filter".into() }}
 /// All filters of the set; threads refer to them by index.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SeccompEntry {
     #[prost(message, repeated, tag = "1")]
     pub seccomp_filters: ::prost::alloc::vec::Vec<SeccompFilter>,
 }
+impl ::prost::Name for SeccompEntry {
+const NAME: &'static str = "seccomp_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "seccomp_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/seccomp_entry".into() }}
 /// One pending signal, as the kernel's 128-byte siginfo.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SiginfoEntry {
     #[prost(bytes = "vec", required, tag = "1")]
     pub siginfo: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for SiginfoEntry {
+const NAME: &'static str = "siginfo_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "siginfo_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/siginfo_entry".into() }}
 /// A queue of pending signals.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SignalQueueEntry {
     #[prost(message, repeated, tag = "1")]
     pub signals: ::prost::alloc::vec::Vec<SiginfoEntry>,
 }
+impl ::prost::Name for SignalQueueEntry {
+const NAME: &'static str = "signal_queue_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "signal_queue_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/signal_queue_entry".into() }}
 /// A signalfd and its mask.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SignalfdEntry {
@@ -3090,6 +3646,10 @@ pub struct SignalfdEntry {
     #[prost(uint64, required, tag = "4")]
     pub sigmask: u64,
 }
+impl ::prost::Name for SignalfdEntry {
+const NAME: &'static str = "signalfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "signalfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/signalfd_entry".into() }}
 /// A sit tunnel device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SitEntry {
@@ -3126,6 +3686,10 @@ pub struct SitEntry {
     #[prost(uint32, repeated, packed = "false", tag = "16")]
     pub relay_prefix: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for SitEntry {
+const NAME: &'static str = "sit_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "sit_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sit_entry".into() }}
 /// Options of a raw IP socket.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpOptsRawEntry {
@@ -3138,6 +3702,10 @@ pub struct IpOptsRawEntry {
     #[prost(uint32, repeated, packed = "false", tag = "4")]
     pub icmpv_filter: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for IpOptsRawEntry {
+const NAME: &'static str = "ip_opts_raw_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ip_opts_raw_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ip_opts_raw_entry".into() }}
 /// Options at IP level.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IpOptsEntry {
@@ -3152,6 +3720,10 @@ pub struct IpOptsEntry {
     #[prost(uint32, optional, tag = "7")]
     pub ttl: ::core::option::Option<u32>,
 }
+impl ::prost::Name for IpOptsEntry {
+const NAME: &'static str = "ip_opts_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "ip_opts_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ip_opts_entry".into() }}
 /// An inet socket; addresses are words copied from network order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InetSkEntry {
@@ -3196,6 +3768,10 @@ pub struct InetSkEntry {
     #[prost(message, optional, tag = "20")]
     pub tcp_opts: ::core::option::Option<TcpOptsEntry>,
 }
+impl ::prost::Name for InetSkEntry {
+const NAME: &'static str = "inet_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "inet_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/inet_sk_entry".into() }}
 /// A netlink socket.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetlinkSkEntry {
@@ -3224,6 +3800,10 @@ pub struct NetlinkSkEntry {
     #[prost(uint32, optional, tag = "13")]
     pub ns_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for NetlinkSkEntry {
+const NAME: &'static str = "netlink_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "netlink_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/netlink_sk_entry".into() }}
 /// Options that every socket kind has.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SkOptsEntry {
@@ -3278,6 +3858,10 @@ pub struct SkOptsEntry {
     #[prost(uint32, optional, tag = "25")]
     pub so_buf_lock: ::core::option::Option<u32>,
 }
+impl ::prost::Name for SkOptsEntry {
+const NAME: &'static str = "sk_opts_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "sk_opts_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sk_opts_entry".into() }}
 /// Directions in which a socket is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3319,6 +3903,10 @@ pub struct ScmEntry {
     #[prost(uint32, repeated, packed = "false", tag = "2")]
     pub rights: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for ScmEntry {
+const NAME: &'static str = "scm_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "scm_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/scm_entry".into() }}
 /// Header of one packet; length bytes follow in the image.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SkPacketEntry {
@@ -3329,6 +3917,10 @@ pub struct SkPacketEntry {
     #[prost(message, repeated, tag = "4")]
     pub scm: ::prost::alloc::vec::Vec<ScmEntry>,
 }
+impl ::prost::Name for SkPacketEntry {
+const NAME: &'static str = "sk_packet_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "sk_packet_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sk_packet_entry".into() }}
 /// Owner and mode of a socket's file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FilePermsEntry {
@@ -3339,6 +3931,10 @@ pub struct FilePermsEntry {
     #[prost(uint32, required, tag = "3")]
     pub gid: u32,
 }
+impl ::prost::Name for FilePermsEntry {
+const NAME: &'static str = "file_perms_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "file_perms_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_perms_entry".into() }}
 /// A unix socket; peer is the inode number of the other end.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UnixSkEntry {
@@ -3377,6 +3973,10 @@ pub struct UnixSkEntry {
     #[prost(sint32, optional, tag = "17", default = "-1")]
     pub mnt_id: ::core::option::Option<i32>,
 }
+impl ::prost::Name for UnixSkEntry {
+const NAME: &'static str = "unix_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "unix_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/unix_sk_entry".into() }}
 /// Of a dump; times in microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DumpStatsEntry {
@@ -3409,6 +4009,10 @@ pub struct DumpStatsEntry {
     #[prost(uint64, optional, tag = "14")]
     pub shpages_written: ::core::option::Option<u64>,
 }
+impl ::prost::Name for DumpStatsEntry {
+const NAME: &'static str = "dump_stats_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "dump_stats_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/dump_stats_entry".into() }}
 /// Of a restore; times in microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RestoreStatsEntry {
@@ -3423,6 +4027,10 @@ pub struct RestoreStatsEntry {
     #[prost(uint64, optional, tag = "5")]
     pub pages_restored: ::core::option::Option<u64>,
 }
+impl ::prost::Name for RestoreStatsEntry {
+const NAME: &'static str = "restore_stats_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "restore_stats_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/restore_stats_entry".into() }}
 /// One of the two.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatsEntry {
@@ -3431,6 +4039,10 @@ pub struct StatsEntry {
     #[prost(message, optional, tag = "2")]
     pub restore: ::core::option::Option<RestoreStatsEntry>,
 }
+impl ::prost::Name for StatsEntry {
+const NAME: &'static str = "stats_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "stats_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/stats_entry".into() }}
 /// One value; only a type means that it was not there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SysctlEntry {
@@ -3441,6 +4053,10 @@ pub struct SysctlEntry {
     #[prost(bytes = "vec", optional, tag = "3")]
     pub sarg: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
+impl ::prost::Name for SysctlEntry {
+const NAME: &'static str = "sysctl_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "sysctl_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sysctl_entry".into() }}
 /// Type of the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3482,6 +4098,10 @@ pub struct TcpOptsEntry {
     #[prost(uint32, optional, tag = "5")]
     pub keepintvl: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TcpOptsEntry {
+const NAME: &'static str = "tcp_opts_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tcp_opts_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tcp_opts_entry".into() }}
 /// A connection's sequence numbers and windows; its two queues follow in the image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TcpStreamEntry {
@@ -3520,6 +4140,10 @@ pub struct TcpStreamEntry {
     #[prost(uint32, optional, tag = "17")]
     pub rcv_wup: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TcpStreamEntry {
+const NAME: &'static str = "tcp_stream_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tcp_stream_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tcp_stream_entry".into() }}
 /// Seconds and microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timeval {
@@ -3528,6 +4152,10 @@ pub struct Timeval {
     #[prost(uint64, required, tag = "2")]
     pub tv_usec: u64,
 }
+impl ::prost::Name for Timeval {
+const NAME: &'static str = "timeval";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "timeval".into() }fn type_url() -> ::prost::alloc::string::String { "/timeval".into() }}
 /// Seconds and nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timespec {
@@ -3536,6 +4164,10 @@ pub struct Timespec {
     #[prost(uint64, required, tag = "2")]
     pub tv_nsec: u64,
 }
+impl ::prost::Name for Timespec {
+const NAME: &'static str = "timespec";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "timespec".into() }fn type_url() -> ::prost::alloc::string::String { "/timespec".into() }}
 /// Absolute clock values at the time of the dump.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TimensEntry {
@@ -3544,6 +4176,10 @@ pub struct TimensEntry {
     #[prost(message, required, tag = "2")]
     pub boottime: Timespec,
 }
+impl ::prost::Name for TimensEntry {
+const NAME: &'static str = "timens_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "timens_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/timens_entry".into() }}
 /// An interval timer: interval, then time left.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ItimerEntry {
@@ -3556,6 +4192,10 @@ pub struct ItimerEntry {
     #[prost(uint64, required, tag = "4")]
     pub vusec: u64,
 }
+impl ::prost::Name for ItimerEntry {
+const NAME: &'static str = "itimer_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "itimer_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/itimer_entry".into() }}
 /// A POSIX timer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PosixTimerEntry {
@@ -3582,6 +4222,10 @@ pub struct PosixTimerEntry {
     #[prost(int32, optional, tag = "11")]
     pub notify_thread_id: ::core::option::Option<i32>,
 }
+impl ::prost::Name for PosixTimerEntry {
+const NAME: &'static str = "posix_timer_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "posix_timer_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/posix_timer_entry".into() }}
 /// All timers of a process.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TaskTimersEntry {
@@ -3594,6 +4238,10 @@ pub struct TaskTimersEntry {
     #[prost(message, repeated, tag = "4")]
     pub posix: ::prost::alloc::vec::Vec<PosixTimerEntry>,
 }
+impl ::prost::Name for TaskTimersEntry {
+const NAME: &'static str = "task_timers_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "task_timers_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/task_timers_entry".into() }}
 /// A timerfd: time left, then interval.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TimerfdEntry {
@@ -3618,6 +4266,10 @@ pub struct TimerfdEntry {
     #[prost(uint64, required, tag = "10")]
     pub insec: u64,
 }
+impl ::prost::Name for TimerfdEntry {
+const NAME: &'static str = "timerfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "timerfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/timerfd_entry".into() }}
 /// Size of the window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WinsizeEntry {
@@ -3630,6 +4282,10 @@ pub struct WinsizeEntry {
     #[prost(uint32, required, tag = "4")]
     pub ws_ypixel: u32,
 }
+impl ::prost::Name for WinsizeEntry {
+const NAME: &'static str = "winsize_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "winsize_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/winsize_entry".into() }}
 /// Line settings.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TermiosEntry {
@@ -3650,12 +4306,20 @@ pub struct TermiosEntry {
     #[prost(uint32, repeated, packed = "false", tag = "8")]
     pub c_cc: ::prost::alloc::vec::Vec<u32>,
 }
+impl ::prost::Name for TermiosEntry {
+const NAME: &'static str = "termios_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "termios_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/termios_entry".into() }}
 /// Number of a pseudo terminal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TtyPtyEntry {
     #[prost(uint32, required, tag = "1")]
     pub index: u32,
 }
+impl ::prost::Name for TtyPtyEntry {
+const NAME: &'static str = "tty_pty_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tty_pty_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tty_pty_entry".into() }}
 /// Bytes waiting in a pseudo terminal's master.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TtyDataEntry {
@@ -3664,6 +4328,10 @@ pub struct TtyDataEntry {
     #[prost(bytes = "vec", required, tag = "2")]
     pub data: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for TtyDataEntry {
+const NAME: &'static str = "tty_data_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tty_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tty_data_entry".into() }}
 /// A terminal, shared by all descriptors of it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TtyInfoEntry {
@@ -3698,6 +4366,10 @@ pub struct TtyInfoEntry {
     #[prost(uint32, optional, tag = "15")]
     pub gid: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TtyInfoEntry {
+const NAME: &'static str = "tty_info_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tty_info_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tty_info_entry".into() }}
 /// An open terminal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TtyFileEntry {
@@ -3712,6 +4384,10 @@ pub struct TtyFileEntry {
     #[prost(uint32, optional, tag = "6")]
     pub regf_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TtyFileEntry {
+const NAME: &'static str = "tty_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tty_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tty_file_entry".into() }}
 /// Kind of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3766,6 +4442,10 @@ pub struct TunfileEntry {
     #[prost(uint32, optional, tag = "4")]
     pub ns_id: ::core::option::Option<u32>,
 }
+impl ::prost::Name for TunfileEntry {
+const NAME: &'static str = "tunfile_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tunfile_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tunfile_entry".into() }}
 /// A TUN or TAP device.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TunLinkEntry {
@@ -3780,6 +4460,10 @@ pub struct TunLinkEntry {
     #[prost(uint32, required, tag = "5")]
     pub sndbuf: u32,
 }
+impl ::prost::Name for TunLinkEntry {
+const NAME: &'static str = "tun_link_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "tun_link_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tun_link_entry".into() }}
 /// One line of a uid or gid map.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UidGidExtent {
@@ -3790,6 +4474,10 @@ pub struct UidGidExtent {
     #[prost(uint32, required, tag = "3")]
     pub count: u32,
 }
+impl ::prost::Name for UidGidExtent {
+const NAME: &'static str = "uid_gid_extent";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "uid_gid_extent".into() }fn type_url() -> ::prost::alloc::string::String { "/uid_gid_extent".into() }}
 /// The two maps of a user namespace.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UsernsEntry {
@@ -3798,6 +4486,10 @@ pub struct UsernsEntry {
     #[prost(message, repeated, tag = "2")]
     pub gid_map: ::prost::alloc::vec::Vec<UidGidExtent>,
 }
+impl ::prost::Name for UsernsEntry {
+const NAME: &'static str = "userns_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "userns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/userns_entry".into() }}
 /// Host and domain name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UtsnsEntry {
@@ -3806,6 +4498,10 @@ pub struct UtsnsEntry {
     #[prost(bytes = "vec", required, tag = "2")]
     pub domainname: ::prost::alloc::vec::Vec<u8>,
 }
+impl ::prost::Name for UtsnsEntry {
+const NAME: &'static str = "utsns_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "utsns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/utsns_entry".into() }}
 /// One mapping; pgoff is in bytes, status says what kind it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VmaEntry {
@@ -3830,3 +4526,7 @@ pub struct VmaEntry {
     #[prost(uint32, optional, tag = "10")]
     pub fdflags: ::core::option::Option<u32>,
 }
+impl ::prost::Name for VmaEntry {
+const NAME: &'static str = "vma_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "vma_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/vma_entry".into() }}
