@@ -1,8 +1,10 @@
 //! Checkpoint and restore of process trees.
 
 pub mod arch;
+pub mod cancel;
 pub mod files;
 pub mod memory;
 pub mod obstacle;
 pub mod program;
+pub mod script;
 pub mod tree;

@@ -1,6 +1,14 @@
-//! Signal masks and sets.
+//! Signal masks and sets, and the flag that termination signals raise.
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
+
+use crate::Result;
 
 /// Number of signals.
 pub const NR_SIGNALS: i32 = 64;
@@ -26,5 +34,85 @@ pub fn block_all() -> BlockedSignals {
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.old), None);
+    }
+}
+
+/// Signals that ask a program to end: interrupt, termination, hang-up.
+pub const TERMINATION: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+static RAISED: AtomicPtr<AtomicBool> = AtomicPtr::new(null_mut());
+
+/// While it lives, signals of [`TERMINATION`] raise a flag instead of ending the process; dropping it
+/// puts the old actions back.
+#[derive(Debug)]
+pub struct TerminationFlag {
+    old: Vec<(Signal, SigAction)>,
+}
+
+impl TerminationFlag {
+    /// Lets the signals raise `flag`. A signal that was ignored, as SIGHUP under nohup, stays ignored.
+    ///
+    /// # Errors
+    /// Those of sigaction(2), which has none for these signals.
+    pub fn install(flag: Arc<AtomicBool>) -> Result<TerminationFlag> {
+        // Never freed: a handler may be running while the guard goes. One flag is a few bytes.
+        RAISED.store(Arc::into_raw(flag).cast_mut(), Ordering::Release);
+        let action = SigAction::new(
+            SigHandler::Handler(raise_flag),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        let mut guard = TerminationFlag { old: Vec::new() };
+        for raw in TERMINATION {
+            let signal = Signal::try_from(raw)?;
+            // SAFETY: the handler only loads and stores atomics.
+            let old = unsafe { sigaction(signal, &action) }?;
+            if matches!(old.handler(), SigHandler::SigIgn) {
+                // SAFETY: puts the action back that was there.
+                unsafe { sigaction(signal, &old) }?;
+            } else {
+                guard.old.push((signal, old));
+            }
+        }
+        Ok(guard)
+    }
+}
+
+extern "C" fn raise_flag(_signal: i32) {
+    let flag = RAISED.load(Ordering::Acquire);
+    if !flag.is_null() {
+        // SAFETY: install stored a pointer from Arc::into_raw, which is never released.
+        unsafe { &*flag }.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for TerminationFlag {
+    fn drop(&mut self) {
+        for (signal, old) in &self.old {
+            // SAFETY: puts the action back that was there before install.
+            let _ = unsafe { sigaction(*signal, old) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_termination_signal_raises_the_flag_while_the_guard_lives() {
+        let flag = Arc::new(AtomicBool::new(false));
+        let guard = TerminationFlag::install(Arc::clone(&flag)).unwrap();
+        nix::sys::signal::raise(Signal::SIGHUP).unwrap();
+        assert!(flag.load(Ordering::Relaxed));
+        drop(guard);
+        // SAFETY: reads the action by setting what install is expected to have put back.
+        let now = unsafe {
+            sigaction(
+                Signal::SIGHUP,
+                &SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty()),
+            )
+        };
+        assert!(matches!(now.unwrap().handler(), SigHandler::SigDfl));
     }
 }
