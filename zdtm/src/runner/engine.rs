@@ -1,0 +1,155 @@
+//! The engine under test, called as a user calls it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::After;
+use super::reaper::Reaper;
+use crate::sys::{self, Exit};
+
+/// The engine's program and the directory its output goes to.
+#[derive(Debug)]
+pub struct Engine {
+    /// The program.
+    pub program: PathBuf,
+    /// Where its standard output and error are kept.
+    pub output_dir: PathBuf,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+/// How one call of the engine went.
+#[derive(Debug)]
+pub struct Call {
+    /// Exit code or signal.
+    pub exit: Exit,
+    /// Standard output and error.
+    pub output: PathBuf,
+    /// Its log in the images directory.
+    pub log: PathBuf,
+}
+
+impl Engine {
+    /// Dumps the tree of `pid` into `images`.
+    pub fn dump(&self, reaper: &mut Reaper, pid: i32, images: &Path, after: After) -> Result<Call> {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["dump", "-t", &pid.to_string(), "-D"])
+            .arg(images);
+        command.args(["-o", "dump.log", "-v4"]);
+        match after {
+            After::Kill => {}
+            After::LeaveRunning => drop(command.arg("-R")),
+            After::LeaveStopped => drop(command.arg("-s")),
+        }
+        self.call(reaper, command, images, "dump")
+    }
+
+    /// Restores from `images`, detached.
+    pub fn restore(&self, reaper: &mut Reaper, images: &Path, pidfile: &Path) -> Result<Call> {
+        let mut command = Command::new(&self.program);
+        command.args(["restore", "-D"]).arg(images);
+        command
+            .args(["-o", "restore.log", "-v4", "-d", "--pidfile"])
+            .arg(pidfile);
+        self.call(reaper, command, images, "restore")
+    }
+
+    fn call(
+        &self,
+        reaper: &mut Reaper,
+        mut command: Command,
+        images: &Path,
+        verb: &str,
+    ) -> Result<Call> {
+        let tag = images
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let output = self.output_dir.join(format!("{verb}.{tag}.out"));
+        let file = File::create(&output).context("making the engine's output file")?;
+        let twin = file
+            .try_clone()
+            .context("making the engine's output file")?;
+        command.stdin(Stdio::null()).stdout(file).stderr(twin);
+        let pid = reaper.start(&mut command)?;
+        let ended = reaper.until(verb, self.timeout, |reaper| reaper.end_of(pid));
+        let Ok(exit) = ended else {
+            let _ = sys::kill(pid, libc::SIGKILL);
+            bail!(
+                "{verb}: the engine was still busy after {} s",
+                self.timeout.as_secs()
+            );
+        };
+        let log = images.join(format!("{verb}.log"));
+        Ok(Call { exit, output, log })
+    }
+}
+
+impl Call {
+    /// Makes a failed call an error that ends with the engine's last words.
+    pub fn expect_success(&self, verb: &str) -> Result<()> {
+        if self.exit == Exit::Code(0) {
+            return Ok(());
+        }
+        bail!("{verb}: {}\n{}", self.exit, self.last_words())
+    }
+
+    /// What tells most of the output and the log, indented.
+    pub fn last_words(&self) -> String {
+        let mut text = String::new();
+        for (name, path) in [("output", &self.output), ("log", &self.log)] {
+            for line in telling_lines(&tail(path, usize::MAX)) {
+                text.push_str(&format!("    {name}: {line}\n"));
+            }
+        }
+        text
+    }
+
+    /// Everything the engine said, output and log.
+    pub fn said(&self) -> String {
+        let read = |path: &Path| std::fs::read(path).unwrap_or_default();
+        let text = |path: &Path| String::from_utf8_lossy(&read(path)).into_owned();
+        text(&self.output) + &text(&self.log)
+    }
+}
+
+/// The last lines of a file; none when it cannot be read.
+pub fn tail(path: &Path, count: usize) -> Vec<String> {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines[lines.len().saturating_sub(count)..].to_vec()
+}
+
+/// Picks the last lines of a log that speak of errors, and its very last lines.
+fn telling_lines(lines: &[String]) -> Vec<&String> {
+    let speaks = |line: &str| line.contains("rror") || line.contains("ERR");
+    let errors: Vec<usize> = (0..lines.len()).filter(|&at| speaks(&lines[at])).collect();
+    let errors = &errors[errors.len().saturating_sub(6)..];
+    let last = lines.len().saturating_sub(4);
+    let wanted = (0..lines.len()).filter(|at| *at >= last || errors.contains(at));
+    wanted.map(|at| &lines[at]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::telling_lines;
+
+    #[test]
+    fn errors_far_up_and_the_end_are_both_told() {
+        let mut lines = vec!["Error: no".to_owned()];
+        lines.extend((0..50).map(|n| format!("line {n}")));
+        let told = telling_lines(&lines);
+        assert_eq!(
+            told,
+            ["Error: no", "line 46", "line 47", "line 48", "line 49"]
+        );
+        assert!(telling_lines(&[]).is_empty());
+    }
+}

@@ -1,0 +1,236 @@
+//! A tree as /proc shows it from outside, flattened into comparable lines.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use crate::proc;
+
+/// What one line is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    /// The process.
+    pub pid: i32,
+    /// The kind of state: `tree`, `maps`, `fd`, ...
+    pub aspect: &'static str,
+    /// Which one of that kind: an address, a descriptor, a thread.
+    pub detail: String,
+}
+
+/// A tree at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// The first process.
+    pub root: i32,
+    /// All that was seen.
+    pub lines: BTreeMap<Key, String>,
+    /// Every process with its threads.
+    pub tasks: Vec<(i32, Vec<i32>)>,
+    names: Names,
+}
+
+/// Kernel objects without a lasting number are numbered by first appearance, so that who shares what
+/// can be compared, and the inode numbers, which are new after a restore, cannot disturb.
+#[derive(Debug, Clone, Default)]
+struct Names(HashMap<String, usize>);
+
+impl Names {
+    fn lasting(&mut self, link: &str) -> String {
+        let Some((kind, _)) = link.split_once(":[") else {
+            return link.to_owned();
+        };
+        let next = self.0.len();
+        let number = *self.0.entry(link.to_owned()).or_insert(next);
+        format!("{kind}:#{number}")
+    }
+}
+
+impl Snapshot {
+    /// Looks at the tree below `root`. What ends meanwhile is left out, wholly or in part.
+    pub fn take(root: i32) -> io::Result<Snapshot> {
+        let mut snapshot = Snapshot::empty(root);
+        for pid in proc::tree(root)? {
+            match snapshot.add_process(pid) {
+                Err(error) if !is_gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// A snapshot with nothing in it yet.
+    pub(super) fn empty(root: i32) -> Snapshot {
+        Snapshot {
+            root,
+            ..Snapshot::default()
+        }
+    }
+
+    /// The state of a process: `T`, `Z`, or `alive` for all others.
+    pub fn state_of(&self, pid: i32) -> Option<&str> {
+        let key = Key {
+            pid,
+            aspect: "state",
+            detail: String::new(),
+        };
+        self.lines.get(&key).map(String::as_str)
+    }
+
+    fn add(&mut self, pid: i32, aspect: &'static str, detail: impl ToString, value: String) {
+        self.lines.insert(
+            Key {
+                pid,
+                aspect,
+                detail: detail.to_string(),
+            },
+            value,
+        );
+    }
+
+    fn add_process(&mut self, pid: i32) -> io::Result<()> {
+        let stat = proc::stat(pid)?;
+        let threads = proc::threads(pid)?;
+        self.add(pid, "tree", "parent", stat[4].clone());
+        self.add(pid, "tree", "threads", format!("{threads:?}"));
+        self.add(pid, "ids", "group", stat[5].clone());
+        self.add(pid, "ids", "session", stat[6].clone());
+        self.add(pid, "ids", "exit signal", stat[38].clone());
+        // Running and sleeping come and go; stopped and dead stay.
+        let state = if matches!(stat[3].as_str(), "T" | "Z") {
+            &stat[3]
+        } else {
+            "alive"
+        };
+        self.add(pid, "state", "", state.to_owned());
+        if stat[3] == "Z" {
+            self.add(pid, "exit", "status", stat[52].clone());
+            self.add(pid, "comm", pid, stat[2].clone());
+        } else {
+            self.add_mm(pid, &stat)?;
+            self.add_files(pid)?;
+            for &tid in &threads {
+                self.add_thread(pid, tid)?;
+            }
+        }
+        self.tasks.push((pid, threads));
+        Ok(())
+    }
+
+    fn add_mm(&mut self, pid: i32, stat: &[String]) -> io::Result<()> {
+        let fields = [26, 27, 28, 45, 46, 47, 48, 49, 50, 51].map(|index| stat[index].as_str());
+        self.add(pid, "mm", "addresses", fields.join(" "));
+        for file in ["cmdline", "environ"] {
+            self.add(pid, "mm", file, proc::text(pid, file)?.replace('\0', " "));
+        }
+        let auxv = std::fs::read(format!("/proc/{pid}/auxv"))?;
+        let auxv: String = auxv.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.add(pid, "mm", "auxv", auxv);
+        for details in proc::smaps(pid)? {
+            let vma = &details.vma;
+            let lasting = !vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/dev/zero");
+            let inode = if lasting { vma.inode } else { 0 };
+            let line = format!(
+                "-{:x} {} {:x} {inode} {}",
+                vma.end, vma.perms, vma.offset, vma.path
+            );
+            let start = format!("{:x}", vma.start);
+            let flags = details.lines.get("VmFlags").cloned().unwrap_or_default();
+            self.add(pid, "vmflags", &start, flags);
+            self.add(pid, "maps", start, line);
+        }
+        Ok(())
+    }
+
+    fn add_files(&mut self, pid: i32) -> io::Result<()> {
+        for (name, file) in [("cwd", "cwd"), ("root", "root"), ("exe", "exe")] {
+            let link = proc::link(pid, file)?.to_string_lossy().into_owned();
+            self.add(pid, name, "", link);
+        }
+        for fd in proc::numbers(&format!("/proc/{pid}/fd"))? {
+            let link = proc::link(pid, &format!("fd/{fd}"))?
+                .to_string_lossy()
+                .into_owned();
+            let link = self.names.lasting(&link);
+            let info = proc::lines(pid, &format!("fdinfo/{fd}"))?;
+            let get = |name: &str| info.get(name).map_or("", String::as_str);
+            self.add(
+                pid,
+                "fd",
+                fd,
+                format!("{link} pos {} flags {}", get("pos"), get("flags")),
+            );
+        }
+        Ok(())
+    }
+
+    fn add_thread(&mut self, pid: i32, tid: i32) -> io::Result<()> {
+        let task = format!("{pid}/task/{tid}");
+        let status = proc::lines(&task, "status")?;
+        let mut signals = Vec::new();
+        for name in ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"] {
+            signals.push(format!(
+                "{name} {}",
+                status.get(name).map_or("", String::as_str)
+            ));
+        }
+        self.add(pid, "signals", tid, signals.join(" "));
+        for (aspect, name) in [
+            ("comm", "Name"),
+            ("umask", "Umask"),
+            ("tracer", "TracerPid"),
+        ] {
+            self.add(
+                pid,
+                aspect,
+                tid,
+                status.get(name).cloned().unwrap_or_default(),
+            );
+        }
+        let syscall = proc::text(&task, "syscall")?.trim().to_owned();
+        self.add(pid, "syscall", tid, syscall);
+        Ok(())
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nameless_objects_are_numbered_by_first_appearance() {
+        let mut names = Names::default();
+        assert_eq!(names.lasting("pipe:[77]"), "pipe:#0");
+        assert_eq!(names.lasting("socket:[9]"), "socket:#1");
+        assert_eq!(names.lasting("pipe:[77]"), "pipe:#0");
+        assert_eq!(names.lasting("/tmp/a"), "/tmp/a");
+    }
+
+    #[test]
+    fn a_snapshot_of_this_process_has_its_descriptors_and_maps() {
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .expect("sleep");
+        let own = i32::try_from(sleeper.id()).expect("pids are small");
+        let snapshot = Snapshot::take(own).expect("proc is readable");
+        sleeper
+            .kill()
+            .and_then(|()| sleeper.wait())
+            .expect("our own child");
+        let has = |aspect| {
+            snapshot
+                .lines
+                .keys()
+                .any(|k| k.pid == own && k.aspect == aspect)
+        };
+        assert!(
+            ["maps", "vmflags", "fd", "signals", "mm"]
+                .into_iter()
+                .all(has)
+        );
+        assert_eq!(snapshot.tasks[0].0, own);
+    }
+}

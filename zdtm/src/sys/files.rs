@@ -1,0 +1,142 @@
+//! Descriptors with their exact flags.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::{check, check_long};
+
+/// A path as the kernel takes it.
+pub fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+fn own(fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: a call has just returned this descriptor to us alone, or -1.
+    check(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a file with exactly these flags; a new one gets mode 0600.
+pub fn open(path: impl AsRef<Path>, flags: i32) -> io::Result<OwnedFd> {
+    let path = c_path(path.as_ref())?;
+    // SAFETY: the path is a C string.
+    own(unsafe { libc::open(path.as_ptr(), flags, 0o600) })
+}
+
+/// Makes a pipe: read end, write end.
+pub fn pipe(flags: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), flags) })?;
+    Ok((own(ends[0])?, own(ends[1])?))
+}
+
+/// Makes a named fifo.
+pub fn mkfifo(path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a C string.
+    check(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }).map(drop)
+}
+
+/// Duplicates a descriptor; both share one open file.
+pub fn dup(fd: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only.
+    own(unsafe { libc::dup(fd.as_fd().as_raw_fd()) })
+}
+
+/// Duplicates a descriptor to an exact number, closing what was there.
+pub fn dup_to(fd: impl AsFd, number: RawFd, flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the workload owns the number it asks for.
+    own(unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, flags) })
+}
+
+/// Calls `fcntl` with a number.
+pub fn fcntl(fd: impl AsFd, command: i32, argument: i64) -> io::Result<i32> {
+    // SAFETY: only used for commands that take numbers.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, argument) })
+}
+
+/// Reads who owns a descriptor's signals: kind (`F_OWNER_*`) and id.
+pub fn owner(fd: impl AsFd) -> io::Result<(i32, i32)> {
+    let mut owner = [0i32; 2];
+    const F_GETOWN_EX: i32 = 16;
+    // SAFETY: two ints are the kernel's struct f_owner_ex.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) })?;
+    Ok((owner[0], owner[1]))
+}
+
+/// Sets who owns a descriptor's signals: kind (`F_OWNER_*`) and id.
+pub fn set_owner(fd: impl AsFd, kind: i32, id: i32) -> io::Result<()> {
+    const F_SETOWN_EX: i32 = 15;
+    let owner = [kind, id];
+    // SAFETY: two ints are the kernel's struct f_owner_ex.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETOWN_EX, owner.as_ptr()) }).map(drop)
+}
+
+/// Reads into a buffer.
+pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer is as long as said.
+    let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Writes a buffer.
+pub fn write(fd: impl AsFd, buffer: &[u8]) -> io::Result<usize> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer is as long as said.
+    let count = unsafe { libc::write(fd, buffer.as_ptr().cast(), buffer.len()) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads exactly `len` bytes.
+pub fn read_exact(fd: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while done < len {
+        match read(fd.as_fd(), &mut bytes[done..])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => done += count,
+        }
+    }
+    Ok(bytes)
+}
+
+/// Moves the position of a descriptor and returns the new one.
+pub fn seek(fd: impl AsFd, offset: i64, whence: i32) -> io::Result<u64> {
+    // SAFETY: numbers only.
+    check_long(unsafe { libc::lseek(fd.as_fd().as_raw_fd(), offset, whence) })
+}
+
+/// Waits until something may be done with a descriptor; returns the events, 0 after the time.
+pub fn poll(fd: impl AsFd, events: i16, millis: i32) -> io::Result<i16> {
+    let mut entry = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    // SAFETY: one entry lives through the call.
+    check(unsafe { libc::poll(&raw mut entry, 1, millis) })?;
+    Ok(entry.revents)
+}
+
+/// Tells whether two descriptors of two processes are one open file.
+pub fn same_open_file(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> io::Result<bool> {
+    const KCMP_FILE: i32 = 0;
+    let arguments = [pid1, pid2, KCMP_FILE, fd1, fd2, 0].map(i64::from);
+    super::call_plain(libc::SYS_kcmp, arguments).map(|order| order == 0)
+}
+
+/// Takes a descriptor by number, for descriptors that stay open to the end.
+pub fn borrow(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: the workload keeps the number open for as long as it uses it.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
+/// Lets every descriptor from `first` on be closed by an exec.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    let arguments = [first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC, 0, 0, 0].map(i64::from);
+    super::call_plain(libc::SYS_close_range, arguments).map(drop)
+}

@@ -1,0 +1,73 @@
+//! Futexes and sleeping.
+
+use std::io;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use super::check_long;
+
+/// A time as the kernel takes it.
+pub fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(time.subsec_nanos()),
+    }
+}
+
+/// A time as we take it.
+pub fn duration(time: libc::timespec) -> Duration {
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanos)
+}
+
+/// Sleeps while `word` is `value`, at most for `timeout`; shared between processes.
+pub fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(timespec);
+    let timeout = timeout
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    let operation = libc::FUTEX_WAIT;
+    // SAFETY: word and timeout live through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, timeout) };
+    check_long(result).map(drop)
+}
+
+/// Wakes up to `count` sleepers and returns how many.
+pub fn futex_wake(word: &AtomicU32, count: i32) -> io::Result<u64> {
+    // SAFETY: the word lives through the call.
+    check_long(unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count) })
+}
+
+/// Sleeps by the raw system call and returns its error with the time that was left.
+pub fn nanosleep(time: Duration) -> Result<(), (io::Error, Duration)> {
+    let (time, mut left) = (timespec(time), timespec(Duration::ZERO));
+    // SAFETY: both live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, &raw mut left) };
+    check_long(result)
+        .map(drop)
+        .map_err(|error| (error, duration(left)))
+}
+
+/// Sleeps on a clock by the raw system call; the error comes with the time that was left.
+pub fn clock_nanosleep(
+    clock: i32,
+    flags: i32,
+    time: Duration,
+) -> Result<(), (io::Error, Duration)> {
+    let (time, mut left) = (timespec(time), timespec(Duration::ZERO));
+    let nr = libc::SYS_clock_nanosleep;
+    // SAFETY: both times live through the call.
+    let result = unsafe { libc::syscall(nr, clock, flags, &raw const time, &raw mut left) };
+    check_long(result)
+        .map(drop)
+        .map_err(|error| (error, duration(left)))
+}
+
+/// Reads a clock.
+pub fn clock(clock: i32) -> Duration {
+    let mut now = timespec(Duration::ZERO);
+    // SAFETY: the time lives through the call.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    duration(now)
+}

@@ -1,0 +1,61 @@
+//! Kernel calls as the workloads want them: thin, typed, with the raw meaning of their arguments.
+//!
+//! Workloads test exact kernel behaviour, so these go past libraries that soften it (retries, cached
+//! ids, hidden buffers).
+
+mod cpu;
+mod files;
+mod futex;
+mod memory;
+mod process;
+mod signal;
+
+pub use cpu::{has_fsgsbase, has_guard_regions};
+pub use files::*;
+pub use futex::*;
+pub use memory::*;
+pub use process::*;
+pub use signal::*;
+
+use std::io;
+
+/// Turns the -1 convention of libc into a result.
+fn check(result: i32) -> io::Result<i32> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Turns the -1 convention of libc's `syscall` into a result.
+fn check_long(result: i64) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Makes a system call by number.
+///
+/// # Safety
+/// The arguments must be right for the call: pointers in them valid for what it reads and writes.
+pub unsafe fn call(number: i64, arguments: [usize; 6]) -> io::Result<u64> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the caller vouches for the arguments.
+    check_long(unsafe { libc::syscall(number, a, b, c, d, e, f) })
+}
+
+/// Makes a system call by number whose arguments are plain numbers, none of them an address that
+/// the kernel writes to.
+pub fn call_plain(number: i64, arguments: [i64; 6]) -> io::Result<u64> {
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: numbers only; the kernel reads and writes no memory of ours through them.
+    check_long(unsafe { libc::syscall(number, a, b, c, d, e, f) })
+}
+
+/// Sets errno.
+pub fn set_errno(value: i32) {
+    // SAFETY: the address is this thread's own errno.
+    unsafe { *libc::__errno_location() = value }
+}
+
+/// The size of a page in bytes.
+pub const PAGE: usize = 4096;

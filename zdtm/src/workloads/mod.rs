@@ -1,0 +1,18 @@
+//! All workloads, one module per area.
+
+mod memory;
+mod tree;
+
+use crate::Workload;
+
+static AREAS: &[&[&Workload]] = &[tree::ALL, memory::ALL];
+
+/// Every workload, area by area.
+pub fn all() -> impl Iterator<Item = &'static Workload> {
+    AREAS.iter().flat_map(|area| area.iter().copied())
+}
+
+/// Finds a workload by its exact name.
+pub fn find(name: &str) -> Option<&'static Workload> {
+    all().find(|workload| workload.name == name)
+}

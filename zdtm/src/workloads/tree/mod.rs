@@ -1,0 +1,31 @@
+//! Who is whose parent, leader and member; who is a thread; who is dead or stopped.
+
+mod groups;
+mod shape;
+mod stopped;
+mod threads;
+mod zombies;
+
+use crate::Workload;
+
+pub static ALL: &[&Workload] = &[
+    &shape::SINGLE,
+    &shape::CHAIN,
+    &shape::FAN_OUT,
+    &shape::BUSHY,
+    &shape::REPARENTED,
+    &shape::FORKING,
+    &threads::FEW,
+    &threads::THOUSAND,
+    &threads::TREE,
+    &threads::CHURN,
+    &groups::GROUPS,
+    &groups::SESSIONS,
+    &groups::ORPHAN_GROUP,
+    &groups::ORPHAN_SESSION,
+    &zombies::CODES,
+    &zombies::SIGNALS,
+    &zombies::LEADER,
+    &stopped::CHILD,
+    &stopped::THREADS,
+];
