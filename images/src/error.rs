@@ -207,8 +207,8 @@ pub enum ImageWriteError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// A page run begins before the end of the one before it.
-    #[error("{}: page run at {vaddr:#x} overlaps the one before it or has no pages", path.display())]
+    /// A page run does not go after the one before it, or makes no sense by itself.
+    #[error("{}: page run at {vaddr:#x} is out of order, empty, unaligned or of no clear kind", path.display())]
     PageOrder {
         /// The pagemap.
         path: PathBuf,

@@ -2,6 +2,8 @@
 //!
 //! * [`ImageKind`] says what files there are and what each one looks like.
 //! * [`ImageSetWriter`] writes a set: private until sealed, the inventory last.
+//! * [`PagemapWriter`] writes which pages a pages file holds; [`PageSource`] finds the contents of
+//!   pages, through the chain of parents where the set is an increment.
 //! * [`ImageDir`] and [`ImageReader`] read one, believing nothing before it is checked.
 //!
 //! ```
@@ -25,6 +27,7 @@ mod dir;
 mod error;
 mod framing;
 mod kind;
+mod pages;
 mod reader;
 mod set;
 mod writer;
@@ -33,6 +36,10 @@ pub use dir::{ImageDir, ImageFile};
 pub use error::{EntryPlace, ImageReadError, ImageWriteError};
 pub use framing::{IMG_COMMON, IMG_SERVICE, IMG_VERSION, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES};
 pub use kind::{Entries, Header, ImageKind, KindInfo, Number, Payload, Presence};
+pub use pages::{
+    PAGE_SIZE, PageFlags, PagePlace, PageRun, PageSource, PageSourceError, Pagemap, PagemapRun,
+    PagemapWriter, PagesFile,
+};
 pub use reader::ImageReader;
 pub use set::{ImageSetWriter, PARENT_LINK, write_single};
 pub use writer::EntryWriter;
