@@ -74,6 +74,14 @@ pub enum ImageReadError {
         /// CRIU's name of the kind.
         tag: &'static str,
     },
+    /// The first magic is that of another class of images.
+    #[error("{} has another first magic than {tag} images have", path.display())]
+    WrongHeader {
+        /// The file.
+        path: PathBuf,
+        /// CRIU's name of the kind.
+        tag: &'static str,
+    },
     /// Neither name nor magic of the file is known.
     #[error("{} is no image of a known kind", path.display())]
     UnknownKind {

@@ -62,15 +62,15 @@ impl<R: Read> ImageReader<R> {
     /// Reads an image of `size` bytes from `input`; `path` is for messages.
     pub fn new(input: R, size: u64, path: &Path, kind: ImageKind) -> Result<Self, ImageReadError> {
         let mut reader = Self::bare(input, size, path, kind);
-        let found = reader.read_magic()?;
-        reader.check_magic(found)?;
+        let (header, found) = reader.read_magics()?;
+        reader.check_magics(header, found)?;
         Ok(reader)
     }
 
     /// Reads an image whose kind is to be found out; raw files are of no known kind.
     pub fn new_unknown(input: R, size: u64, path: &Path) -> Result<Self, ImageReadError> {
         let mut reader = Self::bare(input, size, path, ImageKind::Inventory);
-        let found = reader.read_magic()?;
+        let (header, found) = reader.read_magics()?;
         let name = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -79,6 +79,7 @@ impl<R: Read> ImageReader<R> {
         let by_name = named.filter(|k| k.info().header != Header::Raw && k.info().magic == found);
         let kind = by_name.or_else(|| ImageKind::of_magic(found));
         reader.kind = kind.ok_or_else(|| ImageReadError::UnknownKind { path: path.into() })?;
+        reader.check_magics(header, found)?;
         Ok(reader)
     }
 
@@ -95,11 +96,12 @@ impl<R: Read> ImageReader<R> {
         }
     }
 
-    /// Reads up to the type magic. In sets of version 1 nothing stands before it.
-    fn read_magic(&mut self) -> Result<u32, ImageReadError> {
+    /// Reads up to the type magic, and tells what stands before it.
+    fn read_magics(&mut self) -> Result<(Header, u32), ImageReadError> {
         match self.read_u32_of_header()? {
-            IMG_COMMON | IMG_SERVICE => self.read_u32_of_header(),
-            magic => Ok(magic),
+            IMG_COMMON => Ok((Header::Common, self.read_u32_of_header()?)),
+            IMG_SERVICE => Ok((Header::Service, self.read_u32_of_header()?)),
+            magic => Ok((Header::Bare, magic)),
         }
     }
 
@@ -113,18 +115,24 @@ impl<R: Read> ImageReader<R> {
         self.read_u32()
     }
 
-    fn check_magic(&self, found: u32) -> Result<(), ImageReadError> {
+    /// Compares the header with that of the kind. In sets of version 1 no file has a first magic.
+    fn check_magics(&self, header: Header, found: u32) -> Result<(), ImageReadError> {
         let info = self.kind.info();
-        if info.header != Header::Raw && info.magic == found {
+        if info.header != Header::Raw && found == info.magic && header == Header::Bare {
             return Ok(());
         }
         let (expected, tag) = (info.magic, info.tag);
-        Err(ImageReadError::WrongMagic {
-            path: self.path.clone(),
-            found,
-            expected,
-            tag,
-        })
+        let path = || self.path.clone();
+        match header == info.header {
+            true if found == expected => Ok(()),
+            false if found == expected => Err(ImageReadError::WrongHeader { path: path(), tag }),
+            _ => Err(ImageReadError::WrongMagic {
+                path: path(),
+                found,
+                expected,
+                tag,
+            }),
+        }
     }
 
     /// Tells the kind of the image.

@@ -128,6 +128,10 @@ impl ImageSetWriter {
     ///
     /// A set that was in the directory before is replaced, with its leftovers; other files stay.
     /// On an error the directory has no inventory and none of the new files.
+    ///
+    /// # Errors
+    /// `Unfinished` where a writer was dropped early (whatever stopped it was its own error);
+    /// `File` where the kernel refused to sync or move.
     pub fn seal(self, inventory: &InventoryEntry) -> Result<(), ImageWriteError> {
         seal::seal(self, inventory)
     }
@@ -146,6 +150,14 @@ impl ImageSetWriter {
         ImageWriteError::File {
             action,
             path: self.path_of(name),
+            source,
+        }
+    }
+
+    fn directory_error(&self, action: &'static str, source: io::Error) -> ImageWriteError {
+        ImageWriteError::File {
+            action,
+            path: self.path.clone(),
             source,
         }
     }

@@ -271,6 +271,33 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
+    fn damaged_pagemaps_are_survived(
+        runs in runs(),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), 0u32..8), 0..6),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let dir = tempfile::tempdir().expect("scratch");
+        write_pages(dir.path(), None, &runs, 9);
+        let path = dir.path().join("pagemap-7.img");
+        let mut bytes = fs::read(&path).expect("read");
+        for (index, bit) in flips {
+            let at = index.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+        }
+        bytes.truncate(cut.index(bytes.len()) + 1);
+        fs::write(&path, bytes).expect("write");
+        if let Ok(found) = source(dir.path()) {
+            // Whatever was made of it, every run lies inside its file.
+            for run in found.runs() {
+                if let PagePlace::Stored { file, offset, .. } = run.place {
+                    let size = found.files()[file].file().metadata().expect("metadata").len();
+                    prop_assert!(offset + run.nr_pages * PAGE_SIZE <= size);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_page_is_found_where_it_was_put(runs in runs()) {
         let dir = tempfile::tempdir().expect("scratch");
         write_pages(dir.path(), None, &runs, 9);

@@ -138,7 +138,15 @@ fn is_private(name: &OsStr) -> bool {
 /// Removes a directory if its owner is dead.
 fn sweep_one(path: &Path) -> io::Result<bool> {
     let dir = match open_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        // Swept by somebody else, or another user's: not ours to judge.
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
+            ) =>
+        {
+            return Ok(true);
+        }
         dir => dir?,
     };
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {

@@ -51,7 +51,7 @@ fn is_durable(dir: &OwnedFd) -> bool {
 fn sync_files(set: &ImageSetWriter, names: &[String]) -> Result<(), ImageWriteError> {
     if names.len() > MAX_SINGLE_SYNCS {
         let synced = rustix::fs::syncfs(set.private.fd());
-        return synced.map_err(|errno| set.file_error("sync", "", errno.into()));
+        return synced.map_err(|errno| set.directory_error("sync", errno.into()));
     }
     let inventory = ImageKind::Inventory.file_name(0);
     for name in names
@@ -80,10 +80,10 @@ fn remove_old_set(
         removed => removed.map_err(|e| set.file_error("remove", &inventory, e.into()))?,
     }
     if durable {
-        rustix::fs::fsync(above).map_err(|e| set.file_error("sync", "", e.into()))?;
+        rustix::fs::fsync(above).map_err(|e| set.directory_error("sync", e.into()))?;
     }
     let new: HashSet<&str> = names.iter().map(String::as_str).collect();
-    let listed = leftovers(set, &new).map_err(|e| set.file_error("list", "", e))?;
+    let listed = leftovers(set, &new).map_err(|e| set.directory_error("list", e))?;
     for name in listed {
         let removed = rustix::fs::unlinkat(above, &name, AtFlags::empty());
         removed.map_err(|e| set.file_error("remove", &name, e.into()))?;
@@ -128,13 +128,13 @@ fn publish(
             published.push(name);
         }
         if durable {
-            rustix::fs::fsync(above).map_err(|e| set.file_error("sync", "", e.into()))?;
+            rustix::fs::fsync(above).map_err(|e| set.directory_error("sync", e.into()))?;
         }
         let moved = set.private.publish(&inventory, above);
         moved.map_err(|source| set.file_error("move into place", &inventory, source))?;
         published.push(&inventory);
         match durable {
-            true => rustix::fs::fsync(above).map_err(|e| set.file_error("sync", "", e.into())),
+            true => rustix::fs::fsync(above).map_err(|e| set.directory_error("sync", e.into())),
             false => Ok(()),
         }
     };
