@@ -3,8 +3,11 @@
 pub mod arch;
 pub mod cancel;
 pub mod files;
+pub mod freeze;
+pub mod inject;
 pub mod memory;
 pub mod obstacle;
 pub mod program;
 pub mod script;
+pub mod task;
 pub mod tree;

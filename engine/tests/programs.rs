@@ -22,7 +22,8 @@ struct Child(Pid);
 impl Drop for Child {
     fn drop(&mut self) {
         let _ = task::kill(self.0, 9);
-        while matches!(wait::wait(self.0), Ok(status) if !matches!(status, wait::Status::Ended(_))) {
+        while matches!(wait::wait(self.0), Ok(status) if !matches!(status, wait::Status::Ended(_)))
+        {
         }
     }
 }
@@ -38,7 +39,11 @@ fn leave_rseq(program: &mut Program) {
 fn run(set: &ProgramSet, root: firn_engine::program::ProgramId) -> (Arena, Child) {
     let arena = Arena::create(set, set.place(base())).expect("arena");
     let (record, context) = arena.entry(root);
-    let entry = ProgramEntry { executor: arena.placed().base(), record, context };
+    let entry = ProgramEntry {
+        executor: arena.placed().base(),
+        record,
+        context,
+    };
     // SAFETY: the arena holds the executor and the program, which leaves rseq first.
     let child = unsafe { spawn_program(0, 17, None, entry) }.expect("clone3");
     (arena, Child(child))
@@ -74,14 +79,22 @@ fn an_unexpected_result_names_the_record_and_the_errno() {
     let mut p = Program::new("task 4711");
     leave_rseq(&mut p);
     p.call(nr::CLOSE, &[(-1).into()], Rule::OkOr(9), "an allowed errno");
-    p.call(nr::CLOSE, &[99_999u64.into()], Rule::Ok, "closing what is not open");
+    p.call(
+        nr::CLOSE,
+        &[99_999u64.into()],
+        Rule::Ok,
+        "closing what is not open",
+    );
     p.park();
     let id = set.add(p);
     let (arena, _child) = run(&set, id);
     let failure = wait_parked(&arena, &set, 1).unwrap_err();
     assert_eq!(failure.errno().unwrap().raw(), 9);
     let text = failure.to_string();
-    assert!(text.starts_with("task 4711: closing what is not open failed: EBADF"), "{text}");
+    assert!(
+        text.starts_with("task 4711: closing what is not open failed: EBADF"),
+        "{text}"
+    );
     assert!(text.contains("close(0x1869f)"), "{text}");
 }
 
@@ -104,9 +117,19 @@ fn answers_land_in_data() {
     let mut p = Program::new("child");
     leave_rseq(&mut p);
     let name = p.string(b"firn-child");
-    p.call(nr::PRCTL, &[15.into(), name.into()], Rule::Ok, "PR_SET_NAME");
+    p.call(
+        nr::PRCTL,
+        &[15.into(), name.into()],
+        Rule::Ok,
+        "PR_SET_NAME",
+    );
     let answer = p.space(16);
-    p.call(nr::PRCTL, &[16.into(), answer.into()], Rule::Ok, "PR_GET_NAME");
+    p.call(
+        nr::PRCTL,
+        &[16.into(), answer.into()],
+        Rule::Ok,
+        "PR_GET_NAME",
+    );
     p.park();
     let id = set.add(p);
     let (arena, _child) = run(&set, id);
@@ -183,7 +206,10 @@ fn a_death_is_seen_by_the_liveness_check() {
         Ok(Some(status)) => Err(status),
         _ => Ok(()),
     });
-    assert!(matches!(outcome, WaitOutcome::Dead(wait::Status::Ended(9))), "{outcome:?}");
+    assert!(
+        matches!(outcome, WaitOutcome::Dead(wait::Status::Ended(9))),
+        "{outcome:?}"
+    );
 }
 
 #[test]
@@ -191,7 +217,12 @@ fn plans_print_every_record() {
     let mut set = ProgramSet::new();
     let mut p = Program::new("task 7");
     let word = set.word();
-    p.call(nr::MUNMAP, &[0u64.into(), 0x10_0000u64.into()], Rule::Ok, "clearing");
+    p.call(
+        nr::MUNMAP,
+        &[0u64.into(), 0x10_0000u64.into()],
+        Rule::Ok,
+        "clearing",
+    );
     p.wait(word, 2, "both");
     p.park();
     set.add(p);

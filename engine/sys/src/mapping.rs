@@ -55,6 +55,25 @@ impl SharedMapping {
         })
     }
 
+    /// Maps `len` bytes of `rest` shared and replaces the first `head_len` of them by the start of `head`.
+    ///
+    /// # Errors
+    /// As man 2 mmap.
+    pub fn of_two_files(
+        head: BorrowedFd<'_>,
+        head_len: usize,
+        rest: BorrowedFd<'_>,
+        len: usize,
+    ) -> Result<SharedMapping> {
+        assert!(head_len <= len, "the head is part of the whole");
+        let whole = SharedMapping::of_file(rest, len)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: replaces pages of a mapping that this function has just made and owns.
+        unsafe { mmap(whole.start.as_ptr().cast(), head_len, prot, flags, head, 0) }?;
+        Ok(whole)
+    }
+
     /// Makes the first `len` bytes executable and read-only.
     ///
     /// # Errors

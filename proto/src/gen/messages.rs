@@ -1010,8 +1010,22 @@ impl ::prost::Name for UserX86CetEntry {
 const NAME: &'static str = "user_x86_cet_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "user_x86_cet_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_cet_entry".into() }}
-/// Components of the xsave area beyond fxsave, each in standard format.
+/// Firn: one component of the xsave area that has no field of its own, such as AMX tiles.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnXfeatureEntry {
+    /// Bit of the component in xstate_bv.
+    #[prost(uint32, required, tag = "1")]
+    pub bit: u32,
+    /// Its bytes in standard format.
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub state: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for FirnXfeatureEntry {
+const NAME: &'static str = "firn_xfeature_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_xfeature_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_xfeature_entry".into() }}
+/// Components of the xsave area beyond fxsave, each in standard format.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserX86XsaveEntry {
     #[prost(uint64, required, tag = "1")]
     pub xstate_bv: u64,
@@ -1031,13 +1045,16 @@ pub struct UserX86XsaveEntry {
     pub pkru: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, optional, tag = "9")]
     pub cet: ::core::option::Option<UserX86CetEntry>,
+    /// Firn: components in use that the fields above have no room for.
+    #[prost(message, repeated, tag = "20000")]
+    pub firn: ::prost::alloc::vec::Vec<FirnXfeatureEntry>,
 }
 impl ::prost::Name for UserX86XsaveEntry {
 const NAME: &'static str = "user_x86_xsave_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "user_x86_xsave_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/user_x86_xsave_entry".into() }}
 /// The 512-byte fxsave area, and the rest of xsave.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UserX86FpregsEntry {
     #[prost(uint32, required, tag = "1")]
     pub cwd: u32,

@@ -1,7 +1,10 @@
-//! x86-64: the executor, system call names, registers and extended state, vdso.
+//! x86-64: the executor, system call names, registers and extended state.
 
 mod executor;
+pub mod regs;
 mod syscalls;
+mod xsave;
 
 pub use executor::executor_code;
 pub use syscalls::syscall_name;
+pub use xsave::{XsaveError, XsaveLayout};

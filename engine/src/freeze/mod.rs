@@ -1,0 +1,232 @@
+//! Stopping a whole tree, so that nothing in it moves until it is let go.
+//!
+//! Every thread is seized by ptrace and interrupted, level by level: a process whose threads have all
+//! stopped can't make children, so its list of children is final, and the children come next. What is
+//! born or orphaned meanwhile is found by going round until nothing new appears. Where the tree has a
+//! cgroup (v2) to itself, that group is frozen first, which stops even a fork storm at once.
+//!
+//! A frozen tree is its own undo guard: dropped, it lets every thread go on exactly where it was.
+
+mod cgroup;
+mod stop;
+mod walk;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use firn_sys::{Errno, Pid, ptrace, task as sys_task};
+
+use crate::task::status::StatusError;
+use crate::tree::{Task, Tree};
+
+pub use cgroup::CgroupFreezeError;
+pub use walk::running_tree;
+
+/// Why a tree could not be frozen. Nothing of it stays stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// No such process.
+    #[error("there is no process {0}")]
+    Gone(Pid),
+    /// The root is dead already.
+    #[error("process {0} is a zombie: it is dead and only waits for its parent")]
+    RootIsZombie(Pid),
+    /// A kernel thread has no user state.
+    #[error("task {0} is a kernel thread, which can't be dumped")]
+    KernelThread(Pid),
+    /// The dumper itself is part of the tree.
+    #[error(
+        "process {0} is this very process or one of its ancestors, so it would stop its own dump"
+    )]
+    OwnAncestor(Pid),
+    /// Somebody else traces a task.
+    #[error("task {tid} is traced by process {tracer} ({tracer_name}); detach that first")]
+    Traced {
+        /// The task.
+        tid: Pid,
+        /// Its tracer.
+        tracer: Pid,
+        /// The tracer's command name.
+        tracer_name: String,
+    },
+    /// A task does not come to a stop.
+    #[error(
+        "task {tid} did not stop within {} s: it is in an uninterruptible state ({state}); \
+         try again when that is over", timeout.as_secs()
+    )]
+    WontStop {
+        /// The task.
+        tid: Pid,
+        /// State letter and what it waits for.
+        state: String,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
+    /// ptrace refused.
+    #[error("can't trace task {tid}")]
+    Refused {
+        /// The task.
+        tid: Pid,
+        /// Cause.
+        source: Errno,
+    },
+    /// The tree never stopped growing.
+    #[error("the tree of process {0} kept changing while it was being stopped")]
+    NeverSettled(Pid),
+    /// The cgroup freezer failed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupFreezeError),
+    /// /proc could not be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+}
+
+/// How to freeze.
+#[derive(Debug, Clone)]
+pub struct FreezeOptions {
+    /// How long all of it may take.
+    pub timeout: Duration,
+    /// Freeze this cgroup instead of the one found for the tree.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What is to become of the tasks of a frozen tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// They go on as if nothing had happened.
+    Resume,
+    /// They stay, stopped by SIGSTOP.
+    Stop,
+    /// They die.
+    Kill,
+}
+
+/// A tree whose threads are all in ptrace stops of the calling thread.
+#[derive(Debug)]
+pub struct FrozenTree {
+    tree: Tree,
+    seized: Vec<Pid>,
+    since: Instant,
+    freezing: Duration,
+    released: bool,
+}
+
+impl FrozenTree {
+    /// Stops the tree below `root`.
+    ///
+    /// # Errors
+    /// See [`FreezeError`]; whatever had been stopped goes on.
+    ///
+    /// # Preconditions
+    /// The calling thread becomes the tracer and must make all further ptrace calls.
+    pub fn freeze(root: Pid, options: &FreezeOptions) -> Result<FrozenTree, FreezeError> {
+        walk::check_root(root)?;
+        let begun = Instant::now();
+        let mut frozen = FrozenTree {
+            tree: Tree { tasks: Vec::new() },
+            seized: Vec::new(),
+            since: begun,
+            freezing: Duration::ZERO,
+            released: false,
+        };
+        let group = cgroup::freeze_for(root, options, begun + options.timeout)?;
+        stop::stop_all(&mut frozen, root, options.timeout)?;
+        if let Some(group) = group {
+            group.thaw()?;
+        }
+        frozen.freezing = begun.elapsed();
+        Ok(frozen)
+    }
+
+    /// The tasks.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// When freezing began; the tree has been held since then or later.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// How long it took until everything had stopped.
+    pub fn freezing(&self) -> Duration {
+        self.freezing
+    }
+
+    /// Lets the tree go.
+    pub fn release(mut self, fate: Fate) {
+        self.let_go(fate);
+    }
+
+    fn let_go(&mut self, fate: Fate) {
+        if std::mem::replace(&mut self.released, true) {
+            return;
+        }
+        match fate {
+            Fate::Kill => self.kill(),
+            Fate::Stop => {
+                for task in self.tree.alive() {
+                    // Pending before anybody runs again, so no instruction is executed in between.
+                    let _ = sys_task::kill(task.pid, libc_signal::SIGSTOP);
+                }
+                self.detach();
+            }
+            Fate::Resume => self.detach(),
+        }
+    }
+
+    fn detach(&self) {
+        for &tid in &self.seized {
+            // ESRCH: killed meanwhile by somebody else, which is not ours to undo.
+            let _ = ptrace::detach(tid, 0);
+        }
+    }
+
+    fn kill(&self) {
+        for task in &self.tree.tasks {
+            let _ = sys_task::kill(task.pid, libc_signal::SIGKILL);
+        }
+        stop::reap_killed(&self.tree, &self.seized);
+    }
+}
+
+impl Drop for FrozenTree {
+    fn drop(&mut self) {
+        self.let_go(Fate::Resume);
+    }
+}
+
+mod libc_signal {
+    pub const SIGKILL: i32 = 9;
+    pub const SIGSTOP: i32 = 19;
+}
+
+impl FrozenTree {
+    fn add(&mut self, task: Task) {
+        self.tree.tasks.push(task);
+    }
+
+    fn knows(&self, pid: Pid) -> bool {
+        self.tree.task(pid).is_some()
+    }
+
+    /// Sorts the tasks so that every parent stands before its children, depth first.
+    fn sort(&mut self, root: Pid) {
+        let mut children: std::collections::HashMap<Pid, Vec<Task>> =
+            std::collections::HashMap::new();
+        let mut stack = Vec::new();
+        for task in std::mem::take(&mut self.tree.tasks) {
+            if task.pid == root {
+                stack.push(task);
+            } else {
+                children.entry(task.ppid).or_default().push(task);
+            }
+        }
+        while let Some(task) = stack.pop() {
+            let mut below = children.remove(&task.pid).unwrap_or_default();
+            below.sort_by_key(|child| std::cmp::Reverse(child.pid));
+            stack.extend(below);
+            self.tree.tasks.push(task);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! Running a syscall program inside stopped tasks, and leaving no trace of it.
+//!
+//! ```text
+//! stopped thread ── mmap by its vdso's `syscall` ──> arena in the task, mapped here as well
+//!                ── all threads run their programs and park
+//!                ── interrupted again, arena unmapped, registers and masks put back
+//! ```
+//!
+//! Nothing is written into the task's own memory, not even for the first call. From the first changed
+//! register to the last one put back is the only time in which the death of the coordinator would harm
+//! the task, so all tasks of a tree go through it together and it takes well under a millisecond a task.
+
+mod remote;
+
+use std::fs::OpenOptions;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use firn_sys::mapping::SharedMapping;
+use firn_sys::ptrace::GeneralRegs;
+use firn_sys::{Errno, Pid, nr, process_vm, ptrace, task as sys_task, wait};
+
+use crate::arch::regs;
+use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
+
+pub use remote::{RemoteCall, call_all};
+
+/// How long the programs of one task may take; they hold nothing but calls that answer at once.
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
+const ALL_SIGNALS: u64 = u64::MAX;
+
+/// Why a program could not be run inside a task.
+#[derive(Debug, thiserror::Error)]
+pub enum InjectError {
+    /// ptrace or wait failed for a stopped thread.
+    #[error("can't {what} of task {tid}")]
+    Trace {
+        /// The thread.
+        tid: Pid,
+        /// What was tried, such as `read the registers`.
+        what: &'static str,
+        /// Cause.
+        source: Errno,
+    },
+    /// The thread died under our hands.
+    #[error("task {0} died while it was inspected")]
+    Died(Pid),
+    /// The thread stopped in a way that none of our requests explains.
+    #[error("task {tid} stopped unexpectedly (signal {signal}, event {event})")]
+    UnexpectedStop {
+        /// The thread.
+        tid: Pid,
+        /// Stop signal.
+        signal: i32,
+        /// ptrace event.
+        event: i32,
+    },
+    /// No executable memory of the task holds a `syscall` instruction.
+    #[error("task {0} has no executable mapping with a system call instruction to start from")]
+    NoSyscallInstruction(Pid),
+    /// A remote call failed.
+    #[error("task {tid}: {what} failed")]
+    Call {
+        /// The thread.
+        tid: Pid,
+        /// What the call was for.
+        what: &'static str,
+        /// Cause.
+        source: Errno,
+    },
+    /// The arena can't be seen from here.
+    #[error("can't map {} here (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)", path.display())]
+    MapFiles {
+        /// The map_files link.
+        path: PathBuf,
+        /// Cause.
+        source: Errno,
+    },
+    /// A record failed.
+    #[error(transparent)]
+    Program(#[from] ProgramFailure),
+    /// The programs did not end.
+    #[error("the program inside task {0} did not end in time")]
+    Stuck(Pid),
+}
+
+/// One process to run programs in: its stopped threads, leader first, each with its program.
+#[derive(Debug)]
+pub struct Job {
+    /// The process.
+    pub pid: Pid,
+    /// Threads and their programs.
+    pub threads: Vec<(Pid, ProgramId)>,
+    /// The programs.
+    pub set: ProgramSet,
+}
+
+/// A thread's state before it was touched, put back on drop.
+#[derive(Debug)]
+struct Saved {
+    tid: Pid,
+    regs: GeneralRegs,
+    mask: u64,
+    restored: bool,
+}
+
+impl Saved {
+    fn save(tid: Pid) -> Result<Saved, InjectError> {
+        let mut regs = ptrace::general_regs(tid).map_err(trace(tid, "read the registers"))?;
+        leave_critical_section(tid, &mut regs);
+        let mask = ptrace::signal_mask(tid).map_err(trace(tid, "read the signal mask"))?;
+        ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(trace(tid, "set the signal mask"))?;
+        Ok(Saved {
+            tid,
+            regs,
+            mask,
+            restored: false,
+        })
+    }
+
+    fn restore(&mut self) -> Result<(), InjectError> {
+        self.restored = true;
+        ptrace::set_general_regs(self.tid, &self.regs)
+            .map_err(trace(self.tid, "put back the registers"))?;
+        ptrace::set_signal_mask(self.tid, self.mask)
+            .map_err(trace(self.tid, "put back the signal mask"))
+    }
+}
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        if self.restored {
+            return;
+        }
+        // After an error the thread may still run its program: stop it, then put it back.
+        if ptrace::general_regs(self.tid).is_err() {
+            let _ = ptrace::interrupt(self.tid);
+            let _ = wait::wait(self.tid);
+        }
+        let _ = self.restore();
+    }
+}
+
+fn trace(tid: Pid, what: &'static str) -> impl Fn(Errno) -> InjectError {
+    move |source| match source {
+        Errno::ESRCH => InjectError::Died(tid),
+        source => InjectError::Trace { tid, what, source },
+    }
+}
+
+/// A thread stopped inside an rseq critical section would complete it unprotected once it had run
+/// anything else, because the kernel clears the section then: send it to its abort handler instead, as
+/// the kernel does at any preemption.
+///
+/// Source: linux include/uapi/linux/rseq.h, struct rseq and struct rseq_cs.
+fn leave_critical_section(tid: Pid, regs: &mut GeneralRegs) {
+    let Ok(config) = ptrace::rseq_config(tid) else {
+        return;
+    };
+    if config.address == 0 {
+        return;
+    }
+    let Some(section) = read_u64(tid, config.address + 8).filter(|section| *section != 0) else {
+        return;
+    };
+    let (Some(start), Some(len), Some(abort)) = (
+        read_u64(tid, section + 8),
+        read_u64(tid, section + 16),
+        read_u64(tid, section + 24),
+    ) else {
+        return;
+    };
+    if regs.rip.wrapping_sub(start) < len {
+        regs.rip = abort;
+    }
+}
+
+fn read_u64(tid: Pid, address: u64) -> Option<u64> {
+    let mut bytes = [0u8; 8];
+    let range = process_vm::RemoteRange { address, len: 8 };
+    (process_vm::read(tid, &[range], &mut bytes).ok()? == 8).then(|| u64::from_le_bytes(bytes))
+}
+
+/// A task with an arena in it.
+struct Entered {
+    saved: Vec<Saved>,
+    syscall_at: u64,
+    address: u64,
+    arena: Arena,
+}
+
+/// Runs every job's programs, all tasks together, and returns the arenas with the answers. All threads
+/// are back in their stops with the registers and masks they had.
+///
+/// # Errors
+/// See [`InjectError`]; registers and masks are put back in any case.
+///
+/// # Preconditions
+/// Every thread is in a ptrace stop of the calling thread.
+pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
+    let mut saved = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let threads: Result<Vec<Saved>, _> = job
+            .threads
+            .iter()
+            .map(|(tid, _)| Saved::save(*tid))
+            .collect();
+        saved.push(threads?);
+    }
+    let mut entered = enter(jobs, saved)?;
+    for (job, task) in jobs.iter().zip(&entered) {
+        start(job, task)?;
+    }
+    let mut held_back = Vec::new();
+    for (job, task) in jobs.iter().zip(&entered) {
+        held_back.extend(await_end(job, task)?);
+    }
+    stop_again(jobs)?;
+    held_back.extend(leave(jobs, &mut entered)?);
+    for pid in held_back {
+        let _ = sys_task::kill(pid, remote::SIGSTOP);
+    }
+    Ok(entered.into_iter().map(|task| task.arena).collect())
+}
+
+/// Maps an arena into every task and here.
+fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectError> {
+    let lens: Vec<usize> = jobs.iter().map(|job| job.set.place(0).len()).collect();
+    let mut calls = Vec::with_capacity(jobs.len());
+    for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
+        let syscall_at = remote::find_syscall_instruction(job.pid)?;
+        let leader = &threads[0];
+        calls.push(RemoteCall::new(
+            leader.tid,
+            leader.regs,
+            syscall_at,
+            remote::map_arena(*len),
+        ));
+    }
+    call_all(&mut calls)?;
+    let mut entered = Vec::with_capacity(jobs.len());
+    for (((job, saved), len), call) in jobs.iter().zip(saved).zip(&lens).zip(&calls) {
+        let address = match call.result() {
+            Ok(address) => address,
+            Err(Errno::EACCES) => remote::map_in_two_parts(call, *len)?,
+            Err(source) => {
+                let what = "mapping the arena";
+                return Err(InjectError::Call {
+                    tid: call.tid(),
+                    what,
+                    source,
+                });
+            }
+        };
+        let mapping = see(job.pid, address, *len)?;
+        let arena = Arena::attach(mapping, &job.set, job.set.place(address));
+        entered.push(Entered {
+            saved,
+            syscall_at: call.instruction(),
+            address,
+            arena,
+        });
+    }
+    Ok(entered)
+}
+
+/// Maps the arena of a task into this process.
+fn see(pid: Pid, address: u64, len: usize) -> Result<SharedMapping, InjectError> {
+    const PAGE: u64 = 4096;
+    let end = address + u64::try_from(len).expect("lengths fit 64 bits");
+    let open = |start: u64, end: u64| {
+        let path = PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}"));
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        file.map_err(|error| InjectError::MapFiles {
+            path,
+            source: error.into(),
+        })
+    };
+    let here = |source| InjectError::Call {
+        tid: pid,
+        what: "mapping its arena here",
+        source,
+    };
+    match open(address, end) {
+        Ok(whole) => SharedMapping::of_file(whole.as_fd(), len).map_err(here),
+        Err(error) => {
+            let (Ok(code), Ok(rest)) = (open(address, address + PAGE), open(address + PAGE, end))
+            else {
+                return Err(error);
+            };
+            SharedMapping::of_two_files(code.as_fd(), 4096, rest.as_fd(), len).map_err(here)
+        }
+    }
+}
+
+fn start(job: &Job, task: &Entered) -> Result<(), InjectError> {
+    for (saved, (tid, program)) in task.saved.iter().zip(&job.threads) {
+        let (record, context) = task.arena.entry(*program);
+        let regs = regs::at_executor(&saved.regs, task.address, record, context);
+        ptrace::set_general_regs(*tid, &regs).map_err(trace(*tid, "set the registers"))?;
+        ptrace::cont(*tid, 0).map_err(trace(*tid, "start the program"))?;
+    }
+    Ok(())
+}
+
+/// Returns the process if a SIGSTOP was held back meanwhile.
+fn await_end(job: &Job, task: &Entered) -> Result<Option<Pid>, InjectError> {
+    let nr = u32::try_from(job.threads.len()).expect("fewer than 2^32 threads");
+    let mut held_back = None;
+    let alive = || {
+        for (tid, _) in &job.threads {
+            match wait::try_wait(*tid) {
+                Ok(None) => {}
+                // SIGSTOP can't be blocked: hold it back until the program is done.
+                Ok(Some(wait::Status::Stopped { event, .. })) => {
+                    if event == 0 {
+                        held_back = Some(job.pid);
+                    }
+                    let _ = ptrace::cont(*tid, 0);
+                }
+                Ok(Some(_)) | Err(_) => return Err(*tid),
+            }
+        }
+        Ok(())
+    };
+    match task.arena.wait_parked(&job.set, nr, PROGRAM_TIMEOUT, alive) {
+        WaitOutcome::Reached => Ok(held_back),
+        WaitOutcome::Failed(failure) => Err(failure.into()),
+        WaitOutcome::Dead(tid) => Err(InjectError::Died(tid)),
+        WaitOutcome::TimedOut => Err(InjectError::Stuck(job.pid)),
+    }
+}
+
+/// Brings every parked thread back into a ptrace stop.
+fn stop_again(jobs: &[Job]) -> Result<(), InjectError> {
+    for (tid, _) in jobs.iter().flat_map(|job| &job.threads) {
+        ptrace::interrupt(*tid).map_err(trace(*tid, "stop the program"))?;
+    }
+    for (tid, _) in jobs.iter().flat_map(|job| &job.threads) {
+        match wait::wait(*tid) {
+            Ok(wait::Status::Stopped { .. }) => {}
+            Ok(_) => return Err(InjectError::Died(*tid)),
+            Err(source) => return Err(trace(*tid, "wait for the stop")(source)),
+        }
+    }
+    Ok(())
+}
+
+/// Unmaps the arenas and puts every thread back. Returns processes whose SIGSTOP was held back.
+fn leave(jobs: &[Job], entered: &mut [Entered]) -> Result<Vec<Pid>, InjectError> {
+    let mut calls: Vec<RemoteCall> = entered
+        .iter()
+        .map(|task| {
+            let len = u64::try_from(task.arena.placed().len()).expect("lengths fit 64 bits");
+            let leader = &task.saved[0];
+            let munmap = (nr::MUNMAP, [task.address, len, 0, 0, 0, 0]);
+            RemoteCall::new(leader.tid, leader.regs, task.syscall_at, munmap)
+        })
+        .collect();
+    call_all(&mut calls)?;
+    for (call, job) in calls.iter().zip(jobs) {
+        let what = "unmapping the arena";
+        call.result().map_err(|source| InjectError::Call {
+            tid: job.pid,
+            what,
+            source,
+        })?;
+    }
+    for saved in entered.iter_mut().flat_map(|task| &mut task.saved) {
+        saved.restore()?;
+    }
+    Ok(calls
+        .iter()
+        .zip(jobs)
+        .filter(|(call, _)| call.swallowed_stop())
+        .map(|(_, job)| job.pid)
+        .collect())
+}

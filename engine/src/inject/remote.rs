@@ -1,0 +1,256 @@
+//! Single system calls made by a stopped task, through a `syscall` instruction that it has anyway.
+
+use std::fs;
+
+use firn_sys::process_vm::{self, RemoteRange};
+use firn_sys::ptrace::GeneralRegs;
+use firn_sys::wait::Status;
+use firn_sys::{Errno, Pid, nr, ptrace, wait};
+
+use super::{InjectError, trace};
+use crate::arch::regs;
+
+/// Number and arguments of a call.
+pub type CallSpec = (i64, [u64; 6]);
+
+const PROT_READ: u64 = 1;
+const PROT_WRITE: u64 = 2;
+const PROT_EXEC: u64 = 4;
+const MAP_SHARED: u64 = 1;
+const MAP_FIXED: u64 = 0x10;
+const MAP_ANONYMOUS: u64 = 0x20;
+const PAGE: u64 = 4096;
+/// The one stop signal that a mask can't hold back.
+pub const SIGSTOP: i32 = 19;
+/// No more than this much of one mapping is searched for an instruction.
+const SEARCH_LIMIT: u64 = 1 << 20;
+
+/// One call to be made by one stopped thread.
+#[derive(Debug)]
+pub struct RemoteCall {
+    tid: Pid,
+    old: GeneralRegs,
+    instruction: u64,
+    call: CallSpec,
+    result: i64,
+    swallowed_stop: bool,
+}
+
+impl RemoteCall {
+    /// Prepares a call; `old` are the thread's registers, of which segments and the like are kept.
+    pub fn new(tid: Pid, old: GeneralRegs, instruction: u64, call: CallSpec) -> RemoteCall {
+        RemoteCall {
+            tid,
+            old,
+            instruction,
+            call,
+            result: 0,
+        }
+    }
+
+    /// The thread.
+    pub fn tid(&self) -> Pid {
+        self.tid
+    }
+
+    /// Address of the instruction.
+    pub fn instruction(&self) -> u64 {
+        self.instruction
+    }
+
+    /// True when a SIGSTOP came in between and was held back; it must be sent again afterwards.
+    pub fn swallowed_stop(&self) -> bool {
+        self.swallowed_stop
+    }
+
+    /// What the call returned.
+    ///
+    /// # Errors
+    /// The call's own errno.
+    pub fn result(&self) -> Result<u64, Errno> {
+        match self.result {
+            error @ -4095..0 => Err(Errno::from_raw(
+                i32::try_from(-error).expect("errnos are small"),
+            )),
+            value => Ok(value.cast_unsigned()),
+        }
+    }
+}
+
+/// Makes all calls, every thread at the same time, and leaves the threads at the calls' exit stops.
+///
+/// # Errors
+/// A thread died or stopped for another reason.
+///
+/// # Preconditions
+/// Every thread is in a ptrace stop of the calling thread, with all signals blocked.
+pub fn call_all(calls: &mut [RemoteCall]) -> Result<(), InjectError> {
+    for call in calls.iter() {
+        let number = u64::try_from(call.call.0).expect("call numbers are positive");
+        let regs = regs::at_syscall(&call.old, call.instruction, number, call.call.1);
+        ptrace::set_general_regs(call.tid, &regs).map_err(trace(call.tid, "set the registers"))?;
+        go_on(call.tid)?;
+    }
+    for call in calls.iter_mut() {
+        call.swallowed_stop |= await_syscall_stop(call.tid)?;
+        go_on(call.tid)?;
+    }
+    for call in calls.iter_mut() {
+        call.swallowed_stop |= await_syscall_stop(call.tid)?;
+        let regs = ptrace::general_regs(call.tid).map_err(trace(call.tid, "read the registers"))?;
+        call.result = regs::syscall_result(&regs);
+    }
+    Ok(())
+}
+
+fn go_on(tid: Pid) -> Result<(), InjectError> {
+    ptrace::cont_to_syscall(tid).map_err(trace(tid, "resume the thread"))
+}
+
+/// Waits for the entry or exit stop of a system call, passing over stops of a stopped thread group.
+/// Returns true when a SIGSTOP was held back.
+fn await_syscall_stop(tid: Pid) -> Result<bool, InjectError> {
+    let mut swallowed = false;
+    loop {
+        match wait::wait(tid).map_err(trace(tid, "wait for the thread"))? {
+            Status::Stopped {
+                signal: ptrace::SYSCALL_STOP,
+                ..
+            } => return Ok(swallowed),
+            Status::Stopped {
+                event: ptrace::EVENT_STOP,
+                ..
+            } => go_on(tid)?,
+            // SIGSTOP can't be blocked.
+            Status::Stopped {
+                signal: SIGSTOP,
+                event: 0,
+            } => {
+                swallowed = true;
+                go_on(tid)?;
+            }
+            Status::Stopped { signal, event } => {
+                return Err(InjectError::UnexpectedStop { tid, signal, event });
+            }
+            Status::Ended(_) => return Err(InjectError::Died(tid)),
+            Status::Continued => {}
+        }
+    }
+}
+
+/// The call that makes an arena: shared, so that it can be seen from here.
+pub fn map_arena(len: usize) -> CallSpec {
+    let len = u64::try_from(len).expect("lengths fit 64 bits");
+    let prot = PROT_READ | PROT_WRITE | PROT_EXEC;
+    (
+        nr::MMAP,
+        [0, len, prot, MAP_SHARED | MAP_ANONYMOUS, u64::MAX, 0],
+    )
+}
+
+/// Makes an arena where memory that is both writable and executable is refused (PR_SET_MDWE, SELinux):
+/// writable memory, then an executable first page in its place.
+///
+/// # Errors
+/// The calls were refused.
+pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectError> {
+    let len = u64::try_from(len).expect("lengths fit 64 bits");
+    let one = |call: CallSpec, what| -> Result<u64, InjectError> {
+        let mut calls = [RemoteCall::new(
+            refused.tid,
+            refused.old,
+            refused.instruction,
+            call,
+        )];
+        call_all(&mut calls)?;
+        calls[0].result().map_err(|source| InjectError::Call {
+            tid: refused.tid,
+            what,
+            source,
+        })
+    };
+    let shared = MAP_SHARED | MAP_ANONYMOUS;
+    let writable = (
+        nr::MMAP,
+        [0, len, PROT_READ | PROT_WRITE, shared, u64::MAX, 0],
+    );
+    let address = one(writable, "mapping the arena")?;
+    let prot = PROT_READ | PROT_EXEC;
+    let code = (
+        nr::MMAP,
+        [address, PAGE, prot, shared | MAP_FIXED, u64::MAX, 0],
+    );
+    one(code, "mapping the executor's page")?;
+    Ok(address)
+}
+
+/// Finds a `syscall` instruction in the task's executable memory: in its vdso as a rule.
+///
+/// # Errors
+/// The task has none, or its maps can't be read.
+pub fn find_syscall_instruction(pid: Pid) -> Result<u64, InjectError> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let mut executable: Vec<(u64, u64, bool)> = maps.lines().filter_map(executable_range).collect();
+    executable.sort_by_key(|(.., is_vdso)| !is_vdso);
+    executable
+        .into_iter()
+        .find_map(|(start, end, _)| search(pid, start, end))
+        .ok_or(InjectError::NoSyscallInstruction(pid))
+}
+
+fn executable_range(line: &str) -> Option<(u64, u64, bool)> {
+    let mut fields = line.split_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    if !fields.next()?.contains('x') || line.ends_with("[vsyscall]") {
+        return None;
+    }
+    let parse = |hex| u64::from_str_radix(hex, 16).ok();
+    Some((parse(start)?, parse(end)?, line.ends_with("[vdso]")))
+}
+
+fn search(pid: Pid, start: u64, end: u64) -> Option<u64> {
+    let len = usize::try_from((end - start).min(SEARCH_LIMIT)).ok()?;
+    let mut bytes = vec![0u8; len];
+    let got = process_vm::read(
+        pid,
+        &[RemoteRange {
+            address: start,
+            len,
+        }],
+        &mut bytes,
+    )
+    .ok()?;
+    let at = bytes[..got]
+        .windows(2)
+        .position(|pair| pair == regs::SYSCALL_INSTRUCTION)?;
+    Some(start + u64::try_from(at).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_executable_ranges_only() {
+        let vdso = "7ffd1000-7ffd3000 r-xp 00000000 00:00 0     [vdso]";
+        assert_eq!(
+            executable_range(vdso),
+            Some((0x7ffd_1000, 0x7ffd_3000, true))
+        );
+        assert_eq!(executable_range("1000-2000 rw-p 00000000 00:00 0"), None);
+        let vsyscall = "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]";
+        assert_eq!(executable_range(vsyscall), None);
+    }
+
+    #[test]
+    fn finds_an_instruction_in_this_process() {
+        let at = find_syscall_instruction(Pid::this()).unwrap();
+        let mut bytes = [0u8; 2];
+        let range = RemoteRange {
+            address: at,
+            len: 2,
+        };
+        process_vm::read(Pid::this(), &[range], &mut bytes).unwrap();
+        assert_eq!(bytes, regs::SYSCALL_INSTRUCTION);
+    }
+}

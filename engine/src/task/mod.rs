@@ -1,0 +1,3 @@
+//! Per-task state: one module per kind, dump and restore side by side.
+
+pub mod status;

@@ -1,0 +1,261 @@
+//! /proc/PID/status and /proc/PID/stat of one task, parsed once for all modules.
+//!
+//! Source: man 5 proc_pid_status, proc_pid_stat.
+
+use std::path::PathBuf;
+
+use firn_sys::Pid;
+
+/// Failure to read or understand a task's status.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The file could not be read; the task is gone or /proc is not what we expect.
+    #[error("can't read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A field is missing or has another form than documented.
+    #[error("{} has no usable field {field}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// Name of the field.
+        field: &'static str,
+    },
+}
+
+/// Ids of the real, effective, saved and file system kind.
+pub type FourIds = [u32; 4];
+
+/// What /proc/PID/status says about one thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Name of the thread, at most 15 bytes of anything.
+    pub name: Vec<u8>,
+    /// State letter: R S D T t Z X I.
+    pub state: u8,
+    /// umask, absent for zombies.
+    pub umask: Option<u32>,
+    /// The tracer's pid, or 0.
+    pub tracer: i32,
+    /// uids.
+    pub uid: FourIds,
+    /// gids.
+    pub gid: FourIds,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding and ambient capabilities.
+    pub caps: [u64; 5],
+    /// no_new_privs attribute.
+    pub no_new_privs: bool,
+    /// Seccomp mode: 0 none, 1 strict, 2 filter.
+    pub seccomp: u32,
+    /// Ids of the thread from our pid namespace inwards.
+    pub nspid: Vec<i32>,
+    /// True for a kernel thread.
+    pub kthread: bool,
+}
+
+impl Status {
+    /// Reads the status of a thread.
+    ///
+    /// # Errors
+    /// The thread is gone, or /proc has another form than documented.
+    pub fn read(pid: Pid, tid: Pid) -> Result<Status, StatusError> {
+        let path = PathBuf::from(format!("/proc/{pid}/task/{tid}/status"));
+        let text = std::fs::read(&path).map_err(|source| StatusError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        Status::parse(&text).map_err(|field| StatusError::Field { path, field })
+    }
+
+    fn parse(text: &[u8]) -> Result<Status, &'static str> {
+        let name = field(text, "Name").ok_or("Name")?;
+        let caps = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
+        let mut sets = [0u64; 5];
+        for (set, key) in sets.iter_mut().zip(caps) {
+            *set = field_text(text, key)
+                .and_then(|value| u64::from_str_radix(value, 16).ok())
+                .ok_or(key)?;
+        }
+        Ok(Status {
+            name: unescape(name),
+            state: field(text, "State")
+                .and_then(|state| state.first().copied())
+                .ok_or("State")?,
+            umask: field_text(text, "Umask").and_then(|value| u32::from_str_radix(value, 8).ok()),
+            tracer: number(text, "TracerPid").ok_or("TracerPid")?,
+            uid: four(text, "Uid").ok_or("Uid")?,
+            gid: four(text, "Gid").ok_or("Gid")?,
+            groups: numbers(text, "Groups").ok_or("Groups")?,
+            caps: sets,
+            no_new_privs: number::<u32>(text, "NoNewPrivs") == Some(1),
+            seccomp: number(text, "Seccomp").unwrap_or(0),
+            nspid: numbers(text, "NSpid").ok_or("NSpid")?,
+            kthread: number::<u32>(text, "Kthread") == Some(1),
+        })
+    }
+}
+
+/// The value behind `key:` and a tab, without the newline.
+fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
+    text.split(|byte| *byte == b'\n').find_map(|line| {
+        let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
+        Some(value.strip_prefix(b"\t").unwrap_or(value))
+    })
+}
+
+fn field_text<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {
+    std::str::from_utf8(field(text, key)?).ok().map(str::trim)
+}
+
+fn number<T: std::str::FromStr>(text: &[u8], key: &str) -> Option<T> {
+    field_text(text, key)?.parse().ok()
+}
+
+fn numbers<T: std::str::FromStr>(text: &[u8], key: &str) -> Option<Vec<T>> {
+    field_text(text, key)?
+        .split_whitespace()
+        .map(|value| value.parse().ok())
+        .collect()
+}
+
+fn four(text: &[u8], key: &str) -> Option<FourIds> {
+    numbers(text, key)?.try_into().ok()
+}
+
+/// The kernel writes newline and backslash in names as two characters each.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut bytes = name.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => out.push(b'\n'),
+                Some(other) => out.push(other),
+                None => out.push(b'\\'),
+            },
+            other => out.push(other),
+        }
+    }
+    out
+}
+
+/// What /proc/PID/stat says about a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// State letter.
+    pub state: u8,
+    /// Parent.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// Signal to the parent at exit.
+    pub exit_signal: i32,
+    /// Raw wait status of a zombie (0 without ptrace rights).
+    pub exit_code: i32,
+    /// PF_* flags of the kernel.
+    pub flags: u32,
+}
+
+/// PF_FORKNOEXEC and friends are not ours; this one marks kernel threads.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+impl Stat {
+    /// Reads the stat line of a process.
+    ///
+    /// # Errors
+    /// The process is gone, or /proc has another form than documented.
+    pub fn read(pid: Pid) -> Result<Stat, StatusError> {
+        let path = PathBuf::from(format!("/proc/{pid}/stat"));
+        let text = std::fs::read(&path).map_err(|source| StatusError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        Stat::parse(&text).ok_or(StatusError::Field {
+            path,
+            field: "line",
+        })
+    }
+
+    fn parse(text: &[u8]) -> Option<Stat> {
+        // The name in parentheses may hold anything, so count from its last closing one.
+        let end = text.iter().rposition(|byte| *byte == b')')?;
+        let rest = std::str::from_utf8(&text[end + 1..]).ok()?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        // fields[0] is field 3 of the man page.
+        let at = |nth: usize| fields.get(nth - 3).copied();
+        let pid = |nth| at(nth)?.parse().ok().map(Pid::from_raw);
+        Some(Stat {
+            state: *at(3)?.as_bytes().first()?,
+            ppid: pid(4)?,
+            pgid: pid(5)?,
+            sid: pid(6)?,
+            flags: at(9)?.parse().ok()?,
+            exit_signal: at(38)?.parse().ok()?,
+            exit_code: at(52).and_then(|value| value.parse().ok()).unwrap_or(0),
+        })
+    }
+
+    /// True for a kernel thread.
+    pub fn is_kernel_thread(&self) -> bool {
+        self.flags & PF_KTHREAD != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &[u8] = b"Name:\ta\\nb\\\\c\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\n\
+        TracerPid:\t0\nUid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t7\nGroups:\t10 20 \nNSpid:\t7\t1\n\
+        Kthread:\t0\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
+        CapEff:\t0000000000000001\nCapBnd:\t0000000000000002\nCapAmb:\t0000000000000000\n\
+        NoNewPrivs:\t1\nSeccomp:\t2\n";
+
+    #[test]
+    fn reads_every_field() {
+        let status = Status::parse(STATUS).unwrap();
+        assert_eq!(status.name, b"a\nb\\c");
+        assert_eq!((status.state, status.umask), (b'S', Some(0o22)));
+        assert_eq!((status.uid, status.gid), ([0, 1, 2, 3], [4, 5, 6, 7]));
+        assert_eq!(status.groups, [10, 20]);
+        assert_eq!(status.caps[1], 0x1ff_feff_ffff);
+        assert!(status.no_new_privs);
+        assert_eq!((status.seccomp, status.nspid.as_slice()), (2, &[7, 1][..]));
+    }
+
+    #[test]
+    fn a_missing_field_is_named() {
+        assert_eq!(Status::parse(b"Name:\tx\n"), Err("CapInh"));
+    }
+
+    #[test]
+    fn the_name_may_hold_parentheses() {
+        let mut fields: Vec<String> = (3..=52).map(|nth| nth.to_string()).collect();
+        fields[0] = "S".to_owned();
+        let text = format!("4711 (a) b (c)) {}\n", fields.join(" "));
+        let stat = Stat::parse(text.as_bytes()).unwrap();
+        assert_eq!(
+            (stat.ppid.raw(), stat.pgid.raw(), stat.sid.raw()),
+            (4, 5, 6)
+        );
+        assert_eq!((stat.flags, stat.exit_signal, stat.exit_code), (9, 38, 52));
+        assert!(!stat.is_kernel_thread());
+    }
+
+    #[test]
+    fn own_stat_and_status_agree() {
+        let me = Pid::this();
+        let stat = Stat::read(me).unwrap();
+        let status = Status::read(me, me).unwrap();
+        assert_eq!(status.nspid.last(), Some(&me.raw()));
+        assert_eq!(stat.exit_signal, 17);
+    }
+}
