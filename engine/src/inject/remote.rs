@@ -45,6 +45,7 @@ impl RemoteCall {
             instruction,
             call,
             result: 0,
+            swallowed_stop: false,
         }
     }
 
