@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use firn_images::{ImageDir, ImageKind, ImageSetWriter, ImageWriteError};
+use firn_images::{ImageDir, ImageKind, ImageSetWriter, ImageWriteError, write_single};
 use firn_proto::{FsEntry, InventoryEntry, PipeDataEntry, PstreeEntry, SeccompEntry};
 use rustix::fs::{FlockOperation, flock};
 
@@ -234,4 +236,91 @@ fn an_image_is_written_once() {
         .write_one(ImageKind::Seccomp, 0, &SeccompEntry::default())
         .expect_err("twice");
     assert!(error.to_string().contains("cannot create"), "{error}");
+}
+
+#[test]
+fn files_have_the_bytes_criu_writes() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let set = ImageSetWriter::create(dir.path()).expect("set");
+    set.write_all(ImageKind::Pstree, 0, &[task(1807)])
+        .expect("pstree");
+    set.seal(&inventory()).expect("seal");
+    let read = |name: &str| fs::read(dir.path().join(name)).expect("file");
+    // The tree of one sleeping process, as CRIU 4.2 wrote it.
+    let pstree = [
+        0x19, 0x43, 0x56, 0x54, 0x30, 0x30, 0x27, 0x50, 0x0e, 0, 0, 0, 0x08, 0x8f, 0x0e, 0x10, 0,
+        0x18, 0x8f, 0x0e, 0x20, 0x8f, 0x0e, 0x28, 0x8f, 0x0e,
+    ];
+    assert_eq!(read("pstree.img"), pstree);
+    assert_eq!(
+        read("inventory.img"),
+        [0x16, 0x31, 0x31, 0x58, 2, 0, 0, 0, 0x08, 2]
+    );
+}
+
+#[test]
+fn statistics_are_replaced_at_once() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let stats = |frozen_time| firn_proto::StatsEntry {
+        dump: Some(firn_proto::DumpStatsEntry {
+            frozen_time,
+            ..Default::default()
+        }),
+        restore: None,
+    };
+    for frozen in [5, 6] {
+        write_single(dir.path(), ImageKind::StatsDump, &stats(frozen)).expect("written");
+    }
+    assert_eq!(names(dir.path()), set_of(&["stats-dump"]));
+    let images = ImageDir::open(dir.path()).expect("open");
+    let found: firn_proto::StatsEntry = images.read_one(ImageKind::StatsDump, 0).expect("read");
+    assert_eq!(found, stats(6));
+    let error = write_single(&dir.path().join("none"), ImageKind::StatsDump, &stats(1));
+    assert!(
+        error
+            .expect_err("no directory")
+            .to_string()
+            .contains("none/stats-dump")
+    );
+}
+
+/// A writer killed in the middle, and the next one in the same directory.
+#[test]
+fn a_killed_writer_is_cleaned_up_after() {
+    const VARIABLE: &str = "FIRN_TEST_WRITER_DIR";
+    if let Some(dir) = std::env::var_os(VARIABLE) {
+        let _set = write_small_set(Path::new(&dir));
+        println!("ready");
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        return;
+    }
+    let dir = tempfile::tempdir().expect("scratch");
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .args([
+            "--exact",
+            "a_killed_writer_is_cleaned_up_after",
+            "--nocapture",
+        ])
+        .env(VARIABLE, dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("child");
+    let output = BufReader::new(child.stdout.take().expect("piped"));
+    assert!(
+        output
+            .lines()
+            .any(|line| line.expect("line").contains("ready"))
+    );
+    let busy = ImageSetWriter::create(dir.path()).expect_err("the child lives");
+    assert!(matches!(busy, ImageWriteError::Busy { .. }), "{busy}");
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+    assert_eq!(names(dir.path()).len(), 1, "what the child left");
+    write_small_set(dir.path())
+        .seal(&inventory())
+        .expect("seal");
+    assert_eq!(
+        names(dir.path()),
+        set_of(&["inventory.img", "pstree.img", "seccomp.img"])
+    );
 }
