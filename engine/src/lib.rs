@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod cancel;
+pub mod check;
 pub mod files;
 pub mod freeze;
 pub mod inject;
@@ -11,3 +12,5 @@ pub mod program;
 pub mod script;
 pub mod task;
 pub mod tree;
+
+pub use firn_sys::Pid;

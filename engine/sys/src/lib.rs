@@ -12,6 +12,7 @@ pub mod kcmp;
 pub mod mapping;
 pub mod nr;
 pub mod pidfd;
+pub mod probe;
 pub mod process_vm;
 pub mod ptrace;
 pub mod signal;
