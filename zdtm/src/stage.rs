@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::sys::{self, Exit};
 use crate::{Body, Workload, stop};
 
+/// Set by the runner when the tasks are not killed.
+pub(crate) const SAME_TASKS: &str = "FIRN_ZDTM_SAME_TASKS";
+
 /// The stage of one task of a workload.
 #[derive(Debug)]
 pub struct Stage {
@@ -94,6 +97,12 @@ impl Stage {
     /// Tells whether SIGTERM has come, for workloads that do something all the time.
     pub fn stopping(&self) -> bool {
         stop::requested()
+    }
+
+    /// Tells whether the task may have been killed and restored; if not, it has gone on all the time,
+    /// and nothing at all may show.
+    pub fn may_have_been_restored(&self) -> bool {
+        std::env::var_os(SAME_TASKS).is_none()
     }
 
     /// Forks a child that runs `body`, and returns when it has called [`Stage::ready`].

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::sys;
 
-static STOPPED: AtomicU32 = AtomicU32::new(0);
+/// Not zero once SIGTERM has come; the register workloads spin on it without a call.
+pub(crate) static STOPPED: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn on_term(_signal: i32) {
     STOPPED.store(1, Ordering::SeqCst);

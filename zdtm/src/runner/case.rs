@@ -13,6 +13,7 @@ use super::engine::{Call, Engine, tail};
 use super::reaper::Reaper;
 use super::snapshot::Snapshot;
 use super::{After, Play};
+use crate::stage::SAME_TASKS;
 use crate::sys::{self, Exit};
 use crate::workload::find_program;
 use crate::{Body, Expect, Workload, proc};
@@ -37,7 +38,7 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         output_dir: dir.to_owned(),
         timeout: play.timeout(),
     });
-    let root = start(workload, dir, &mut reaper)?;
+    let root = start(workload, play, dir, &mut reaper)?;
     let mut case = Case {
         workload,
         play,
@@ -53,7 +54,7 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
 }
 
 /// Starts the workload as a session of its own with nothing of ours but a log file.
-fn start(workload: &Workload, dir: &Path, reaper: &mut Reaper) -> Result<i32> {
+fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> Result<i32> {
     let files = dir.join("files");
     fs::create_dir(&files).context("making the workload's directory")?;
     let mut command = match workload.body {
@@ -75,6 +76,9 @@ fn start(workload: &Workload, dir: &Path, reaper: &mut Reaper) -> Result<i32> {
             command
         }
     };
+    if play.no_checkpoint || play.after() != After::Kill {
+        command.env(SAME_TASKS, "1");
+    }
     let log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -212,7 +216,13 @@ impl Case<'_> {
             .iter()
             .filter(|&&pid| before.state_of(pid) != Some("T"))
         {
-            sys::kill(pid, libc::SIGCONT).context("continuing the tree")?;
+            // One that was ending has been reaped by a parent that runs again.
+            match sys::kill(pid, libc::SIGCONT) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(error).context("continuing the tree");
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

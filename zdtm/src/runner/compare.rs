@@ -97,11 +97,12 @@ const RESTART_SYSCALL: &str = "219";
 /// Calls with a relative timeout continue as `restart_syscall`; in a new task the kernel has nothing
 /// to continue, so they may have come back with EINTR, and the task may be anywhere.
 fn is_restarted(before: &str, after: &str, restored: bool) -> bool {
-    const WITH_TIMEOUT: [&str; 7] = ["7", "35", "202", "219", "230", "271", "449"];
+    const WITH_TIMEOUT: [&str; 8] = ["7", "35", "128", "202", "219", "230", "271", "449"];
     let number = |text: &str| text.split(' ').next().unwrap_or("").to_owned();
     let (before, after) = (number(before), number(after));
     let timed = WITH_TIMEOUT.contains(&before.as_str());
-    before == "running" || (timed && (restored || after == RESTART_SYSCALL))
+    let same_call = after == before || after == RESTART_SYSCALL;
+    before == "running" || (timed && (restored || same_call))
 }
 
 #[cfg(test)]

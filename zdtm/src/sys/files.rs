@@ -140,3 +140,34 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     let arguments = [first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC, 0, 0, 0].map(i64::from);
     super::call_plain(libc::SYS_close_range, arguments).map(drop)
 }
+
+/// Waits without a time until something may be done with a descriptor, by the raw `ppoll`.
+pub fn ppoll(fd: impl AsFd, events: i16) -> io::Result<i16> {
+    let mut entry = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    let (no_time, no_mask) = (std::ptr::null::<u8>(), std::ptr::null::<u8>());
+    // SAFETY: one entry lives through the call.
+    let result = unsafe { libc::syscall(libc::SYS_ppoll, &raw mut entry, 1, no_time, no_mask, 0) };
+    check_long(result).map(|_| entry.revents)
+}
+
+/// Waits by the raw `select` until a descriptor can be read.
+pub fn select_readable(fd: impl AsFd, seconds: i64) -> io::Result<u64> {
+    let number = fd.as_fd().as_raw_fd();
+    // SAFETY: an all-zero fd_set is an empty one.
+    let mut set: libc::fd_set = unsafe { std::mem::zeroed() };
+    // SAFETY: the number is an open descriptor, far below 1024.
+    unsafe { libc::FD_SET(number, &raw mut set) };
+    let mut time = libc::timeval {
+        tv_sec: seconds,
+        tv_usec: 0,
+    };
+    let (set, none) = (&raw mut set, std::ptr::null_mut::<libc::fd_set>());
+    // SAFETY: set and time live through the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_select, number + 1, set, none, none, &raw mut time) };
+    check_long(result)
+}

@@ -5,17 +5,18 @@
 
 mod cpu;
 mod files;
-mod futex;
+
 mod memory;
 mod process;
 mod signal;
+mod time;
 
-pub use cpu::{has_fsgsbase, has_guard_regions};
+pub use cpu::*;
 pub use files::*;
-pub use futex::*;
 pub use memory::*;
 pub use process::*;
 pub use signal::*;
+pub use time::*;
 
 use std::io;
 

@@ -146,25 +146,6 @@ pub fn kill_thread(pid: i32, tid: i32, signal: i32) -> io::Result<()> {
     super::call_plain(libc::SYS_tgkill, arguments).map(drop)
 }
 
-/// Takes one pending signal of `set` at once: number, code and value.
-pub fn take_pending(set: u64) -> io::Result<(i32, i32, u64)> {
-    let none = super::timespec(std::time::Duration::ZERO);
-    // SAFETY: an all-zero siginfo is a valid one.
-    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
-    // SAFETY: set, siginfo and time live through the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigtimedwait,
-            &raw const set,
-            &raw mut info,
-            &raw const none,
-            8,
-        )
-    };
-    check_long(result)?;
-    Ok((info.si_signo, info.si_code, info_value(&info)))
-}
-
 /// The value that came with a queued signal.
 pub fn info_value(info: &libc::siginfo_t) -> u64 {
     let words: *const u64 = std::ptr::from_ref(info).cast();
@@ -196,4 +177,34 @@ pub fn altstack() -> io::Result<(Region, i32)> {
         },
         stack.ss_flags,
     ))
+}
+
+/// Sleeps with another mask until a handler has run, and returns the error, which is EINTR.
+pub fn sigsuspend(set: u64) -> io::Error {
+    // SAFETY: the set lives through the call and has the kernel's size.
+    let result = unsafe { libc::syscall(libc::SYS_rt_sigsuspend, &raw const set, 8) };
+    check_long(result)
+        .err()
+        .unwrap_or_else(|| io::Error::other("no error"))
+}
+
+/// Waits for a signal of `set`: number, code and value.
+pub fn wait_for(set: u64) -> io::Result<(i32, i32, u64)> {
+    take(set, None)
+}
+
+/// Takes one pending signal of `set` at once: number, code and value.
+pub fn take_pending(set: u64) -> io::Result<(i32, i32, u64)> {
+    take(set, Some(super::timespec(std::time::Duration::ZERO)))
+}
+
+fn take(set: u64, time: Option<libc::timespec>) -> io::Result<(i32, i32, u64)> {
+    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: an all-zero siginfo is a valid one.
+    let mut info: libc::siginfo_t = unsafe { mem::zeroed() };
+    let nr = libc::SYS_rt_sigtimedwait;
+    // SAFETY: set, siginfo and time live through the call.
+    let result = unsafe { libc::syscall(nr, &raw const set, &raw mut info, time, 8) };
+    check_long(result)?;
+    Ok((info.si_signo, info.si_code, info_value(&info)))
 }

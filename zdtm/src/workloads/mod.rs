@@ -1,11 +1,22 @@
 //! All workloads, one module per area.
 
 mod memory;
+mod registers;
+mod signals;
+mod syscalls;
+mod timers;
 mod tree;
 
 use crate::Workload;
 
-static AREAS: &[&[&Workload]] = &[tree::ALL, memory::ALL];
+static AREAS: &[&[&Workload]] = &[
+    tree::ALL,
+    registers::ALL,
+    syscalls::ALL,
+    signals::ALL,
+    timers::ALL,
+    memory::ALL,
+];
 
 /// Every workload, area by area.
 pub fn all() -> impl Iterator<Item = &'static Workload> {

@@ -1,4 +1,4 @@
-//! Futexes and sleeping.
+//! Futexes, sleeping, clocks and interval timers.
 
 use std::io;
 use std::sync::atomic::AtomicU32;
@@ -70,4 +70,38 @@ pub fn clock(clock: i32) -> Duration {
     // SAFETY: the time lives through the call.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     duration(now)
+}
+
+fn timeval(time: Duration) -> libc::timeval {
+    libc::timeval {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_usec: i64::from(time.subsec_micros()),
+    }
+}
+
+fn from_timeval(time: libc::timeval) -> Duration {
+    duration(libc::timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_usec * 1000,
+    })
+}
+
+/// Sets an interval timer: time to the first tick, and between ticks.
+pub fn set_itimer(timer: i32, value: Duration, interval: Duration) -> io::Result<()> {
+    let new = libc::itimerval {
+        it_interval: timeval(interval),
+        it_value: timeval(value),
+    };
+    let none = std::ptr::null::<u8>();
+    // SAFETY: the setting lives through the call.
+    check_long(unsafe { libc::syscall(libc::SYS_setitimer, timer, &raw const new, none) }).map(drop)
+}
+
+/// Reads an interval timer: time to the next tick, and between ticks.
+pub fn itimer(timer: i32) -> io::Result<(Duration, Duration)> {
+    // SAFETY: an all-zero itimerval is a valid one.
+    let mut now: libc::itimerval = unsafe { std::mem::zeroed() };
+    // SAFETY: the setting lives through the call.
+    check_long(unsafe { libc::syscall(libc::SYS_getitimer, timer, &raw mut now) })?;
+    Ok((from_timeval(now.it_value), from_timeval(now.it_interval)))
 }
