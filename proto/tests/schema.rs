@@ -148,6 +148,7 @@ fn no_extension_is_required() {
         "task_core_entry.firn=20000",
         "thread_core_entry.firn_restart=20000",
         "user_x86_xsave_entry.firn=20000",
+        "vma_entry.firn=20000",
     ];
     assert_eq!(extensions, expected);
 }

@@ -21,5 +21,5 @@ pub use libc::{
     SYS_sigaltstack as SIGALTSTACK, SYS_tgkill as TGKILL, SYS_timer_create as TIMER_CREATE,
     SYS_timer_delete as TIMER_DELETE, SYS_timer_getoverrun as TIMER_GETOVERRUN,
     SYS_timer_gettime as TIMER_GETTIME, SYS_timer_settime as TIMER_SETTIME, SYS_umask as UMASK,
-    SYS_wait4 as WAIT4, SYS_waitid as WAITID, SYS_write as WRITE,
+    SYS_userfaultfd as USERFAULTFD, SYS_wait4 as WAIT4, SYS_waitid as WAITID, SYS_write as WRITE,
 };

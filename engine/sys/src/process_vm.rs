@@ -26,19 +26,7 @@ pub fn read(pid: Pid, ranges: &[RemoteRange], buffer: &mut [u8]) -> Result<usize
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
     };
-    let remote = remote_iovecs(ranges);
-    // SAFETY: the local range is exactly the buffer; remote addresses are numbers.
-    let result = unsafe {
-        libc::process_vm_readv(
-            pid.raw(),
-            &raw const local,
-            1,
-            remote.as_ptr(),
-            u64::try_from(remote.len()).expect("few ranges"),
-            0,
-        )
-    };
-    Errno::check(i64::try_from(result).expect("ssize_t fits i64")).map(to_usize)
+    transfer(pid, local, ranges, Direction::FromRemote)
 }
 
 /// Writes `buffer` to the ranges of `pid` one after the other; returns the number of bytes written.
@@ -50,15 +38,37 @@ pub fn write(pid: Pid, ranges: &[RemoteRange], buffer: &[u8]) -> Result<usize> {
         iov_base: buffer.as_ptr().cast_mut().cast(),
         iov_len: buffer.len(),
     };
+    transfer(pid, local, ranges, Direction::ToRemote)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    FromRemote,
+    ToRemote,
+}
+
+/// One call over one local range, which the caller vouches for: memory of this process that is valid
+/// for its length, and that no reference is held to while it is written.
+pub(crate) fn transfer(
+    pid: Pid,
+    local: libc::iovec,
+    ranges: &[RemoteRange],
+    direction: Direction,
+) -> Result<usize> {
     let remote = remote_iovecs(ranges);
-    // SAFETY: the kernel only reads the local range, which is exactly the buffer.
+    let nr_remote = u64::try_from(remote.len()).expect("few ranges");
+    let call = match direction {
+        Direction::FromRemote => libc::process_vm_readv,
+        Direction::ToRemote => libc::process_vm_writev,
+    };
+    // SAFETY: the local range is valid by the caller's word; remote addresses are numbers.
     let result = unsafe {
-        libc::process_vm_writev(
+        call(
             pid.raw(),
             &raw const local,
             1,
             remote.as_ptr(),
-            u64::try_from(remote.len()).expect("few ranges"),
+            nr_remote,
             0,
         )
     };

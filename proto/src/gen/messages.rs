@@ -4519,6 +4519,20 @@ impl ::prost::Name for UtsnsEntry {
 const NAME: &'static str = "utsns_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "utsns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/utsns_entry".into() }}
+/// Extension. What Firn keeps of a mapping beside the common fields.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnVmaEntry {
+    /// Pages are locked when they are touched, not before.
+    #[prost(bool, optional, tag = "1")]
+    pub lock_on_fault: ::core::option::Option<bool>,
+    /// Sealed against changes of the mapping.
+    #[prost(bool, optional, tag = "2")]
+    pub sealed: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnVmaEntry {
+const NAME: &'static str = "firn_vma_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_vma_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_vma_entry".into() }}
 /// One mapping; pgoff is in bytes, status says what kind it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VmaEntry {
@@ -4542,6 +4556,9 @@ pub struct VmaEntry {
     pub madv: ::core::option::Option<u64>,
     #[prost(uint32, optional, tag = "10")]
     pub fdflags: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnVmaEntry>,
 }
 impl ::prost::Name for VmaEntry {
 const NAME: &'static str = "vma_entry";

@@ -1,0 +1,225 @@
+//! A stretch of this process's memory that the kernel fills and empties: buffers for copying pages.
+//!
+//! Buffers are mappings of their own rather than heap memory, so that they go back to the system when
+//! they are dropped and can be kept out of forked children.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+use crate::process_vm::RemoteRange;
+use crate::{Errno, Pid, Result};
+
+/// A private or shared mapping used as a buffer.
+#[derive(Debug)]
+pub struct Window {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the value; accesses are copies made by the kernel or by methods here.
+unsafe impl Send for Window {}
+
+impl Window {
+    /// Maps `len` bytes of zeros that children forked later do not get.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn anonymous(len: usize) -> Result<Window> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let got = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE) }?;
+        let window = Window {
+            start: non_null(got),
+            len,
+        };
+        // SAFETY: the range is the mapping just made. A refusal only costs fork time.
+        let _ = unsafe { madvise(got, len, Advice::LinuxDontFork) };
+        Ok(window)
+    }
+
+    /// Maps `len` bytes of a file from `offset` on, shared, readable and writable.
+    ///
+    /// # Errors
+    /// As man 2 mmap.
+    pub fn of_file(file: impl AsFd, offset: u64, len: usize) -> Result<Window> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let fd = file.as_fd();
+        let at = std::ptr::null_mut();
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let got = unsafe { mmap(at, len, prot, MapFlags::SHARED, fd, offset) }?;
+        Ok(Window {
+            start: non_null(got),
+            len,
+        })
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True for an empty mapping, which the kernel never makes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Address in this process.
+    pub fn address(&self) -> u64 {
+        u64::try_from(self.start.addr().get()).expect("addresses fit 64 bits")
+    }
+
+    /// Copies bytes in at `offset`.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    pub fn fill(&self, offset: usize, bytes: &[u8]) {
+        let at = self.at(offset, bytes.len());
+        // SAFETY: `at` checked the range; source and destination can't overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
+    }
+
+    /// Reads the ranges of `pid` one after the other into the window from `offset` on; returns the
+    /// number of bytes read.
+    ///
+    /// # Errors
+    /// As [`crate::process_vm::read`].
+    ///
+    /// # Panics
+    /// If the ranges do not fit the window.
+    pub fn read_process(&self, pid: Pid, ranges: &[RemoteRange], offset: usize) -> Result<usize> {
+        let len = total(ranges);
+        let local = self.iovec(offset, len);
+        crate::process_vm::transfer(pid, local, ranges, crate::process_vm::Direction::FromRemote)
+    }
+
+    /// Writes `ranges` of `pid` one after the other from the window; returns the number of bytes
+    /// written.
+    ///
+    /// # Errors
+    /// As [`crate::process_vm::write`].
+    ///
+    /// # Panics
+    /// If the ranges do not fit the window.
+    pub fn write_process(&self, pid: Pid, ranges: &[RemoteRange], offset: usize) -> Result<usize> {
+        let len = total(ranges);
+        let local = self.iovec(offset, len);
+        crate::process_vm::transfer(pid, local, ranges, crate::process_vm::Direction::ToRemote)
+    }
+
+    /// Reads bytes of a file at `file_offset` into the window; returns the number of bytes read.
+    ///
+    /// # Errors
+    /// As man 2 pread.
+    ///
+    /// # Panics
+    /// If the range lies outside the window.
+    pub fn read_file(
+        &self,
+        file: &File,
+        file_offset: u64,
+        offset: usize,
+        len: usize,
+    ) -> Result<usize> {
+        let at = self.at(offset, len);
+        let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `at` checked that the kernel writes inside the mapping only.
+        let result = unsafe { libc::pread(file.as_raw_fd(), at.cast(), len, file_offset) };
+        byte_count(result)
+    }
+
+    /// Writes bytes of the window to a file at `file_offset`; returns the number of bytes written.
+    ///
+    /// # Errors
+    /// As man 2 pwrite.
+    ///
+    /// # Panics
+    /// If the range lies outside the window.
+    pub fn write_file(
+        &self,
+        file: &File,
+        file_offset: u64,
+        offset: usize,
+        len: usize,
+    ) -> Result<usize> {
+        let at = self.at(offset, len);
+        let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `at` checked that the kernel reads inside the mapping only.
+        let result = unsafe { libc::pwrite(file.as_raw_fd(), at.cast(), len, file_offset) };
+        byte_count(result)
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    pub fn copy_out(&self, offset: usize, out: &mut [u8]) {
+        let at = self.at(offset, out.len());
+        // SAFETY: `at` checked the range; source and destination can't overlap.
+        unsafe { std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), out.len()) };
+    }
+
+    fn iovec(&self, offset: usize, len: usize) -> libc::iovec {
+        libc::iovec {
+            iov_base: self.at(offset, len).cast(),
+            iov_len: len,
+        }
+    }
+
+    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "inside the window");
+        // SAFETY: the offset was just checked to lie inside the mapping.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // SAFETY: the mapping belongs to this value and no reference outlives it.
+        // An munmap of an own whole mapping does not fail.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+fn total(ranges: &[RemoteRange]) -> usize {
+    ranges.iter().map(|range| range.len).sum()
+}
+
+fn byte_count(result: libc::ssize_t) -> Result<usize> {
+    let count = Errno::check(i64::try_from(result).expect("ssize_t fits i64"))?;
+    Ok(usize::try_from(count).expect("byte counts fit usize"))
+}
+
+fn non_null(address: *mut std::ffi::c_void) -> NonNull<u8> {
+    NonNull::new(address.cast()).expect("mmap never returns page zero without MAP_FIXED")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_between_two_windows_through_the_kernel() {
+        let from = Window::anonymous(8192).expect("mapping");
+        let to = Window::anonymous(8192).expect("mapping");
+        from.fill(4090, b"across pages");
+        let source = RemoteRange {
+            address: from.address() + 4090,
+            len: 12,
+        };
+        assert_eq!(to.read_process(Pid::this(), &[source], 100), Ok(12));
+        let mut out = [0u8; 12];
+        to.copy_out(100, &mut out);
+        assert_eq!(&out, b"across pages");
+    }
+
+    #[test]
+    #[should_panic(expected = "inside the window")]
+    fn refuses_ranges_outside() {
+        let window = Window::anonymous(4096).expect("mapping");
+        window.fill(4095, b"ab");
+    }
+}
