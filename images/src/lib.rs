@@ -30,6 +30,7 @@ mod kind;
 mod pages;
 mod reader;
 mod set;
+pub mod tools;
 mod writer;
 
 pub use dir::{ImageDir, ImageFile};
