@@ -1,13 +1,23 @@
 //! The memory of tasks: mappings, their pages, shared memory, the vdso.
 //!
-//! Dump: [`survey`] before the freeze, [`AddressSpace::read`] and its `dump` in it. Restore:
-//! [`MemoryImage::load`], a [`MemoryPlan`] for each task, whose parts become records of the task's
-//! program, and [`fill`](mod@fill) for what the coordinator copies.
+//! Dump: [`survey`] before the freeze, [`AddressSpace::read`] and its `dump` in it.
 
+pub mod address_space;
 pub mod classify;
+pub mod copy;
+pub mod error;
+pub mod pages;
 pub mod range;
+pub mod shared_dump;
 pub mod smaps;
 pub mod vma;
 
+mod survey;
+
+pub use address_space::{AddressSpace, MappedFiles, MmAnswers, PageStats};
+pub use copy::PageCopy;
+pub use error::MemoryDumpError;
 pub use range::{AddressRange, HUGE_PAGE_SIZE, PAGE_SIZE};
+pub use shared_dump::SharedDump;
+pub use survey::survey;
 pub use vma::Vma;

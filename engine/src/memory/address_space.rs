@@ -1,0 +1,280 @@
+//! The address space of a frozen task, and its images.
+
+use firn_images::{ImageKind, ImageSetWriter};
+use firn_proto::MmEntry;
+use firn_sys::Pid;
+use firn_sys::mm::MmFields;
+
+use super::classify::{self, Backing};
+use super::copy::{self, PageCopy};
+use super::error::{MemoryDumpError, SourceError};
+use super::pages;
+use super::range::AddressRange;
+use super::shared_dump::SharedDump;
+use super::smaps::{self, Mapping};
+use super::survey;
+use super::vma::{Vma, status};
+
+/// What only the task itself can tell about its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmAnswers {
+    /// Present end of the heap.
+    pub brk: u64,
+    /// PR_GET_DUMPABLE.
+    pub dumpable: i32,
+    /// PR_GET_THP_DISABLE.
+    pub thp_disabled: bool,
+    /// File id of the executable.
+    pub exe_file_id: u32,
+}
+
+/// Takes the files behind mappings for the images of open files.
+pub trait MappedFiles {
+    /// Notes the file of a mapping, open with `open_flags`; equal files give equal ids.
+    ///
+    /// # Errors
+    /// The file can't be dumped.
+    fn mapped_file(
+        &mut self,
+        pid: Pid,
+        mapping: &Mapping,
+        open_flags: u32,
+    ) -> Result<u32, SourceError>;
+
+    /// Notes a mapped memory file, whose inode is entry `inode_id` of memfd.img.
+    fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32;
+}
+
+/// The address space of a frozen task.
+#[derive(Debug)]
+pub struct AddressSpace {
+    pid: Pid,
+    fields: MmFields,
+    auxv: Vec<u64>,
+    mappings: Vec<Mapping>,
+}
+
+/// Counts of a dump, as its statistics image has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PageStats {
+    /// Pages looked at.
+    pub scanned: u64,
+    /// Pages written.
+    pub written: u64,
+}
+
+impl std::ops::AddAssign for PageStats {
+    fn add_assign(&mut self, other: PageStats) {
+        self.scanned += other.scanned;
+        self.written += other.written;
+    }
+}
+
+impl AddressSpace {
+    /// Reads the memory map, the mm fields and the auxiliary vector.
+    ///
+    /// **Preconditions**: the task is stopped and nothing was mapped into it.
+    ///
+    /// # Errors
+    /// The files of /proc can't be read or understood; `Obstacles` with all mappings that can't be
+    /// dumped.
+    pub fn read(pid: Pid) -> Result<AddressSpace, MemoryDumpError> {
+        let map_error = |source| MemoryDumpError::Map { pid, source };
+        let mappings = smaps::parse(&read_proc(pid, "smaps")?).map_err(map_error)?;
+        let obstacles = survey::obstacles(pid, &mappings);
+        if !obstacles.is_empty() {
+            return Err(MemoryDumpError::Obstacles(obstacles));
+        }
+        let stat = read_proc(pid, "stat")?;
+        let fields = stat_fields(&stat).ok_or(MemoryDumpError::Format { pid, what: "stat" })?;
+        Ok(AddressSpace {
+            pid,
+            fields,
+            auxv: auxv_words(&read_proc(pid, "auxv")?),
+            mappings,
+        })
+    }
+
+    /// The mappings as the kernel shows them.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// Range of the vdso's code, where the task has one.
+    pub fn vdso(&self) -> Option<AddressRange> {
+        let vdso = self.mappings.iter().find(|m| m.name == b"[vdso]")?;
+        Some(vdso.range)
+    }
+
+    /// Writes mm, pagemap and pages of the task.
+    ///
+    /// `pages_id` is the number of the pages file, which no other image has.
+    ///
+    /// # Errors
+    /// Pages that can't be read, a mapped file that can't be dumped, images that can't be written.
+    pub fn dump(
+        &self,
+        answers: &MmAnswers,
+        files: &mut dyn MappedFiles,
+        shared: &mut SharedDump,
+        images: &ImageSetWriter,
+        pages_id: u32,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, MemoryDumpError> {
+        let mut vmas = self.describe(files, shared)?;
+        let found = pages::find(self.pid, &vmas)?;
+        let stats = copy::dump(self.pid, &found.runs, images, pages_id, page_copy)?;
+        vmas.extend(found.guards.iter().map(|range| guard(*range)));
+        let mm = self.to_image(answers, &vmas);
+        images.write_one(ImageKind::Mm, u64::from(self.pid.to_image()), &mm)?;
+        Ok(stats)
+    }
+
+    fn describe(
+        &self,
+        files: &mut dyn MappedFiles,
+        shared: &mut SharedDump,
+    ) -> Result<Vec<Vma>, MemoryDumpError> {
+        let mut vmas = Vec::with_capacity(self.mappings.len());
+        for mapping in &self.mappings {
+            // What can't be dumped was refused when the map was read.
+            let backing = classify::backing(mapping, shared.device()).unwrap_or(Backing::Nothing);
+            if backing == Backing::Nothing {
+                continue;
+            }
+            let mut vma = classify::describe(mapping, backing);
+            let open_flags = vma.open_flags.unwrap_or(0);
+            let id = match backing {
+                Backing::File => {
+                    files
+                        .mapped_file(self.pid, mapping, open_flags)
+                        .map_err(|source| MemoryDumpError::File {
+                            pid: self.pid,
+                            mapping: mapping.title(),
+                            source,
+                        })?
+                }
+                Backing::SharedMemory => {
+                    let inode = shared.add_mapping(self.pid, mapping)?;
+                    files.mapped_memfd(inode, open_flags)
+                }
+                _ => 0,
+            };
+            vma.shmid = u64::from(id);
+            vmas.push(vma);
+        }
+        classify::join_vvar(&mut vmas);
+        Ok(vmas)
+    }
+
+    fn to_image(&self, answers: &MmAnswers, vmas: &[Vma]) -> MmEntry {
+        let f = &self.fields;
+        MmEntry {
+            mm_start_code: f.start_code,
+            mm_end_code: f.end_code,
+            mm_start_data: f.start_data,
+            mm_end_data: f.end_data,
+            mm_start_stack: f.start_stack,
+            mm_start_brk: f.start_brk,
+            mm_brk: answers.brk,
+            mm_arg_start: f.arg_start,
+            mm_arg_end: f.arg_end,
+            mm_env_start: f.env_start,
+            mm_env_end: f.env_end,
+            exe_file_id: answers.exe_file_id,
+            mm_saved_auxv: self.auxv.clone(),
+            vmas: vmas.iter().map(Vma::to_image).collect(),
+            dumpable: Some(answers.dumpable),
+            aios: Vec::new(),
+            thp_disabled: Some(answers.thp_disabled),
+        }
+    }
+}
+
+fn guard(range: AddressRange) -> Vma {
+    Vma {
+        range,
+        offset: 0,
+        shmid: 0,
+        prot: 0,
+        flags: 0,
+        status: status::GUARD,
+        advice: 0,
+        open_flags: None,
+        lock_on_fault: false,
+        is_sealed: false,
+    }
+}
+
+fn read_proc(pid: Pid, what: &'static str) -> Result<Vec<u8>, MemoryDumpError> {
+    std::fs::read(format!("/proc/{pid}/{what}")).map_err(|source| MemoryDumpError::Read {
+        pid,
+        what,
+        source: source.into(),
+    })
+}
+
+/// The addresses out of /proc/PID/stat; the break is not among them.
+///
+/// Source: man 5 proc_pid_stat, fields 26 to 28 and 45 to 51.
+fn stat_fields(stat: &[u8]) -> Option<MmFields> {
+    // The name stands in parentheses and may hold anything, also parentheses.
+    let after_name = stat.iter().rposition(|b| *b == b')')? + 1;
+    let text = std::str::from_utf8(stat.get(after_name..)?).ok()?;
+    let words: Vec<&str> = text.split_ascii_whitespace().collect();
+    let field = |nr: usize| words.get(nr - 3)?.parse::<u64>().ok();
+    Some(MmFields {
+        start_code: field(26)?,
+        end_code: field(27)?,
+        start_stack: field(28)?,
+        start_data: field(45)?,
+        end_data: field(46)?,
+        start_brk: field(47)?,
+        arg_start: field(48)?,
+        arg_end: field(49)?,
+        env_start: field(50)?,
+        env_end: field(51)?,
+        brk: 0,
+    })
+}
+
+/// The words of an auxiliary vector without the final null entry.
+fn auxv_words(bytes: &[u8]) -> Vec<u64> {
+    let words: Vec<u64> = bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")))
+        .collect();
+    let end = words.chunks(2).position(|pair| pair[0] == 0);
+    words[..end.map_or(words.len(), |pairs| 2 * pairs)].to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_addresses_behind_a_nasty_name() {
+        let numbers: Vec<String> = (4..=52).map(|n| (n * 1000).to_string()).collect();
+        let stat = format!("17 (a) R 1 (b)) S {}\n", numbers.join(" "));
+        let fields = stat_fields(stat.as_bytes()).expect("well formed");
+        assert_eq!((fields.start_code, fields.end_code), (26_000, 27_000));
+        assert_eq!((fields.start_brk, fields.env_end), (47_000, 51_000));
+        assert_eq!(stat_fields(b"17 (x) S 1 2"), None);
+    }
+
+    #[test]
+    fn cuts_the_auxiliary_vector_at_its_end() {
+        let words = [33u64, 5, 16, 0, 0, 0, 7, 7];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        assert_eq!(auxv_words(&bytes), [33, 5, 16, 0]);
+    }
+
+    #[test]
+    fn reads_its_own_address_space() {
+        let space = AddressSpace::read(Pid::this()).expect("readable");
+        let stack = space.mappings.iter().find(|m| m.name == b"[stack]");
+        let stack = stack.expect("a stack").range;
+        assert!(stack.contains(space.fields.start_stack));
+        assert!(space.vdso().is_some());
+    }
+}

@@ -1,0 +1,295 @@
+//! Shared memory objects of the dumped tasks: each is saved once, whoever maps it or has it open.
+//!
+//! An object is known by device and inode. Shared anonymous memory is one as well; its name is
+//! `/dev/zero`, or `/anon_hugepage` when it is made of huge pages.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
+use firn_proto::MemfdInodeEntry;
+use firn_sys::mm::map;
+use firn_sys::{Errno, Pid, memfd};
+
+use super::address_space::PageStats;
+use super::copy::{self, PageCopy};
+use super::error::MemoryDumpError;
+use super::range::{AddressRange, PAGE_SIZE};
+use super::smaps::Mapping;
+
+/// Shared memory objects found so far.
+#[derive(Debug)]
+pub struct SharedDump {
+    device: (u32, u32),
+    /// Index in `objects`, by st_dev and inode.
+    known: HashMap<(u64, u64), usize>,
+    objects: Vec<Object>,
+    shmids: HashSet<u32>,
+}
+
+#[derive(Debug)]
+struct Object {
+    file: File,
+    entry: MemfdInodeEntry,
+}
+
+impl SharedDump {
+    /// Starts with no objects.
+    ///
+    /// # Errors
+    /// No memory file can be made here.
+    pub fn new() -> Result<SharedDump, MemoryDumpError> {
+        let probe = memfd::create(c"firn-probe", memfd::flag::CLOEXEC);
+        let device = probe.and_then(|file| Ok(split_device(file.metadata()?.dev())));
+        let device = device.map_err(|source| shared_error("firn-probe", source))?;
+        Ok(SharedDump {
+            device,
+            known: HashMap::new(),
+            objects: Vec::new(),
+            shmids: HashSet::new(),
+        })
+    }
+
+    /// Device of memory files and shared anonymous memory, as /proc/PID/maps shows it.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+
+    /// Notes the object of a mapping; returns the number of its entry in memfd.img.
+    ///
+    /// # Errors
+    /// The object can't be opened.
+    pub fn add_mapping(&mut self, pid: Pid, mapping: &Mapping) -> Result<u32, MemoryDumpError> {
+        // Both numbers are as stat shows them for these file systems.
+        let key = (join_device(mapping.device), mapping.inode);
+        if let Some(&index) = self.known.get(&key) {
+            return Ok(number(index));
+        }
+        let range = mapping.range;
+        let link = format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end);
+        self.add_path(&PathBuf::from(link), &mapping.name)
+    }
+
+    /// Notes the object that a link of /proc leads to, such as `/proc/7/fd/3`. `name` is as the link
+    /// shows it.
+    ///
+    /// # Errors
+    /// The object can't be opened.
+    pub fn add_path(&mut self, link: &Path, name: &[u8]) -> Result<u32, MemoryDumpError> {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        let file = File::open(link).map_err(|source| shared_error(&shown, source.into()))?;
+        self.add_file(file, object_name(name))
+    }
+
+    /// Notes the object behind a descriptor open for reading. `name` is its bare name.
+    ///
+    /// # Errors
+    /// The object can't be asked for its state.
+    pub fn add_file(&mut self, file: File, name: &[u8]) -> Result<u32, MemoryDumpError> {
+        let failed = |source| shared_error(&String::from_utf8_lossy(name), source);
+        let stat = file.metadata().map_err(|source| failed(source.into()))?;
+        let key = (stat.dev(), stat.ino());
+        if let Some(&index) = self.known.get(&key) {
+            return Ok(number(index));
+        }
+        let seals = match memfd::seals(&file) {
+            // Huge pages took no seals before Linux 4.16: as if sealed against seals.
+            Err(Errno::EINVAL) => memfd::seal::SEAL,
+            seals => seals.map_err(failed)?,
+        };
+        let page_size = stat.blksize();
+        let hugetlb = page_size > PAGE_SIZE && split_device(stat.dev()) != self.device;
+        let hugetlb_flag =
+            hugetlb.then(|| memfd::flag::HUGETLB | page_size.trailing_zeros() << map::HUGE_SHIFT);
+        let index = self.objects.len();
+        let entry = MemfdInodeEntry {
+            name: name.to_vec(),
+            uid: stat.uid(),
+            gid: stat.gid(),
+            size: stat.size(),
+            shmid: self.new_shmid(stat.ino()),
+            seals,
+            inode_id: u64::from(number(index)),
+            hugetlb_flag,
+            mode: Some(stat.mode()),
+        };
+        self.known.insert(key, index);
+        self.objects.push(Object { file, entry });
+        Ok(number(index))
+    }
+
+    /// The inode's number, or the next free one where two mounts have the same.
+    fn new_shmid(&mut self, inode: u64) -> u32 {
+        let mut shmid = u32::try_from(inode & u64::from(u32::MAX)).expect("masked");
+        while shmid == 0 || !self.shmids.insert(shmid) {
+            shmid = shmid.wrapping_add(1);
+        }
+        shmid
+    }
+
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// True while there are none.
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// Writes memfd.img and the contents of all objects. `next_pages_id` gives numbers of pages files.
+    ///
+    /// **Preconditions**: whoever can write to the objects is stopped.
+    ///
+    /// # Errors
+    /// Contents that can't be read, images that can't be written.
+    pub fn write(
+        &self,
+        images: &ImageSetWriter,
+        mut next_pages_id: impl FnMut() -> u32,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, MemoryDumpError> {
+        let entries: Vec<MemfdInodeEntry> = self
+            .objects
+            .iter()
+            .map(|object| object.entry.clone())
+            .collect();
+        images.write_all(ImageKind::MemfdInode, 0, &entries)?;
+        let mut stats = PageStats::default();
+        for object in &self.objects {
+            stats += object.write(images, next_pages_id(), page_copy)?;
+        }
+        Ok(stats)
+    }
+}
+
+impl Object {
+    fn write(
+        &self,
+        images: &ImageSetWriter,
+        pages_id: u32,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, MemoryDumpError> {
+        let name = String::from_utf8_lossy(&self.entry.name);
+        let ranges = self
+            .contents()
+            .map_err(|source| shared_error(&name, source))?;
+        let id = u64::from(self.entry.shmid);
+        let mut pagemap = PagemapWriter::new(images, ImageKind::ShmemPagemap, id, pages_id)?;
+        for range in &ranges {
+            pagemap.push(range.start, range.nr_pages(), PageFlags::PRESENT)?;
+        }
+        let written = pagemap.finish()?;
+        let pages = images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
+        copy::copy_file(&self.file, &name, &ranges, &pages, pages_id, page_copy)?;
+        Ok(PageStats {
+            scanned: written,
+            written,
+        })
+    }
+
+    /// Ranges that have pages, in whole pages.
+    fn contents(&self) -> firn_sys::Result<Vec<AddressRange>> {
+        let end = self.entry.size.next_multiple_of(PAGE_SIZE);
+        if self.entry.hugetlb_flag.is_some() {
+            return self.huge_contents(end);
+        }
+        let mut ranges = Vec::new();
+        let mut offset = 0;
+        while let Some((start, hole)) = memfd::next_data(&self.file, offset)? {
+            let start = start - start % PAGE_SIZE;
+            let range = AddressRange::new(start, hole.next_multiple_of(PAGE_SIZE).min(end));
+            ranges.push(range);
+            offset = hole;
+        }
+        Ok(super::range::union(ranges))
+    }
+
+    /// Huge pages do not tell their holes: pages of zeros are taken for holes.
+    fn huge_contents(&self, end: u64) -> firn_sys::Result<Vec<AddressRange>> {
+        use std::os::unix::fs::FileExt;
+        let mut buffer = vec![0u8; 256 << 10];
+        let mut ranges = Vec::new();
+        let mut offset = 0;
+        while offset < end {
+            let read = self.file.read_at(&mut buffer, offset)?;
+            if read == 0 {
+                break;
+            }
+            let mut at = offset;
+            for page in buffer[..read].chunks(4096) {
+                if page.iter().any(|byte| *byte != 0) {
+                    ranges.push(AddressRange::new(at, at + PAGE_SIZE));
+                }
+                at += PAGE_SIZE;
+            }
+            offset = at;
+        }
+        Ok(super::range::union(ranges))
+    }
+}
+
+/// The name that an image keeps: without the prefix of memory files and the mark of deleted files.
+fn object_name(shown: &[u8]) -> &[u8] {
+    let name = shown.strip_suffix(b" (deleted)").unwrap_or(shown);
+    name.strip_prefix(b"/memfd:").unwrap_or(name)
+}
+
+/// The number of an object in memfd.img; they count from 1.
+fn number(index: usize) -> u32 {
+    u32::try_from(index + 1).expect("fewer than 2^32 shared memory objects")
+}
+
+fn shared_error(name: &str, source: Errno) -> MemoryDumpError {
+    MemoryDumpError::Shared {
+        name: name.to_owned(),
+        source,
+    }
+}
+
+/// Major and minor of a st_dev, for the small numbers that kernel mounts have.
+fn split_device(dev: u64) -> (u32, u32) {
+    let major = dev >> 8 & 0xfff | dev >> 32 & !0xfff;
+    let minor = dev & 0xff | dev >> 12 & !0xff;
+    let part = |value: u64| u32::try_from(value & u64::from(u32::MAX)).expect("masked");
+    (part(major), part(minor))
+}
+
+fn join_device((major, minor): (u32, u32)) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
+    (major & 0xfff) << 8 | (major & !0xfff) << 32 | minor & 0xff | (minor & !0xff) << 12
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_both_ways() {
+        for dev in [1, 0xfe00, 0x1234, 0x10_00ff, 0xfff_0001] {
+            assert_eq!(join_device(split_device(dev)), dev);
+        }
+    }
+
+    #[test]
+    fn names_lose_their_decoration() {
+        assert_eq!(object_name(b"/memfd:a b (deleted)"), b"a b");
+        assert_eq!(object_name(b"/dev/zero (deleted)"), b"/dev/zero");
+    }
+
+    #[test]
+    fn one_object_has_one_number() {
+        let mut shared = SharedDump::new().expect("memfd");
+        let file = memfd::create(c"object", memfd::flag::CLOEXEC).expect("memfd");
+        file.set_len(3 * 4096).expect("size");
+        let twin = file.try_clone().expect("dup");
+        assert_eq!(shared.add_file(file, b"object").expect("added"), 1);
+        assert_eq!(shared.add_file(twin, b"object").expect("added"), 1);
+        let other = memfd::create(c"other", memfd::flag::CLOEXEC).expect("memfd");
+        assert_eq!(shared.add_file(other, b"other").expect("added"), 2);
+        assert_eq!(shared.objects[0].entry.size, 3 * 4096);
+        assert_eq!(shared.objects[0].entry.seals, memfd::seal::SEAL);
+    }
+}
