@@ -8,6 +8,7 @@ mod files;
 
 mod memory;
 mod process;
+mod robust;
 mod signal;
 mod time;
 
@@ -15,6 +16,7 @@ pub use cpu::*;
 pub use files::*;
 pub use memory::*;
 pub use process::*;
+pub use robust::*;
 pub use signal::*;
 pub use time::*;
 

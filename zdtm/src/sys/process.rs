@@ -157,3 +157,9 @@ pub fn mount(
     // SAFETY: the texts are C strings that live through the call.
     check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, std::ptr::null()) }).map(drop)
 }
+
+/// Sets the umask and returns the old one.
+pub fn umask(mask: u32) -> u32 {
+    // SAFETY: numbers only.
+    unsafe { libc::umask(mask) }
+}

@@ -4,6 +4,7 @@ mod memory;
 mod registers;
 mod signals;
 mod syscalls;
+mod task;
 mod timers;
 mod tree;
 
@@ -15,6 +16,7 @@ static AREAS: &[&[&Workload]] = &[
     syscalls::ALL,
     signals::ALL,
     timers::ALL,
+    task::ALL,
     memory::ALL,
 ];
 
