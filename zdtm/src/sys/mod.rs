@@ -11,6 +11,7 @@ mod process;
 mod robust;
 mod signal;
 mod time;
+mod vdso;
 
 pub use cpu::*;
 pub use files::*;
@@ -19,6 +20,7 @@ pub use process::*;
 pub use robust::*;
 pub use signal::*;
 pub use time::*;
+pub use vdso::*;
 
 use std::io;
 

@@ -1,6 +1,15 @@
 //! What is mapped, and what is in it.
 
+mod advice;
 mod anonymous;
+mod copy_on_write;
+mod file;
+mod huge;
+mod memfd;
+mod shared;
+mod special;
+mod stack;
+mod vdso;
 
 use crate::Workload;
 
@@ -11,4 +20,39 @@ pub static ALL: &[&Workload] = &[
     &anonymous::MANY,
     &anonymous::LARGE,
     &anonymous::ZERO_PAGES,
+    &stack::MAIN,
+    &stack::THREAD,
+    &stack::GROWS_DOWN,
+    &stack::MALLOC,
+    &file::PRIVATE,
+    &file::PRIVATE_READ_ONLY,
+    &file::SHARED,
+    &file::SHARED_READ_ONLY,
+    &file::DELETED,
+    &file::BEYOND_END,
+    &file::DEV_ZERO,
+    &shared::FAMILY,
+    &shared::PARTS,
+    &shared::BIG,
+    &memfd::MAPPED,
+    &memfd::DESCRIPTORS,
+    &memfd::PRIVATE,
+    &copy_on_write::READ_ONLY,
+    &copy_on_write::CHAIN,
+    &copy_on_write::PARTLY,
+    &huge::TRANSPARENT,
+    &huge::PRIVATE,
+    &huge::SHARED,
+    &huge::MEMFD,
+    &advice::FLAGS,
+    &advice::WIPE_ON_FORK,
+    &advice::GUARDS,
+    &advice::LOCKED,
+    &advice::LOCK_ALL,
+    &special::NO_RESERVE,
+    &special::EDGES,
+    &vdso::CALLS,
+    &vdso::PLACE,
+    &vdso::MOVED,
+    &vdso::UNMAPPED,
 ];

@@ -1,0 +1,127 @@
+//! Memory files: mapped, as descriptors, and sealed.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::sys::{self, PAGE, RW, Region};
+use crate::{Stage, Workload, proc};
+
+pub static MAPPED: Workload = Workload::new(
+    "memory/memfd",
+    "a memory file mapped by two tasks, descriptor closed",
+    mapped,
+);
+pub static DESCRIPTORS: Workload = Workload::new(
+    "memory/memfd-descriptors",
+    "memory files with position, seals, modes, holes",
+    descriptors,
+);
+pub static PRIVATE: Workload = Workload::new(
+    "memory/memfd-private",
+    "a private mapping of a memory file",
+    private,
+);
+
+fn mapped(stage: &Stage) -> Result<()> {
+    let file = File::from(sys::memfd(c"mapped name", 0)?);
+    file.set_len(16 * PAGE as u64)?;
+    let region = Region::file(file.as_fd(), 16 * PAGE, RW, libc::MAP_SHARED)?;
+    drop(file);
+    region.part(0, 8 * PAGE).fill(1);
+    let child = stage.child(|stage| {
+        stage.ready_and_wait()?;
+        region.part(0, 8 * PAGE).check(1)?;
+        region.part(8 * PAGE, PAGE).fill(2);
+        Ok(())
+    })?;
+    stage.ready_and_wait()?;
+    region.part(0, 8 * PAGE).check(1)?;
+    child.finish()?;
+    region
+        .part(8 * PAGE, PAGE)
+        .check(2)
+        .context("written by the child")?;
+    let name = proc::vma_at(region.addr)?
+        .map(|vma| vma.path)
+        .unwrap_or_default();
+    ensure!(
+        name == "/memfd:mapped name (deleted)",
+        "the mapping is called {name}"
+    );
+    Ok(())
+}
+
+const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW;
+
+fn descriptors(stage: &Stage) -> Result<()> {
+    let sealed = File::from(sys::memfd(c"sealed", libc::MFD_ALLOW_SEALING)?);
+    sealed.write_all_at(b"contents", 0)?;
+    sealed.set_len(10 << 20)?;
+    sealed.write_all_at(b"far away", 9 << 20)?;
+    sys::seek(&sealed, 4, libc::SEEK_SET)?;
+    sys::fcntl(&sealed, libc::F_ADD_SEALS, i64::from(SEALS))?;
+    let append = File::from(sys::memfd(c"append", libc::MFD_CLOEXEC)?);
+    sys::fcntl(&append, libc::F_SETFL, i64::from(libc::O_APPEND))?;
+    append.write_all_at(b"0123", 0)?;
+    let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&sealed));
+    let reader = File::open(own)?;
+    let region = Region::file(sealed.as_fd(), PAGE, RW, libc::MAP_SHARED)?;
+    stage.ready_and_wait()?;
+
+    let place = sys::seek(&sealed, 0, libc::SEEK_CUR)?;
+    ensure!(place == 4, "the position was 4, is {place}");
+    ensure!(
+        sys::read_exact(&sealed, 4)? == b"ents",
+        "the contents have changed"
+    );
+    let seals = sys::fcntl(&sealed, libc::F_GET_SEALS, 0)?;
+    ensure!(seals == SEALS, "the seals were {SEALS:#x}, are {seals:#x}");
+    ensure!(sealed.set_len(1).is_err(), "a sealed file can be shrunk");
+    region.put(0, b"CON");
+    let mut start = [0; 8];
+    reader.read_exact_at(&mut start, 0)?;
+    ensure!(
+        &start == b"CONtents",
+        "mapping and descriptors are not one file: {start:?}"
+    );
+    reader.read_exact_at(&mut start, 9 << 20)?;
+    ensure!(
+        &start == b"far away",
+        "what stood behind the hole has changed"
+    );
+    ensure!(
+        sys::write(&reader, b"x").is_err(),
+        "a read-only descriptor can be written"
+    );
+    use std::os::unix::fs::MetadataExt;
+    let blocks = sealed.metadata()?.blocks() * 512;
+    ensure!(blocks < 1 << 20, "the hole is filled: {blocks} bytes");
+    let flags = sys::fcntl(&append, libc::F_GETFD, 0)?;
+    ensure!(flags == libc::FD_CLOEXEC, "close-on-exec is lost");
+    sys::seek(&append, 0, libc::SEEK_SET)?;
+    sys::write(&append, b"45")?;
+    let length = append.metadata()?.len();
+    ensure!(length == 6, "O_APPEND is lost: {length} bytes");
+    Ok(())
+}
+
+fn private(stage: &Stage) -> Result<()> {
+    let file = File::from(sys::memfd(c"private", 0)?);
+    file.set_len(8 * PAGE as u64)?;
+    let shared = Region::file(file.as_fd(), 8 * PAGE, RW, libc::MAP_SHARED)?;
+    shared.fill(3);
+    let private = Region::file(file.as_fd(), 8 * PAGE, RW, libc::MAP_PRIVATE)?;
+    private.part(0, PAGE).fill(4);
+    stage.ready_and_wait()?;
+    private.part(0, PAGE).check(4)?;
+    shared.check(3).context("shared")?;
+    shared.put(4 * PAGE, b"seen by both");
+    ensure!(
+        private.get(4 * PAGE, 4) == b"seen",
+        "an untouched private page is a copy"
+    );
+    Ok(())
+}
