@@ -6,6 +6,7 @@
 mod errno;
 mod pid;
 
+pub mod clock;
 pub mod clone3;
 pub mod futex;
 pub mod kcmp;
@@ -18,6 +19,7 @@ pub mod pidfd;
 pub mod probe;
 pub mod process_vm;
 pub mod ptrace;
+pub mod sched;
 pub mod signal;
 pub mod task;
 pub mod uffd;
