@@ -56,7 +56,7 @@ fn perl_with_timer_and_child() {
 #[test]
 fn gcc_compiles_the_same_object() {
     isolated("gcc_compiles_the_same_object", &["gcc"], |sandbox| {
-        let source = long_c_file(1200);
+        let source = long_c_file(400);
         sandbox.check_survives(&Program {
             command: command(&["gcc", "-O2", "-pipe", "-c", "long.c", "-o", "long.o"]),
             set_up: &|dir| std::fs::write(dir.join("long.c"), &source).expect("room for a file"),
@@ -91,7 +91,7 @@ fn tar_and_zstd_make_the_same_archive() {
         "tar_and_zstd_make_the_same_archive",
         &["bash", "tar", "zstd"],
         |sandbox| {
-            let pipeline = "tar --sort=name --mtime=@0 -cf - tree | zstd -q -16 -T2 > tree.tar.zst";
+            let pipeline = "tar --sort=name --mtime=@0 -cf - tree | zstd -q -15 -T2 > tree.tar.zst";
             let check = "zstd -q -t tree.tar.zst && cksum < tree.tar.zst";
             sandbox.check_survives(&Program {
                 command: command(&[
@@ -107,10 +107,10 @@ fn tar_and_zstd_make_the_same_archive() {
     );
 }
 
-/// Some 12 MB of files that compress like text does.
+/// Some 8 MB of files that compress like text does.
 fn text_tree(dir: &Path) {
     let mut state = 1u64;
-    for number in 0..24 {
+    for number in 0..16 {
         let mut text = String::new();
         while text.len() < 500_000 {
             state = state
