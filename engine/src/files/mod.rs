@@ -1,1 +1,82 @@
-//! Descriptors and paths: one module per kind, dump and restore side by side.
+//! Open files: descriptors, their tables, and the files that tasks hold in other ways.
+//!
+//! Everything is read from outside: the link, status and fdinfo in /proc, a duplicate by pidfd_getfd for
+//! what only the open file itself can tell, kcmp for which of them are the same. One module per kind of
+//! file (`kind.rs` lists them) holds its dump, its restore and its image.
+//!
+//! At dump [`FileTable`] collects, frozen, and writes. At restore [`FileStore`] reads and checks
+//! everything before anything is made; then the coordinator opens each file once, every task inherits
+//! all of them through fork, and a few records turn the inherited table into the dumped one.
+
+mod build_id;
+mod chardev;
+mod dump;
+mod error;
+mod fdinfo;
+mod fifo;
+mod ghost;
+mod ghost_restore;
+mod kind;
+mod link_remap;
+mod locate;
+mod memfd;
+mod moves;
+mod open;
+mod open_file;
+mod outside;
+mod owner;
+mod pipe;
+mod pipe_data;
+mod plan;
+mod regular;
+mod sharing;
+mod store;
+mod survey;
+mod tty;
+mod unsupported;
+mod validate;
+
+pub use dump::{FileStats, FileTable};
+pub use error::{FileDumpError, FileRestoreError};
+pub use memfd::MemfdRestore;
+pub use open_file::{ProcLink, ProcReadError};
+pub use store::FileStore;
+pub use survey::survey;
+
+use std::path::PathBuf;
+
+/// What a dump is to do with files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileDumpOptions {
+    /// Refuses deleted files of which more bytes than this are allocated; None saves any size.
+    pub ghost_limit: Option<u64>,
+    /// Gives a temporary second name to deleted files that have other names elsewhere.
+    pub link_remap: bool,
+    /// The tasks are a job of a shell: their terminal stays and the restore supplies another.
+    pub shell_job: bool,
+    /// What is noted about files, to recognise them at restore.
+    pub validation: FileValidation,
+}
+
+/// How a restore recognises that a file is still the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FileValidation {
+    /// By its size.
+    FileSize,
+    /// By the build id of ELF files, and by size.
+    #[default]
+    BuildId,
+}
+
+/// What a restore is to do with files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileRestoreOptions {
+    /// Accepts files whose permission bits have changed.
+    pub skip_rwx_check: bool,
+    /// How files are compared with what the image says about them.
+    pub validation: FileValidation,
+    /// Directory that stands for `/` in all paths.
+    pub root: Option<PathBuf>,
+    /// Terminals are replaced by the one that the restore runs on.
+    pub shell_job: bool,
+}

@@ -32,6 +32,8 @@ impl Errno {
     pub const EACCES: Errno = Errno(libc::EACCES);
     /// Bad address.
     pub const EFAULT: Errno = Errno(libc::EFAULT);
+    /// A part of the path is no directory.
+    pub const ENOTDIR: Errno = Errno(libc::ENOTDIR);
     /// Busy.
     pub const EBUSY: Errno = Errno(libc::EBUSY);
     /// Already there.

@@ -6,8 +6,9 @@
 mod errno;
 mod pid;
 
-pub mod clock;
 pub mod clone3;
+pub mod fcntl;
+pub mod file;
 pub mod futex;
 pub mod kcmp;
 pub mod mapping;
@@ -16,12 +17,14 @@ pub mod mm;
 pub mod nr;
 pub mod pagemap;
 pub mod pidfd;
+pub mod pipe;
 pub mod probe;
 pub mod process_vm;
 pub mod ptrace;
-pub mod sched;
+pub mod rlimit;
 pub mod signal;
 pub mod task;
+pub mod tty;
 pub mod uffd;
 pub mod wait;
 pub mod window;

@@ -1,0 +1,439 @@
+//! Collecting the open files of frozen tasks.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use firn_images::{ImageKind, ImageSetWriter};
+use firn_proto::{FdTypes, FdinfoEntry, FileEntry, FownEntry};
+use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
+use firn_sys::kcmp::{Resource, kcmp};
+use firn_sys::{Pid, fcntl, pidfd};
+
+use super::build_id::BuildIds;
+use super::error::FileDumpError;
+use super::ghost::Ghosts;
+use super::kind::{self, Dumping};
+use super::link_remap::LinkRemaps;
+use super::memfd;
+use super::open_file::{DescriptorDir, OpenFile, Place, ProcLink};
+use super::pipe_data::PipeContents;
+use super::tty::Terminals;
+use super::{FileDumpOptions, outside, owner, regular, sharing, survey};
+use crate::memory::smaps::Mapping;
+use crate::memory::{MappedFiles, SharedDump};
+use crate::obstacle::Obstacle;
+use crate::tree::Tree;
+
+/// Number of the first dumped table: 1 is the dumper's own in CRIU's images.
+const FIRST_FILES_ID: u32 = 2;
+
+/// The open files of a tree, being dumped.
+///
+/// Dropping it takes back what was made for the dump (link remaps); [`FileTable::keep`] leaves it.
+pub struct FileTable {
+    collected: Collected,
+    /// By files id, sorted by kcmp: the task that was asked, and the id.
+    sorted_tables: Vec<(Pid, u32)>,
+    table_of: HashMap<Pid, u32>,
+    tables: Vec<(u32, Vec<FdinfoEntry>)>,
+    descriptions: HashMap<DescriptionKey, Vec<Description>>,
+    links: HashMap<LinkKey, u32>,
+    mapped: HashMap<MappingKey, u32>,
+    mapped_memfds: HashMap<(u32, u32), u32>,
+    obstacles: Vec<Obstacle>,
+}
+
+/// What all kinds collect for the images.
+pub(super) struct Collected {
+    pub(super) options: FileDumpOptions,
+    pub(super) entries: Vec<FileEntry>,
+    pub(super) ghosts: Ghosts,
+    pub(super) link_remaps: LinkRemaps,
+    pub(super) pipes: PipeContents,
+    pub(super) fifos: PipeContents,
+    pub(super) terminals: Terminals,
+    pub(super) build_ids: BuildIds,
+    next_id: u32,
+}
+
+/// What a kind sees and adds to while it dumps a file.
+pub(super) struct DumpState<'a> {
+    pub(super) shared: &'a mut SharedDump,
+    pub(super) collected: &'a mut Collected,
+}
+
+/// What was dumped, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileStats {
+    /// Open files.
+    pub nr_files: u64,
+    /// Descriptors of all tables.
+    pub nr_descriptors: u64,
+    /// Bytes of deleted files that were saved.
+    pub ghost_bytes: u64,
+    /// Bytes found waiting in pipes and fifos.
+    pub pipe_bytes: u64,
+}
+
+/// What descriptors of one open file have in common and F_SETFL can't change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct DescriptionKey {
+    dev: u64,
+    ino: u64,
+    flags: u32,
+}
+
+struct Description {
+    pid: Pid,
+    fd: i32,
+    id: u32,
+    fd_type: FdTypes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct LinkKey {
+    dev: u64,
+    ino: u64,
+    path: Vec<u8>,
+    flags: u32,
+}
+
+/// What /proc/PID/maps shows of a mapped file; equal values are the same file, which saves a look at each
+/// of a library's mappings in each of the tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct MappingKey {
+    device: (u32, u32),
+    inode: u64,
+    path: Vec<u8>,
+    flags: u32,
+}
+
+impl Collected {
+    /// The next number of an open file.
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl FileTable {
+    /// A table of no tasks.
+    pub fn new(options: &FileDumpOptions) -> FileTable {
+        FileTable {
+            collected: Collected {
+                options: *options,
+                entries: Vec::new(),
+                ghosts: Ghosts::default(),
+                link_remaps: LinkRemaps::default(),
+                pipes: PipeContents::default(),
+                fifos: PipeContents::default(),
+                terminals: Terminals::default(),
+                build_ids: BuildIds::default(),
+                next_id: 0,
+            },
+            sorted_tables: Vec::new(),
+            table_of: HashMap::new(),
+            tables: Vec::new(),
+            descriptions: HashMap::new(),
+            links: HashMap::new(),
+            mapped: HashMap::new(),
+            mapped_memfds: HashMap::new(),
+            obstacles: Vec::new(),
+        }
+    }
+
+    /// Collects the descriptors of all living tasks of the tree.
+    ///
+    /// **Preconditions**: the tasks are stopped.
+    ///
+    /// # Errors
+    /// `Obstacles` with everything that can't be dumped.
+    pub fn add_tasks(&mut self, tree: &Tree, shared: &mut SharedDump) -> Result<(), FileDumpError> {
+        for task in tree.alive() {
+            if self.assign_table(task.pid)? {
+                self.add_table(task.pid, shared)?;
+            }
+            let own = survey::threads_with_own_table(task.pid, &task.threads);
+            self.obstacles.extend(own);
+        }
+        let inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+        let half_open = self.collected.pipes.half_open();
+        self.obstacles
+            .extend(outside::obstacles(&half_open, &inside));
+        if self.obstacles.is_empty() {
+            Ok(())
+        } else {
+            Err(FileDumpError::Obstacles(std::mem::take(
+                &mut self.obstacles,
+            )))
+        }
+    }
+
+    /// Number of the task's descriptor table, for its ids image.
+    ///
+    /// # Panics
+    /// If the task was not added.
+    pub fn files_id(&self, pid: Pid) -> u32 {
+        *self.table_of.get(&pid).expect("a task that was added")
+    }
+
+    /// Finds or makes the number of the task's table; true for a table not seen before.
+    fn assign_table(&mut self, pid: Pid) -> Result<bool, FileDumpError> {
+        let found = sharing::search(&self.sorted_tables, |&(other, _)| {
+            kcmp(other, pid, Resource::Files).map_err(|source| FileDumpError::Compare {
+                pid,
+                other,
+                source,
+            })
+        })?;
+        let id = match found {
+            Ok(at) => self.sorted_tables[at].1,
+            Err(at) => {
+                let nth = u32::try_from(self.sorted_tables.len()).expect("fewer tables than pids");
+                self.sorted_tables.insert(at, (pid, FIRST_FILES_ID + nth));
+                FIRST_FILES_ID + nth
+            }
+        };
+        self.table_of.insert(pid, id);
+        Ok(found.is_err())
+    }
+
+    fn add_table(&mut self, pid: Pid, shared: &mut SharedDump) -> Result<(), FileDumpError> {
+        let mut dir = DescriptorDir::open(pid)?;
+        let mut task = Duplicator { pid, pidfd: None };
+        let mut table = Vec::new();
+        for fd in dir.numbers()? {
+            let file = dir.look(fd)?;
+            let Some((id, fd_type)) = self.describe(&file, fd, &mut task, shared)? else {
+                continue;
+            };
+            let cloexec = file.info.flags & O_CLOEXEC.cast_unsigned() != 0;
+            table.push(FdinfoEntry {
+                id,
+                flags: if cloexec { fcntl::FD_CLOEXEC } else { 0 },
+                r#type: fd_type.into(),
+                fd: fd.cast_unsigned(),
+                xattr_security_selinux: None,
+            });
+        }
+        self.tables.push((self.files_id(pid), table));
+        Ok(())
+    }
+
+    /// Finds the open file behind a descriptor among those known, or dumps it; None for one that can't
+    /// be dumped, which is noted.
+    fn describe(
+        &mut self,
+        file: &OpenFile,
+        fd: i32,
+        task: &mut Duplicator,
+        shared: &mut SharedDump,
+    ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
+        let pid = file.pid;
+        let known = self
+            .descriptions
+            .entry(DescriptionKey::of(file))
+            .or_default();
+        let found = sharing::search(known, |other| {
+            let resource = Resource::File {
+                fd1: other.fd,
+                fd2: fd,
+            };
+            let other = other.pid;
+            kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare {
+                pid,
+                other,
+                source,
+            })
+        })?;
+        let at = match found {
+            Ok(at) => return Ok(Some((known[at].id, known[at].fd_type))),
+            Err(at) => at,
+        };
+        let obstacles = kind::obstacles(file, &self.collected.options);
+        let kind = match kind::of_file(file) {
+            Some(kind) if obstacles.is_empty() => kind,
+            _ => {
+                self.obstacles.extend(obstacles);
+                return Ok(None);
+            }
+        };
+        let duplicate = task.duplicate(file, fd)?;
+        let fown = duplicate.as_ref().map_or(Ok(FownEntry::default()), |fd| {
+            owner::dump(fd).map_err(|source| query(file, "the signal owner", source))
+        })?;
+        let dumping = Dumping {
+            file,
+            duplicate: duplicate.as_ref().map(AsFd::as_fd),
+            id: self.collected.new_id(),
+            fown,
+        };
+        let id = dumping.id;
+        let mut state = DumpState {
+            shared,
+            collected: &mut self.collected,
+        };
+        let entry = kind.dump(&dumping, &mut state)?;
+        self.collected.entries.push(entry);
+        let fd_type = kind.fd_type();
+        known.insert(
+            at,
+            Description {
+                pid,
+                fd,
+                id,
+                fd_type,
+            },
+        );
+        Ok(Some((id, fd_type)))
+    }
+
+    /// Adds a file that a task holds without a descriptor; equal ones share an entry. `flags` are those to
+    /// open it with. Returns its number in files.img.
+    ///
+    /// # Errors
+    /// `Obstacles` when it can't be dumped.
+    pub fn add_link(&mut self, pid: Pid, link: ProcLink, flags: u32) -> Result<u32, FileDumpError> {
+        let file = OpenFile::of_link(pid, link, flags)?;
+        let key = LinkKey {
+            dev: file.stat.dev,
+            ino: file.stat.ino,
+            path: file.link.clone(),
+            flags,
+        };
+        if let Some(&id) = self.links.get(&key) {
+            return Ok(id);
+        }
+        let obstacles = survey::link_obstacles(&file, &self.collected.options);
+        if !obstacles.is_empty() {
+            return Err(FileDumpError::Obstacles(obstacles));
+        }
+        let id = self.collected.new_id();
+        let entry = regular::dump(&file, id, FownEntry::default(), &mut self.collected)?;
+        self.collected.entries.push(entry);
+        self.links.insert(key, id);
+        Ok(id)
+    }
+
+    /// Writes all images of open files.
+    ///
+    /// **Preconditions**: the tasks are still stopped: contents of pipes and deleted files are read now.
+    ///
+    /// # Errors
+    /// As of the images; the content of a deleted file or a pipe could not be read.
+    pub fn write(&mut self, images: &ImageSetWriter) -> Result<FileStats, FileDumpError> {
+        self.collected.entries.sort_by_key(|entry| entry.id);
+        images.write_all(ImageKind::Files, 0, &self.collected.entries)?;
+        let mut stats = FileStats {
+            nr_files: count(self.collected.entries.len()),
+            ..FileStats::default()
+        };
+        for (files_id, table) in &self.tables {
+            images.write_all(ImageKind::Fdinfo, u64::from(*files_id), table)?;
+            stats.nr_descriptors += count(table.len());
+        }
+        let mut remaps = self.collected.ghosts.remaps().to_vec();
+        remaps.extend_from_slice(self.collected.link_remaps.remaps());
+        images.write_all(ImageKind::RemapFpath, 0, &remaps)?;
+        stats.ghost_bytes = self.collected.ghosts.write(images)?;
+        stats.pipe_bytes = self.collected.pipes.write(images, ImageKind::PipesData)?
+            + self.collected.fifos.write(images, ImageKind::FifoData)?;
+        self.collected.terminals.write(images)?;
+        Ok(stats)
+    }
+
+    /// Ends a dump that succeeded: what was made for it stays, because the images refer to it.
+    pub fn keep(mut self) {
+        self.collected.link_remaps.keep();
+    }
+}
+
+impl MappedFiles for FileTable {
+    fn mapped_file(
+        &mut self,
+        pid: Pid,
+        mapping: &Mapping,
+        open_flags: u32,
+    ) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+        let key = MappingKey {
+            device: mapping.device,
+            inode: mapping.inode,
+            path: mapping.name.clone(),
+            flags: open_flags,
+        };
+        if let Some(&id) = self.mapped.get(&key) {
+            return Ok(id);
+        }
+        let link = ProcLink::MapFiles {
+            start: mapping.range.start,
+            end: mapping.range.end,
+        };
+        let id = self.add_link(pid, link, open_flags)?;
+        self.mapped.insert(key, id);
+        Ok(id)
+    }
+
+    fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32 {
+        if let Some(&id) = self.mapped_memfds.get(&(inode_id, open_flags)) {
+            return id;
+        }
+        let id = self.collected.new_id();
+        let entry = memfd::entry(id, open_flags, 0, FownEntry::default(), inode_id);
+        self.collected.entries.push(entry);
+        self.mapped_memfds.insert((inode_id, open_flags), id);
+        id
+    }
+}
+
+impl DescriptionKey {
+    fn of(file: &OpenFile) -> DescriptionKey {
+        let fixed = (O_ACCMODE | O_PATH | O_DIRECTORY).cast_unsigned();
+        DescriptionKey {
+            dev: file.stat.dev,
+            ino: file.stat.ino,
+            flags: file.info.flags & fixed,
+        }
+    }
+}
+
+/// Duplicates descriptors of one task; its pidfd is opened at the first need.
+struct Duplicator {
+    pid: Pid,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Duplicator {
+    fn duplicate(&mut self, file: &OpenFile, fd: i32) -> Result<Option<OwnedFd>, FileDumpError> {
+        if file.is_path_only() {
+            return Ok(None);
+        }
+        let failed = |source| query(file, "a duplicate", source);
+        let pidfd = match &self.pidfd {
+            Some(pidfd) => pidfd,
+            None => self.pidfd.insert(pidfd::open(self.pid).map_err(failed)?),
+        };
+        pidfd::getfd(pidfd, fd).map(Some).map_err(failed)
+    }
+}
+
+/// An error maker for a question about an open file.
+pub(super) fn query(file: &OpenFile, what: &'static str, source: firn_sys::Errno) -> FileDumpError {
+    FileDumpError::Query {
+        pid: file.pid,
+        object: format!("{} ({})", file.place, String::from_utf8_lossy(&file.link)),
+        what,
+        source,
+    }
+}
+
+/// The descriptor number of a file that is held by one.
+pub(super) fn fd_of(file: &OpenFile) -> Option<i32> {
+    match file.place {
+        Place::Fd(fd) => Some(fd),
+        Place::Link(_) => None,
+    }
+}
+
+fn count(len: usize) -> u64 {
+    u64::try_from(len).expect("usize fits 64 bits")
+}

@@ -1,0 +1,168 @@
+//! What can go wrong with open files.
+
+use std::path::PathBuf;
+
+use firn_images::{ImageReadError, ImageWriteError};
+use firn_sys::{Errno, Pid};
+
+use super::open_file::ProcReadError;
+use crate::obstacle::Obstacle;
+
+/// An error of whoever keeps the contents of memory files.
+pub type MemfdSourceError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why open files could not be dumped.
+#[derive(Debug, thiserror::Error)]
+pub enum FileDumpError {
+    /// Something can't be dumped; nothing has been changed.
+    #[error("{}", list(.0))]
+    Obstacles(Vec<Obstacle>),
+    /// /proc did not tell.
+    #[error(transparent)]
+    Read(#[from] ProcReadError),
+    /// kcmp failed.
+    #[error("cannot compare the open files of tasks {pid} and {other}")]
+    Compare {
+        /// One task.
+        pid: Pid,
+        /// The other one.
+        other: Pid,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The open file could not be asked.
+    #[error("cannot read {what} of {object} of task {pid}")]
+    Query {
+        /// The task.
+        pid: Pid,
+        /// The descriptor.
+        object: String,
+        /// What was asked.
+        what: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The content of a deleted file could not be read.
+    #[error("cannot read the deleted file {}", path.display())]
+    Ghost {
+        /// Its last name.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// A second name could not be made.
+    #[error("cannot give the deleted file {} another name", path.display())]
+    LinkRemap {
+        /// The name that was tried.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The content of a memory file could not be taken.
+    #[error("cannot save {object} of task {pid}")]
+    Memfd {
+        /// The task.
+        pid: Pid,
+        /// The descriptor.
+        object: String,
+        /// What went wrong.
+        source: MemfdSourceError,
+    },
+    /// An image could not be written.
+    #[error(transparent)]
+    Image(#[from] ImageWriteError),
+}
+
+fn list(obstacles: &[Obstacle]) -> String {
+    let lines: Vec<String> = obstacles.iter().map(Obstacle::to_string).collect();
+    lines.join("\n")
+}
+
+/// Why open files could not be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum FileRestoreError {
+    /// An image could not be read.
+    #[error(transparent)]
+    Image(#[from] ImageReadError),
+    /// The images contradict themselves.
+    #[error("image of open file {id}: {what}")]
+    Corrupt {
+        /// Number of the file in files.img.
+        id: u32,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The image holds files of a kind that is not restored.
+    #[error("open file {id} is of kind {kind}, which is not restored")]
+    Unsupported {
+        /// Number of the file in files.img.
+        id: u32,
+        /// Name of the kind.
+        kind: &'static str,
+    },
+    /// Nothing has the path any more.
+    #[error("{role} {} does not exist here; put it back before the restore", path.display())]
+    Missing {
+        /// What it is to the tasks.
+        role: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is another one than at the dump.
+    #[error("{role} {} has changed since the dump: {what}", path.display())]
+    Changed {
+        /// What it is to the tasks.
+        role: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The difference.
+        what: String,
+    },
+    /// The kernel refused to open, make or set something.
+    #[error("cannot {action} {object}")]
+    Refused {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        object: String,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// The tasks have a terminal and there is none here, or it may not be used.
+    #[error("{what}")]
+    Terminal {
+        /// What is missing.
+        what: String,
+    },
+    /// The content of a memory file is not there.
+    #[error("cannot restore memory file {inode_id}")]
+    Memfd {
+        /// Its number in memfd.img.
+        inode_id: u32,
+        /// What went wrong.
+        source: MemfdSourceError,
+    },
+}
+
+impl FileRestoreError {
+    /// An error maker for a refused call.
+    pub(super) fn refused(
+        action: &'static str,
+        object: impl Into<String>,
+    ) -> impl FnOnce(Errno) -> Self {
+        let object = object.into();
+        move |source| Self::Refused {
+            action,
+            object,
+            source,
+        }
+    }
+
+    /// An image that contradicts itself.
+    pub(super) fn corrupt(id: u32, what: impl Into<String>) -> Self {
+        Self::Corrupt {
+            id,
+            what: what.into(),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The kinds of open files, and what is told about those that are none of them.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use firn_proto::{FdTypes, FileEntry, FownEntry};
+
+use super::chardev::CharDevice;
+use super::dump::DumpState;
+use super::error::{FileDumpError, FileRestoreError};
+use super::fifo::Fifo;
+use super::memfd::Memfd;
+use super::open::Opener;
+use super::open_file::{OpenFile, Trouble};
+use super::pipe::Pipe;
+use super::regular::Regular;
+use super::tty::Tty;
+use super::{FileDumpOptions, unsupported};
+use crate::obstacle::Obstacle;
+
+/// All kinds. The first one that recognises a file has it; the first one of an image's type opens it.
+pub(super) static KINDS: &[&dyn FileKind] = &[&Regular, &Pipe, &Fifo, &CharDevice, &Tty, &Memfd];
+
+/// One open file being dumped.
+pub(super) struct Dumping<'a> {
+    /// What /proc says about it.
+    pub(super) file: &'a OpenFile,
+    /// A duplicate of the descriptor; None for files that are held without one and for O_PATH.
+    pub(super) duplicate: Option<BorrowedFd<'a>>,
+    /// Its number in files.img.
+    pub(super) id: u32,
+    /// Its signal owner.
+    pub(super) fown: FownEntry,
+}
+
+/// One kind of open file: dump, restore and image side by side in its module.
+pub(super) trait FileKind: Sync {
+    /// Type of its entries.
+    fn fd_type(&self) -> FdTypes;
+
+    /// Whether an open file is of this kind.
+    fn recognises(&self, file: &OpenFile) -> bool;
+
+    /// What keeps a file of this kind from being dumped, if anything does.
+    fn trouble(&self, file: &OpenFile, options: &FileDumpOptions) -> Option<Trouble>;
+
+    /// Makes the image entry.
+    fn dump(
+        &self,
+        dumping: &Dumping<'_>,
+        state: &mut DumpState<'_>,
+    ) -> Result<FileEntry, FileDumpError>;
+
+    /// Opens the file again, with flags and position.
+    fn open(&self, entry: &FileEntry, opener: &mut Opener<'_>)
+    -> Result<OwnedFd, FileRestoreError>;
+}
+
+/// The kind of an open file.
+pub(super) fn of_file(file: &OpenFile) -> Option<&'static dyn FileKind> {
+    KINDS.iter().copied().find(|kind| kind.recognises(file))
+}
+
+/// The kind that opens entries of a type.
+pub(super) fn of_type(fd_type: FdTypes) -> Option<&'static dyn FileKind> {
+    KINDS.iter().copied().find(|kind| kind.fd_type() == fd_type)
+}
+
+/// What keeps the file from being dumped: its kind, or locks held through it.
+pub(super) fn obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<Obstacle> {
+    let trouble = match of_file(file) {
+        Some(kind) => kind.trouble(file, options),
+        None => Some(unsupported::trouble(file)),
+    };
+    let locks = file.info.locks().map(|lock| {
+        Trouble::new(
+            format!("the task holds a lock ({lock}), which would be lost"),
+            "dump when the lock has been released",
+        )
+    });
+    trouble
+        .into_iter()
+        .chain(locks)
+        .map(|trouble| file.obstacle(trouble))
+        .collect()
+}

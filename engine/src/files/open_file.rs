@@ -1,0 +1,232 @@
+//! One open file as /proc shows it: a descriptor of a task, or a link such as its executable.
+
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use firn_sys::file::{self, Stat};
+use firn_sys::{Errno, Pid};
+
+use super::fdinfo::FdInfo;
+use crate::obstacle::Obstacle;
+
+/// A file that a task holds without a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProcLink {
+    /// The executable.
+    Exe,
+    /// The working directory.
+    Cwd,
+    /// The root directory.
+    Root,
+    /// The file of a mapping.
+    MapFiles {
+        /// First address.
+        start: u64,
+        /// First address after it.
+        end: u64,
+    },
+}
+
+/// Where a task holds an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    /// Descriptor with this number.
+    Fd(i32),
+    /// No descriptor.
+    Link(ProcLink),
+}
+
+/// An open file of a task.
+#[derive(Debug, Clone)]
+pub(super) struct OpenFile {
+    pub(super) pid: Pid,
+    pub(super) place: Place,
+    /// Text of the link in /proc, with ` (deleted)` where the kernel says so.
+    pub(super) link: Vec<u8>,
+    pub(super) stat: Stat,
+    pub(super) info: FdInfo,
+}
+
+/// Why something about an open file could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {what} of task {pid}")]
+pub struct ProcReadError {
+    pub(super) pid: Pid,
+    pub(super) what: String,
+    #[source]
+    pub(super) source: Errno,
+}
+
+impl OpenFile {
+    /// Looks at a file that the task holds without a descriptor; `flags` are those to open it with.
+    pub(super) fn of_link(pid: Pid, link: ProcLink, flags: u32) -> Result<OpenFile, ProcReadError> {
+        let place = Place::Link(link);
+        let path = proc_path(pid, place);
+        let failed = |source| ProcReadError {
+            pid,
+            what: place.to_string(),
+            source,
+        };
+        let text = std::fs::read_link(&path).map_err(|error| failed(error.into()))?;
+        Ok(OpenFile {
+            pid,
+            place,
+            link: std::os::unix::ffi::OsStringExt::into_vec(text.into_os_string()),
+            stat: file::stat_path(&path).map_err(failed)?,
+            info: FdInfo {
+                flags,
+                ..FdInfo::default()
+            },
+        })
+    }
+
+    /// A path that leads to the very file, also when it has no name any more.
+    pub(super) fn proc_path(&self) -> PathBuf {
+        proc_path(self.pid, self.place)
+    }
+
+    /// True if it was opened with O_PATH, so that almost no call works on it.
+    pub(super) fn is_path_only(&self) -> bool {
+        self.info.flags & file::O_PATH.cast_unsigned() != 0
+    }
+
+    /// Open flags as images keep them: without O_CLOEXEC, which belongs to the descriptor.
+    pub(super) fn image_flags(&self) -> u32 {
+        self.info.flags & !file::O_CLOEXEC.cast_unsigned()
+    }
+
+    /// Says that this file stands in the way of a dump.
+    pub(super) fn obstacle(&self, trouble: Trouble) -> Obstacle {
+        let link = String::from_utf8_lossy(&self.link);
+        let object = match trouble.kind {
+            Some(kind) => format!("{} ({link}, {kind})", self.place),
+            None => format!("{} ({link})", self.place),
+        };
+        Obstacle {
+            pid: self.pid,
+            object,
+            reason: trouble.reason,
+            hint: trouble.hint,
+        }
+    }
+}
+
+/// What is wrong with an open file; becomes an [`Obstacle`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// What the file is, where its link does not say.
+    pub(super) kind: Option<String>,
+    /// Why it can't be dumped.
+    pub(super) reason: String,
+    /// What the user can do.
+    pub(super) hint: Option<String>,
+}
+
+impl Trouble {
+    /// A trouble with a reason and a hint.
+    pub(super) fn new(reason: impl Into<String>, hint: impl Into<String>) -> Trouble {
+        Trouble {
+            kind: None,
+            reason: reason.into(),
+            hint: Some(hint.into()),
+        }
+    }
+}
+
+fn proc_path(pid: Pid, place: Place) -> PathBuf {
+    PathBuf::from(match place {
+        Place::Fd(fd) => format!("/proc/{pid}/fd/{fd}"),
+        Place::Link(ProcLink::Exe) => format!("/proc/{pid}/exe"),
+        Place::Link(ProcLink::Cwd) => format!("/proc/{pid}/cwd"),
+        Place::Link(ProcLink::Root) => format!("/proc/{pid}/root"),
+        Place::Link(ProcLink::MapFiles { start, end }) => {
+            format!("/proc/{pid}/map_files/{start:x}-{end:x}")
+        }
+    })
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Fd(fd) => write!(f, "fd {fd}"),
+            Place::Link(ProcLink::Exe) => f.write_str("executable"),
+            Place::Link(ProcLink::Cwd) => f.write_str("working directory"),
+            Place::Link(ProcLink::Root) => f.write_str("root directory"),
+            Place::Link(ProcLink::MapFiles { start, end }) => {
+                write!(f, "mapping {start:#x}-{end:#x}")
+            }
+        }
+    }
+}
+
+/// The descriptors of one task, read relative to its /proc directories.
+pub(super) struct DescriptorDir {
+    pid: Pid,
+    links: OwnedFd,
+    infos: OwnedFd,
+    text: Vec<u8>,
+}
+
+impl DescriptorDir {
+    /// Opens the task's directories in /proc.
+    pub(super) fn open(pid: Pid) -> Result<DescriptorDir, ProcReadError> {
+        let open = |name: &str| {
+            let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+            let flags = file::O_DIRECTORY.cast_unsigned();
+            file::open(&path, flags).map_err(|source| ProcReadError {
+                pid,
+                what: format!("the directory {name}"),
+                source,
+            })
+        };
+        Ok(DescriptorDir {
+            pid,
+            links: open("fd")?,
+            infos: open("fdinfo")?,
+            text: Vec::new(),
+        })
+    }
+
+    /// Numbers of all open descriptors, ascending.
+    pub(super) fn numbers(&self) -> Result<Vec<i32>, ProcReadError> {
+        file::list_numbers(&self.links).map_err(|source| self.failed("the descriptors", source))
+    }
+
+    /// Where the link of a descriptor leads.
+    pub(super) fn link(&self, fd: i32) -> Result<Vec<u8>, ProcReadError> {
+        file::read_link_at(&self.links, &name_of(fd))
+            .map_err(|source| self.failed(&format!("fd {fd}"), source))
+    }
+
+    /// Looks at one descriptor.
+    pub(super) fn look(&mut self, fd: i32) -> Result<OpenFile, ProcReadError> {
+        let name = name_of(fd);
+        let failed = |source| ProcReadError {
+            pid: self.pid,
+            what: format!("fd {fd}"),
+            source,
+        };
+        file::read_at(&self.infos, &name, &mut self.text).map_err(failed)?;
+        Ok(OpenFile {
+            pid: self.pid,
+            place: Place::Fd(fd),
+            link: file::read_link_at(&self.links, &name).map_err(failed)?,
+            stat: file::stat_at(&self.links, &name).map_err(failed)?,
+            info: FdInfo::parse(&self.text).map_err(|_| failed(Errno::EINVAL))?,
+        })
+    }
+
+    fn failed(&self, what: &str, source: Errno) -> ProcReadError {
+        ProcReadError {
+            pid: self.pid,
+            what: what.to_owned(),
+            source,
+        }
+    }
+}
+
+fn name_of(fd: i32) -> CString {
+    CString::new(fd.to_string()).expect("digits hold no NUL")
+}

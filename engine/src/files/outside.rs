@@ -1,0 +1,48 @@
+//! Who else holds a pipe of the tree.
+//!
+//! The kernel has no list of a pipe's holders, so all of /proc is walked; that is done only for trees
+//! that have pipes. Links are compared as text: `pipe:[INODE]`, or the path of a fifo.
+
+use std::collections::{HashMap, HashSet};
+
+use firn_sys::{Pid, file};
+
+use super::open_file::{DescriptorDir, OpenFile};
+use super::survey::held_outside;
+use crate::obstacle::Obstacle;
+
+/// One obstacle for each of the files (by link text) that a process other than `inside` has open.
+pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> Vec<Obstacle> {
+    if files.is_empty() {
+        return Vec::new();
+    }
+    let inside: HashSet<Pid> = inside.iter().copied().collect();
+    let mut found = Vec::new();
+    let mut named = HashSet::new();
+    for pid in all_pids().into_iter().filter(|pid| !inside.contains(pid)) {
+        let Ok(dir) = DescriptorDir::open(pid) else {
+            continue;
+        };
+        for fd in dir.numbers().unwrap_or_default() {
+            let Ok(link) = dir.link(fd) else {
+                continue;
+            };
+            if let Some(file) = files.get(&link)
+                && named.insert(link)
+            {
+                let holder = format!("process {pid} (fd {fd})");
+                found.push(file.obstacle(held_outside(&holder)));
+            }
+        }
+    }
+    found
+}
+
+fn all_pids() -> Vec<Pid> {
+    let numbers = file::open("/proc".as_ref(), 0).and_then(file::list_numbers);
+    numbers
+        .unwrap_or_default()
+        .into_iter()
+        .map(Pid::from_raw)
+        .collect()
+}

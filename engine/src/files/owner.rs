@@ -1,0 +1,95 @@
+//! Who gets the signal when a descriptor becomes ready (F_SETOWN, F_SETSIG).
+//!
+//! It belongs to the open file, is read from outside through a duplicate, and is set back by a task of
+//! the tree when all tasks exist: the kernel looks the id up at once and remembers the caller's user ids.
+
+use std::os::fd::{AsFd, RawFd};
+
+use firn_proto::FownEntry;
+use firn_sys::{Result, fcntl, nr};
+
+use crate::program::{Program, Rule};
+
+/// ESRCH, as a record's rule takes it.
+const ESRCH: i32 = 3;
+
+/// Reads the owner; all zero means none.
+pub(super) fn dump(fd: impl AsFd) -> Result<FownEntry> {
+    let fd = fd.as_fd();
+    let owner = fcntl::owner(fd)?;
+    let signum = fcntl::signal(fd)?;
+    if owner.id == 0 {
+        return Ok(FownEntry {
+            signum,
+            ..FownEntry::default()
+        });
+    }
+    let (uid, euid) = fcntl::owner_uids(fd)?;
+    Ok(FownEntry {
+        uid,
+        euid,
+        signum,
+        pid_type: owner.kind.cast_unsigned(),
+        pid: owner.id.cast_unsigned(),
+    })
+}
+
+/// Adds the records that set the owner of the description behind `fd`.
+pub(super) fn plan(fd: RawFd, fown: &FownEntry, program: &mut Program) {
+    if fown.signum != 0 {
+        program.call(
+            nr::FCNTL,
+            &[fd.into(), fcntl::F_SETSIG.into(), fown.signum.into()],
+            Rule::Ok,
+            format!("signal {} of fd {fd}", fown.signum),
+        );
+    }
+    if fown.pid != 0 {
+        let mut owner = fown.pid_type.to_le_bytes().to_vec();
+        owner.extend_from_slice(&fown.pid.to_le_bytes());
+        let owner = program.data(&owner);
+        program.call(
+            nr::FCNTL,
+            &[fd.into(), fcntl::F_SETOWN_EX.into(), owner.into()],
+            // The owner may have been dead already at the dump.
+            Rule::OkOr(ESRCH),
+            format!("owner {} of fd {fd}", fown.pid.cast_signed()),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owner_and_signal_are_read_back() {
+        let (reader, _writer) = firn_sys::pipe::create().expect("a pipe");
+        assert_eq!(dump(&reader).expect("fcntl"), FownEntry::default());
+        let pid = firn_sys::Pid::this();
+        let owner = fcntl::Owner {
+            kind: 1,
+            id: pid.raw(),
+        };
+        fcntl::set_owner(&reader, owner).expect("own pid");
+        fcntl::set_signal(&reader, 34).expect("a signal");
+        let fown = dump(&reader).expect("fcntl");
+        assert_eq!((fown.pid, fown.pid_type), (pid.to_image(), 1));
+        assert_eq!(fown.signum, 34);
+    }
+
+    #[test]
+    fn nothing_is_planned_for_nobody() {
+        let mut program = Program::new("task 1");
+        plan(3, &FownEntry::default(), &mut program);
+        assert!(program.is_empty());
+        let fown = FownEntry {
+            signum: 29,
+            pid_type: 1,
+            pid: 7,
+            ..FownEntry::default()
+        };
+        plan(3, &fown, &mut program);
+        assert_eq!(program.len(), 2);
+    }
+}

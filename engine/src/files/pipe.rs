@@ -1,0 +1,158 @@
+//! Pipes: both ends share the inode, which is the pipe's number in images.
+//!
+//! Each end is an open file with flags of its own; there may be several of either kind, since an end
+//! can be opened again through /proc. Content and capacity are in [`super::pipe_data`]. O_DIRECT
+//! (packet mode) is not among the flags of an image.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use firn_images::{ImageDir, ImageKind};
+use firn_proto::{FdTypes, FileEntry, PipeEntry};
+use firn_sys::file::{O_ACCMODE, O_DIRECT, O_PATH, O_RDONLY, O_WRONLY, S_IFIFO};
+use firn_sys::pipe;
+
+use super::FileDumpOptions;
+use super::dump::DumpState;
+use super::error::{FileDumpError, FileRestoreError};
+use super::kind::{Dumping, FileKind};
+use super::open::{self, Opener};
+use super::open_file::{OpenFile, Trouble};
+use super::pipe_data;
+
+/// Pipes without a name.
+pub(super) struct Pipe;
+
+impl FileKind for Pipe {
+    fn fd_type(&self) -> FdTypes {
+        FdTypes::Pipe
+    }
+
+    fn recognises(&self, file: &OpenFile) -> bool {
+        file.stat.file_type() == S_IFIFO && file.link.starts_with(b"pipe:[")
+    }
+
+    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
+        None
+    }
+
+    fn dump(
+        &self,
+        dumping: &Dumping<'_>,
+        state: &mut DumpState<'_>,
+    ) -> Result<FileEntry, FileDumpError> {
+        let pipe_id = state.collected.pipes.add(dumping)?;
+        Ok(FileEntry {
+            r#type: FdTypes::Pipe.into(),
+            id: dumping.id,
+            pipe: Some(PipeEntry {
+                id: dumping.id,
+                pipe_id,
+                flags: dumping.file.image_flags() & !O_DIRECT.cast_unsigned(),
+                fown: dumping.fown,
+            }),
+            ..FileEntry::default()
+        })
+    }
+
+    fn open(
+        &self,
+        entry: &FileEntry,
+        opener: &mut Opener<'_>,
+    ) -> Result<OwnedFd, FileRestoreError> {
+        let pipe = entry
+            .pipe
+            .as_ref()
+            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a pipe"))?;
+        opener.pipes.open(pipe)
+    }
+}
+
+/// The pipes being restored.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    pairs: HashMap<u32, Pair>,
+}
+
+/// Both ends of a pipe. The first open file of either kind takes the end itself; a duplicate stays here
+/// until all are opened, so that the pipe lives.
+#[derive(Debug)]
+struct Pair {
+    reader: End,
+    writer: End,
+}
+
+#[derive(Debug)]
+struct End {
+    fd: OwnedFd,
+    taken: bool,
+}
+
+impl Pipes {
+    /// Makes and fills the pipes that an image holds contents of.
+    pub(super) fn load(images: &ImageDir) -> Result<Pipes, FileRestoreError> {
+        let mut pipes = Pipes::default();
+        pipe_data::for_each(images, ImageKind::PipesData, |entry, bytes| {
+            let pair = Pair::new(entry.pipe_id)?;
+            let writer = pipe_data::fill(pair.writer.fd, entry, &bytes)?;
+            let pair = Pair {
+                reader: pair.reader,
+                writer: End::new(writer),
+            };
+            match pipes.pairs.insert(entry.pipe_id, pair) {
+                None => Ok(()),
+                Some(_) => Err(FileRestoreError::corrupt(
+                    entry.pipe_id,
+                    "its pipe is filled twice",
+                )),
+            }
+        })?;
+        Ok(pipes)
+    }
+
+    fn open(&mut self, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
+        let pair = match self.pairs.entry(entry.pipe_id) {
+            std::collections::hash_map::Entry::Occupied(pair) => pair.into_mut(),
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(Pair::new(entry.pipe_id)?)
+            }
+        };
+        let access = entry.flags & (O_ACCMODE | O_PATH).cast_unsigned();
+        let end = if access == O_WRONLY.cast_unsigned() {
+            &mut pair.writer
+        } else {
+            &mut pair.reader
+        };
+        let own = access == O_WRONLY.cast_unsigned() || access == O_RDONLY.cast_unsigned();
+        if end.taken || !own {
+            return open::reopen(end.fd.as_fd(), entry.flags, "a pipe");
+        }
+        end.taken = true;
+        take(end.fd.as_fd(), entry)
+    }
+}
+
+fn take(end: BorrowedFd<'_>, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
+    let fd = end
+        .try_clone_to_owned()
+        .map_err(|error| FileRestoreError::refused("duplicate", "a pipe")(error.into()))?;
+    open::set_flags(&fd, entry.flags, "a pipe")?;
+    Ok(fd)
+}
+
+impl Pair {
+    fn new(pipe_id: u32) -> Result<Pair, FileRestoreError> {
+        let name = format!("pipe {pipe_id}");
+        let (reader, writer) = pipe::create().map_err(FileRestoreError::refused("create", name))?;
+        Ok(Pair {
+            reader: End::new(reader),
+            writer: End::new(writer),
+        })
+    }
+}
+
+impl End {
+    fn new(fd: OwnedFd) -> End {
+        End { fd, taken: false }
+    }
+}

@@ -1,0 +1,231 @@
+//! Bytes that wait in pipes and fifos.
+//!
+//! They are copied with tee into a pipe of our own and read from there, so the original keeps them. In
+//! packet mode (O_DIRECT) one read returns one packet, also from the copy, so the borders are seen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use firn_images::{ImageDir, ImageKind, ImageSetWriter};
+use firn_proto::PipeDataEntry;
+use firn_sys::file::{O_ACCMODE, O_RDONLY, O_RDWR, O_WRONLY};
+use firn_sys::{Errno, Pid, pidfd, pipe};
+
+use super::dump::{fd_of, query};
+use super::error::{FileDumpError, FileRestoreError};
+use super::kind::Dumping;
+use super::open_file::OpenFile;
+
+/// Capacity that every new pipe has.
+const DEFAULT_CAPACITY: usize = 65536;
+/// The largest number of bytes that a pipe can hold, for any privilege.
+const MAX_BYTES: u64 = 1 << 31;
+
+/// The pipes met so far, by inode.
+#[derive(Debug, Default)]
+pub(super) struct PipeContents {
+    pipes: BTreeMap<u32, Contents>,
+}
+
+#[derive(Debug)]
+struct Contents {
+    capacity: usize,
+    /// A descriptor of a reading end, where there is one.
+    reader: Option<(Pid, i32)>,
+    has_writer: bool,
+    waiting: u64,
+    /// Somebody holds an end of the kind that the tree does not have.
+    other_end_open: bool,
+    any: OpenFile,
+}
+
+impl PipeContents {
+    /// Notes an open end. Returns the pipe's number in images.
+    pub(super) fn add(&mut self, dumping: &Dumping<'_>) -> Result<u32, FileDumpError> {
+        let file = dumping.file;
+        let pipe_id = u32::try_from(file.stat.ino & 0xffff_ffff).expect("masked");
+        let (Some(fd), Some(number)) = (dumping.duplicate, fd_of(file)) else {
+            return Ok(pipe_id);
+        };
+        let failed = |source| query(file, "the pipe", source);
+        let capacity = pipe::capacity(fd).map_err(failed)?;
+        let mode = file.info.flags & O_ACCMODE.cast_unsigned();
+        let reads = mode == O_RDONLY.cast_unsigned() || mode == O_RDWR.cast_unsigned();
+        let writes = mode == O_WRONLY.cast_unsigned() || mode == O_RDWR.cast_unsigned();
+        let contents = self.pipes.entry(pipe_id).or_insert_with(|| Contents {
+            capacity,
+            reader: None,
+            has_writer: false,
+            waiting: 0,
+            other_end_open: false,
+            any: file.clone(),
+        });
+        if reads && contents.reader.is_none() {
+            contents.reader = Some((file.pid, number));
+            contents.waiting = pipe::waiting(fd).map_err(failed)?;
+        }
+        contents.has_writer |= writes;
+        if !contents.is_whole() {
+            contents.other_end_open = pipe::other_end_open(fd).map_err(failed)?;
+        }
+        Ok(pipe_id)
+    }
+
+    /// Pipes of which the tree has one end only while somebody has the other: any of their descriptors,
+    /// by link text.
+    pub(super) fn half_open(&self) -> HashMap<Vec<u8>, OpenFile> {
+        self.pipes
+            .values()
+            .filter(|pipe| !pipe.is_whole() && pipe.other_end_open)
+            .map(|pipe| (pipe.any.link.clone(), pipe.any.clone()))
+            .collect()
+    }
+
+    /// Writes the contents; returns the number of bytes.
+    pub(super) fn write(
+        &self,
+        images: &ImageSetWriter,
+        kind: ImageKind,
+    ) -> Result<u64, FileDumpError> {
+        let mut writer = images.writer(kind, 0);
+        let mut total = 0;
+        for (&pipe_id, contents) in &self.pipes {
+            if contents.waiting == 0 && contents.capacity == DEFAULT_CAPACITY {
+                continue;
+            }
+            let bytes = contents.peek()?;
+            let len = u32::try_from(bytes.len()).expect("pipes hold less than 2 GiB");
+            writer.entry(&PipeDataEntry {
+                pipe_id,
+                bytes: len,
+                size: u32::try_from(contents.capacity).ok(),
+            })?;
+            writer.payload(&bytes)?;
+            total += u64::from(len);
+        }
+        writer.finish()?;
+        Ok(total)
+    }
+}
+
+impl Contents {
+    /// Whether the tree has ends of both kinds.
+    fn is_whole(&self) -> bool {
+        self.reader.is_some() && self.has_writer
+    }
+
+    fn peek(&self) -> Result<Vec<u8>, FileDumpError> {
+        let Some((pid, fd)) = self.reader.filter(|_| self.waiting > 0) else {
+            return Ok(Vec::new());
+        };
+        let failed = |source| query(&self.any, "the content", source);
+        let pidfd = pidfd::open(pid).map_err(failed)?;
+        let reader = pidfd::getfd(pidfd, fd).map_err(failed)?;
+        peek(&reader, self.capacity, self.waiting).map_err(failed)
+    }
+}
+
+/// Copies what waits in a pipe without taking it out.
+fn peek(reader: impl AsFd, capacity: usize, waiting: u64) -> firn_sys::Result<Vec<u8>> {
+    let (copy, scratch) = pipe::create()?;
+    // As many slots as the original has: each of them may hold a single byte.
+    pipe::set_capacity(&scratch, capacity)?;
+    let wanted = usize::try_from(waiting).map_err(|_| Errno::EINVAL)?;
+    let copied = pipe::tee(reader, &scratch, wanted)?;
+    if copied != wanted {
+        return Err(Errno::EIO);
+    }
+    drop(scratch);
+    let mut bytes = Vec::with_capacity(wanted);
+    File::from(copy).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads the contents of all pipes out of an image and hands each to `fill`.
+pub(super) fn for_each(
+    images: &ImageDir,
+    kind: ImageKind,
+    mut fill: impl FnMut(&PipeDataEntry, Vec<u8>) -> Result<(), FileRestoreError>,
+) -> Result<(), FileRestoreError> {
+    let Some(mut reader) = images.reader_if_there(kind, 0)? else {
+        return Ok(());
+    };
+    while let Some(entry) = reader.next_entry::<PipeDataEntry>()? {
+        let bytes = reader.payload(u64::from(entry.bytes))?;
+        fill(&entry, bytes)?;
+    }
+    Ok(())
+}
+
+/// Sets the capacity of a fresh pipe and fills it.
+pub(super) fn fill(
+    writer: OwnedFd,
+    entry: &PipeDataEntry,
+    bytes: &[u8],
+) -> Result<OwnedFd, FileRestoreError> {
+    let name = || format!("pipe {}", entry.pipe_id);
+    if u64::from(entry.bytes) > MAX_BYTES {
+        return Err(FileRestoreError::corrupt(
+            entry.pipe_id,
+            "it holds more than a pipe can",
+        ));
+    }
+    if let Some(size) = entry.size {
+        let size = usize::try_from(size).expect("32 bits fit");
+        pipe::set_capacity(&writer, size)
+            .map_err(FileRestoreError::refused("set the capacity of", name()))?;
+    }
+    let capacity = pipe::capacity(&writer)
+        .map_err(FileRestoreError::refused("read the capacity of", name()))?;
+    if bytes.len() > capacity {
+        // Writing it would sleep for ever.
+        let what = format!("{} bytes wait in a pipe of {capacity}", bytes.len());
+        return Err(FileRestoreError::corrupt(entry.pipe_id, what));
+    }
+    let mut writer = File::from(writer);
+    writer
+        .write_all(bytes)
+        .map_err(|error| FileRestoreError::refused("fill", name())(error.into()))?;
+    Ok(writer.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peeking_leaves_the_pipe_as_it_is() {
+        let (reader, writer) = pipe::create().expect("a pipe");
+        let mut writer = File::from(writer);
+        // Sixteen slots with few bytes each.
+        for chunk in 0..16u8 {
+            writer.write_all(&[chunk; 5]).expect("room");
+        }
+        let capacity = pipe::capacity(&reader).expect("a pipe");
+        let waiting = pipe::waiting(&reader).expect("a pipe");
+        let seen = peek(&reader, capacity, waiting).expect("tee");
+        assert_eq!(seen.len(), 80);
+        drop(writer);
+        let mut left = Vec::new();
+        File::from(reader).read_to_end(&mut left).expect("read");
+        assert_eq!(left, seen);
+    }
+
+    #[test]
+    fn a_full_pipe_of_another_size_comes_back() {
+        let (reader, writer) = pipe::create().expect("a pipe");
+        let entry = PipeDataEntry {
+            pipe_id: 1,
+            bytes: 8192,
+            size: Some(8192),
+        };
+        let writer = fill(writer, &entry, &[3; 8192]).expect("exactly full");
+        assert_eq!(pipe::waiting(&reader), Ok(8192));
+        assert_eq!(pipe::capacity(&writer), Ok(8192));
+        let (_reader, writer) = pipe::create().expect("a pipe");
+        let refused = fill(writer, &entry, &[3; 8193]);
+        assert!(matches!(refused, Err(FileRestoreError::Corrupt { .. })));
+    }
+}

@@ -1,0 +1,83 @@
+//! The records that give a task its descriptors.
+
+use std::collections::HashSet;
+
+use firn_proto::FownEntry;
+use firn_sys::{fcntl, file, nr};
+
+use super::moves::{self, Move, MoveStep};
+use super::owner;
+use super::store::FileStore;
+use crate::program::{Program, Rule};
+
+impl FileStore {
+    /// Appends the records that turn the table inherited from this process into table `files_id`.
+    ///
+    /// Everything else is closed, so whatever needs a descriptor of [`FileStore::link_fd`] comes before.
+    ///
+    /// # Panics
+    /// Before [`FileStore::open_all`].
+    pub fn plan_table(&self, files_id: u32, program: &mut Program) {
+        let moves: Vec<Move> = self
+            .table(files_id)
+            .iter()
+            .map(|fd| Move {
+                source: self.source(fd).expect("opened by open_all").cast_unsigned(),
+                target: fd.fd,
+                cloexec: fd.flags & fcntl::FD_CLOEXEC != 0,
+            })
+            .collect();
+        for step in moves::order(&moves) {
+            plan_step(step, program);
+        }
+    }
+
+    /// Appends the records that set the signal owners of the open files whose first table is `files_id`.
+    ///
+    /// They run in a task that has the table already, after it has got its user ids, which the kernel
+    /// remembers, and when all tasks exist that may be owners.
+    pub fn plan_owners(&self, files_id: u32, program: &mut Program) {
+        let earlier = self.tables().take_while(|(id, _)| *id < files_id);
+        let mut seen: HashSet<(i32, u32)> = earlier
+            .flat_map(|(_, table)| table)
+            .map(|fd| (fd.r#type, fd.id))
+            .collect();
+        for fd in self.table(files_id) {
+            let fown = self.owner(fd).unwrap_or_default();
+            if fown != FownEntry::default() && seen.insert((fd.r#type, fd.id)) {
+                owner::plan(fd.fd.cast_signed(), &fown, program);
+            }
+        }
+    }
+}
+
+fn plan_step(step: MoveStep, program: &mut Program) {
+    match step {
+        MoveStep::Dup { from, to, cloexec } => {
+            let flags = if cloexec { file::O_CLOEXEC } else { 0 };
+            program.call(
+                nr::DUP3,
+                &[from.into(), to.into(), flags.into()],
+                Rule::Exact(i64::from(to)),
+                format!("fd {to}"),
+            );
+        }
+        MoveStep::SetCloexec { fd, cloexec } => {
+            let flags = if cloexec { fcntl::FD_CLOEXEC } else { 0 };
+            program.call(
+                nr::FCNTL,
+                &[fd.into(), fcntl::F_SETFD.into(), flags.into()],
+                Rule::Ok,
+                format!("fd {fd}"),
+            );
+        }
+        MoveStep::Close { first, last } => {
+            program.call(
+                nr::CLOSE_RANGE,
+                &[first.into(), last.into()],
+                Rule::Ok,
+                "descriptors that the task did not have",
+            );
+        }
+    }
+}

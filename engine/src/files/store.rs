@@ -1,0 +1,365 @@
+//! The open files of an image set, to be restored.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use firn_images::{ImageDir, ImageKind};
+use firn_proto::{
+    FdTypes, FdinfoEntry, FileEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType,
+};
+use firn_sys::rlimit::{self, RaisedDescriptorLimit};
+
+use super::error::FileRestoreError;
+use super::fifo::Fifos;
+use super::ghost_restore::StandIns;
+use super::memfd::MemfdRestore;
+use super::open::{self, Opener};
+use super::pipe::Pipes;
+use super::tty::{self, TerminalInfos};
+use super::{FileRestoreOptions, kind, link_remap, validate};
+
+/// Bit of remap_id that marked ghosts before there was remap_type.
+const OLD_GHOST_BIT: u32 = 1 << 31;
+
+/// The open files of a set: read, checked, and opened, in this order.
+///
+/// What it has opened is closed when it is dropped.
+pub struct FileStore {
+    images: ImageDir,
+    entries: Entries,
+    /// Descriptors by files id.
+    tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    remaps: HashMap<u32, Remap>,
+    terminals: TerminalInfos,
+    opened: HashMap<(FdTypes, u32), OwnedFd>,
+    links: HashMap<(u32, u32), OwnedFd>,
+    options: FileRestoreOptions,
+    limit: Option<RaisedDescriptorLimit>,
+}
+
+/// Entries of files.img by type and number.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    by_id: HashMap<(FdTypes, u32), FileEntry>,
+}
+
+/// What stands in for the path of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remap {
+    Ghost(u32),
+    Link(u32),
+}
+
+impl Entries {
+    /// The entry of that type and number.
+    pub(super) fn get(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
+        self.by_id.get(&(fd_type, id))
+    }
+
+    fn read(images: &ImageDir) -> Result<Entries, FileRestoreError> {
+        let mut entries = Entries::default();
+        for entry in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
+            let id = entry.id;
+            let fd_type = type_of(entry.r#type, id)?;
+            if let Some(reg) = &entry.reg
+                && reg.id != id
+            {
+                return Err(FileRestoreError::corrupt(id, "its two numbers differ"));
+            }
+            if entries.by_id.insert((fd_type, id), entry).is_some() {
+                return Err(FileRestoreError::corrupt(id, "it is there twice"));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Entries that are opened by path.
+    fn regular(&self) -> impl Iterator<Item = &RegFileEntry> {
+        self.by_id.values().filter_map(|entry| entry.reg.as_ref())
+    }
+}
+
+fn type_of(raw: i32, id: u32) -> Result<FdTypes, FileRestoreError> {
+    FdTypes::try_from(raw)
+        .map_err(|_| FileRestoreError::corrupt(id, format!("there is no kind {raw}")))
+}
+
+impl FileStore {
+    /// Reads all images of open files.
+    ///
+    /// # Errors
+    /// Images that can't be read, contradict themselves, or hold kinds that are not restored.
+    pub fn load(images: &ImageDir) -> Result<FileStore, FileRestoreError> {
+        let entries = Entries::read(images)?;
+        let mut tables = BTreeMap::new();
+        for file in images.files()? {
+            if file.kind == ImageKind::Fdinfo {
+                let table: Vec<FdinfoEntry> = images.read_all(ImageKind::Fdinfo, file.id)?;
+                check_table(&table, &entries)?;
+                tables.insert(u32::try_from(file.id).unwrap_or(u32::MAX), table);
+            }
+        }
+        let mut remaps = HashMap::new();
+        for remap in images.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
+            remaps.insert(remap.orig_id, Remap::of(&remap, &entries)?);
+        }
+        Ok(FileStore {
+            images: images.clone(),
+            entries,
+            tables,
+            remaps,
+            terminals: tty::by_id(images.read_all(ImageKind::TtyInfo, 0)?),
+            opened: HashMap::new(),
+            links: HashMap::new(),
+            options: FileRestoreOptions::default(),
+            limit: None,
+        })
+    }
+
+    /// Checks that all files are there and the same as at the dump. `executables` are the numbers of
+    /// entries that tasks run.
+    ///
+    /// # Errors
+    /// The first file that is missing or has changed.
+    pub fn check(
+        &self,
+        options: &FileRestoreOptions,
+        executables: &[u32],
+    ) -> Result<(), FileRestoreError> {
+        let executables: HashSet<u32> = executables.iter().copied().collect();
+        let replaced = self.terminal_paths();
+        let mut entries: Vec<&RegFileEntry> = self.entries.regular().collect();
+        entries.sort_by_key(|entry| (!executables.contains(&entry.id), entry.id));
+        for entry in entries {
+            if self.remaps.contains_key(&entry.id) || replaced.contains(&entry.id) {
+                continue;
+            }
+            if entry.ext == Some(true) {
+                let (id, kind) = (entry.id, "external file");
+                return Err(FileRestoreError::Unsupported { id, kind });
+            }
+            let role = match executables.contains(&entry.id) {
+                true => "executable",
+                false => "file",
+            };
+            validate::check(&open::path_of(entry, options), entry, role, options)?;
+        }
+        Ok(())
+    }
+
+    /// Entries with paths of terminals, which are replaced by another one.
+    fn terminal_paths(&self) -> HashSet<u32> {
+        let entries = self.entries.by_id.values();
+        entries
+            .filter_map(|entry| entry.tty.as_ref()?.regf_id)
+            .collect()
+    }
+
+    /// Opens every file of the tables, and every file that has no name, once.
+    ///
+    /// All of them are close-on-exec descriptors of this process, inherited by a fork. On an error
+    /// nothing is left behind.
+    ///
+    /// # Errors
+    /// A file that can't be opened or made.
+    pub fn open_all(
+        &mut self,
+        options: &FileRestoreOptions,
+        shared: &dyn MemfdRestore,
+    ) -> Result<(), FileRestoreError> {
+        self.options = options.clone();
+        // Where that is forbidden the old limit may still do; the first file beyond it says so.
+        self.limit = rlimit::raise_descriptor_limit().ok();
+        let mut opener = Opener {
+            entries: &self.entries,
+            options,
+            shared,
+            stand_ins: self.make_stand_ins(options)?,
+            pipes: Pipes::load(&self.images)?,
+            fifos: Fifos::default(),
+            terminals: &self.terminals,
+        };
+        let mut opened = HashMap::new();
+        for key in self.keys_to_open() {
+            let (fd_type, id) = key;
+            let entry = self.entries.get(fd_type, id);
+            let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
+            let kind = kind::of_type(fd_type).ok_or_else(|| unsupported(fd_type, id))?;
+            opened.insert(key, kind.open(entry, &mut opener)?);
+        }
+        opener.fifos.fill(&self.images)?;
+        drop(opener);
+        self.opened = opened;
+        Ok(())
+    }
+
+    /// Everything in a table, and everything whose stand-in is about to vanish; in order of numbers.
+    fn keys_to_open(&self) -> Vec<(FdTypes, u32)> {
+        let described = self.tables.values().flatten();
+        let described =
+            described.filter_map(|fd| Some((FdTypes::try_from(fd.r#type).ok()?, fd.id)));
+        let standing = self.remaps.keys().map(|&id| (FdTypes::Reg, id));
+        let keys: HashSet<(FdTypes, u32)> = described.chain(standing).collect();
+        let mut keys: Vec<_> = keys.into_iter().collect();
+        keys.sort_by_key(|(_, id)| *id);
+        keys
+    }
+
+    fn make_stand_ins(&self, options: &FileRestoreOptions) -> Result<StandIns, FileRestoreError> {
+        let mut stand_ins = StandIns::default();
+        let mut ghosts: BTreeMap<u32, Vec<(u32, PathBuf)>> = BTreeMap::new();
+        let mut remaps: Vec<(&u32, &Remap)> = self.remaps.iter().collect();
+        remaps.sort_by_key(|(id, _)| **id);
+        for (&id, remap) in remaps {
+            let old = open::path_of(self.path_entry(id)?, options);
+            match *remap {
+                Remap::Ghost(ghost_id) => ghosts.entry(ghost_id).or_default().push((id, old)),
+                Remap::Link(link_id) => {
+                    let link = open::path_of(self.path_entry(link_id)?, options);
+                    stand_ins.stand_in(id, &link, &old)?;
+                }
+            }
+        }
+        for (ghost_id, names) in &ghosts {
+            stand_ins.make_ghost(&self.images, *ghost_id, names)?;
+        }
+        Ok(stand_ins)
+    }
+
+    fn path_entry(&self, id: u32) -> Result<&RegFileEntry, FileRestoreError> {
+        let entry = self.entries.get(FdTypes::Reg, id);
+        entry
+            .and_then(|entry| entry.reg.as_ref())
+            .ok_or_else(|| FileRestoreError::corrupt(id, "its path is missing"))
+    }
+
+    /// A descriptor of a file that tasks hold without one (executable, directory, mapping), opened with
+    /// the flags of its entry or with others. It stays open and belongs to the store.
+    ///
+    /// # Errors
+    /// The file can't be opened.
+    pub fn link_fd(&mut self, id: u32, flags: Option<u32>) -> Result<RawFd, FileRestoreError> {
+        let entry = self.path_entry(id)?;
+        let flags = flags.unwrap_or(entry.flags);
+        if let Some(fd) = self.links.get(&(id, flags)) {
+            return Ok(fd.as_raw_fd());
+        }
+        let fd = match self.opened.get(&(FdTypes::Reg, id)) {
+            Some(fd) if flags == entry.flags => return Ok(fd.as_raw_fd()),
+            // It may have no name any more.
+            Some(fd) => open::reopen(fd, flags, "a deleted file")?,
+            None => open::open_path(&open::path_of(entry, &self.options), flags)?,
+        };
+        let raw = fd.as_raw_fd();
+        self.links.insert((id, flags), fd);
+        Ok(raw)
+    }
+
+    /// Removes the names that the dump made for files with unknown other names (link remaps). For the end
+    /// of a restore that succeeded: until then another attempt needs them.
+    pub fn remove_link_remaps(&self) {
+        for remap in self.remaps.values() {
+            let Remap::Link(id) = remap else { continue };
+            let Ok(entry) = self.path_entry(*id) else {
+                continue;
+            };
+            let path = open::path_of(entry, &self.options);
+            let name = path.file_name().and_then(|name| name.to_str());
+            // Several entries may share one name, so it may be gone already.
+            if name.is_some_and(|name| name.starts_with(link_remap::PREFIX))
+                && let Err(error) = std::fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+
+    /// The descriptors of a table; none for a number that has no image.
+    pub(super) fn table(&self, files_id: u32) -> &[FdinfoEntry] {
+        self.tables.get(&files_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// All tables by files id, ascending.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (u32, &[FdinfoEntry])> {
+        self.tables
+            .iter()
+            .map(|(id, table)| (*id, table.as_slice()))
+    }
+
+    /// The coordinator's descriptor of the open file behind a table entry.
+    pub(super) fn source(&self, fd: &FdinfoEntry) -> Option<RawFd> {
+        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
+        Some(self.opened.get(&(fd_type, fd.id))?.as_raw_fd())
+    }
+
+    /// The signal owner of the open file behind a table entry.
+    pub(super) fn owner(&self, fd: &FdinfoEntry) -> Option<FownEntry> {
+        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
+        let entry = self.entries.get(fd_type, fd.id)?;
+        let of_fifo = || {
+            let fifo = entry.fifo.as_ref()?;
+            let path = self.path_entry(fifo.regf_id.unwrap_or(entry.id)).ok()?;
+            Some(path.fown)
+        };
+        let own = [
+            entry.reg.as_ref().map(|file| file.fown),
+            entry.pipe.as_ref().map(|file| file.fown),
+            entry.tty.as_ref().map(|file| file.fown),
+            entry.memfd.as_ref().map(|file| file.fown),
+        ];
+        own.into_iter().flatten().next().or_else(of_fifo)
+    }
+}
+
+impl Remap {
+    fn of(entry: &RemapFilePathEntry, entries: &Entries) -> Result<Remap, FileRestoreError> {
+        if entries.get(FdTypes::Reg, entry.orig_id).is_none() {
+            return Err(FileRestoreError::corrupt(
+                entry.orig_id,
+                "its path is missing",
+            ));
+        }
+        match entry.remap_type.map(RemapType::try_from) {
+            Some(Ok(RemapType::Ghost)) => Ok(Remap::Ghost(entry.remap_id)),
+            Some(Ok(RemapType::Linked)) => Ok(Remap::Link(entry.remap_id)),
+            None if entry.remap_id & OLD_GHOST_BIT != 0 => {
+                Ok(Remap::Ghost(entry.remap_id & !OLD_GHOST_BIT))
+            }
+            None => Ok(Remap::Link(entry.remap_id)),
+            Some(_) => Err(FileRestoreError::Unsupported {
+                id: entry.orig_id,
+                kind: "directory of a dead task",
+            }),
+        }
+    }
+}
+
+fn check_table(table: &[FdinfoEntry], entries: &Entries) -> Result<(), FileRestoreError> {
+    let mut numbers = HashSet::new();
+    for fd in table {
+        let fd_type = type_of(fd.r#type, fd.id)?;
+        if kind::of_type(fd_type).is_none() {
+            return Err(unsupported(fd_type, fd.id));
+        }
+        if entries.get(fd_type, fd.id).is_none() {
+            return Err(FileRestoreError::corrupt(
+                fd.id,
+                "a table has it and files.img does not",
+            ));
+        }
+        if i32::try_from(fd.fd).is_err() || !numbers.insert(fd.fd) {
+            let what = format!("descriptor number {} is not possible", fd.fd);
+            return Err(FileRestoreError::corrupt(fd.id, what));
+        }
+    }
+    Ok(())
+}
+
+fn unsupported(fd_type: FdTypes, id: u32) -> FileRestoreError {
+    FileRestoreError::Unsupported {
+        id,
+        kind: fd_type.as_str_name(),
+    }
+}

@@ -1,0 +1,91 @@
+//! A look at running tasks: which of their files stand in the way of a dump.
+
+use std::collections::HashMap;
+
+use firn_sys::Pid;
+use firn_sys::file::S_IFIFO;
+use firn_sys::kcmp::{Resource, kcmp};
+
+use super::kind;
+use super::open_file::{DescriptorDir, OpenFile, ProcLink, Trouble};
+use super::{FileDumpOptions, outside};
+use crate::obstacle::Obstacle;
+
+/// Finds every file of the tasks that can't be dumped, without stopping them.
+///
+/// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
+/// of /proc. What vanishes meanwhile is no obstacle.
+pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    let mut pipes = HashMap::new();
+    for &pid in pids {
+        survey_descriptors(pid, options, &mut found, &mut pipes);
+        for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
+            if let Ok(file) = OpenFile::of_link(pid, link, 0) {
+                found.extend(link_obstacles(&file, options));
+            }
+        }
+        let threads = firn_sys::file::open(format!("/proc/{pid}/task").as_ref(), 0);
+        let tids = threads.and_then(firn_sys::file::list_numbers);
+        let tids: Vec<Pid> = tids
+            .unwrap_or_default()
+            .into_iter()
+            .map(Pid::from_raw)
+            .collect();
+        found.extend(threads_with_own_table(pid, &tids));
+    }
+    found.extend(outside::obstacles(&pipes, pids));
+    found
+}
+
+fn survey_descriptors(
+    pid: Pid,
+    options: &FileDumpOptions,
+    found: &mut Vec<Obstacle>,
+    pipes: &mut HashMap<Vec<u8>, OpenFile>,
+) {
+    let Ok(mut dir) = DescriptorDir::open(pid) else {
+        return;
+    };
+    for fd in dir.numbers().unwrap_or_default() {
+        let Ok(file) = dir.look(fd) else {
+            continue;
+        };
+        found.extend(kind::obstacles(&file, options));
+        if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
+            pipes.entry(file.link.clone()).or_insert(file);
+        }
+    }
+}
+
+/// What keeps a file from being dumped that a task holds without a descriptor.
+pub(super) fn link_obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<Obstacle> {
+    kind::obstacles(file, options)
+}
+
+/// Threads that do not share the descriptor table of their process.
+pub(super) fn threads_with_own_table(pid: Pid, threads: &[Pid]) -> Vec<Obstacle> {
+    let differs = |tid: &&Pid| {
+        **tid != pid
+            && kcmp(pid, **tid, Resource::Files)
+                .is_ok_and(|order| order != std::cmp::Ordering::Equal)
+    };
+    threads
+        .iter()
+        .filter(differs)
+        .map(|tid| Obstacle {
+            pid,
+            object: format!("thread {tid}"),
+            reason: "it has a descriptor table of its own".to_owned(),
+            hint: Some("dump before the thread has called unshare(CLONE_FILES)".to_owned()),
+        })
+        .collect()
+}
+
+/// Says that somebody outside the tree holds the file too.
+pub(super) fn held_outside(holder: &str) -> Trouble {
+    Trouble::new(
+        format!("{holder} outside the tree holds an end of it too"),
+        "dump the tree that contains both, or let the other side close it",
+    )
+}

@@ -1,0 +1,66 @@
+//! Descriptors of kinds that are not saved: what they are, in words.
+
+use firn_sys::file::{self, S_IFBLK, S_IFSOCK};
+
+use super::open_file::{OpenFile, Trouble};
+
+/// Says why the file can't be dumped.
+pub(super) fn trouble(file: &OpenFile) -> Trouble {
+    let (kind, reason) = describe(file);
+    Trouble {
+        kind,
+        reason: reason.to_owned(),
+        hint: Some("let the task close it before the dump".to_owned()),
+    }
+}
+
+fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
+    let link = String::from_utf8_lossy(&file.link).into_owned();
+    if file.stat.file_type() == S_IFSOCK {
+        return (socket_protocol(file), "sockets are not saved");
+    }
+    if let Some(name) = link.strip_prefix("anon_inode:") {
+        return (None, anon_inode_reason(name.trim_matches(['[', ']'])));
+    }
+    if file.stat.file_type() == S_IFBLK {
+        return (device(file), "open block devices are not saved");
+    }
+    if link.starts_with('/') {
+        return (device(file), "open files of this driver are not saved");
+    }
+    if link.ends_with(']') {
+        return (None, "open namespaces are not saved");
+    }
+    (None, "files of this kind are not saved")
+}
+
+/// The protocol, as sockfs tells it.
+///
+/// Source: linux net/socket.c, `system.sockprotoname`.
+fn socket_protocol(file: &OpenFile) -> Option<String> {
+    let name = file::xattr(&file.proc_path(), c"system.sockprotoname").ok()?;
+    let name = name.strip_suffix(b"\0").unwrap_or(&name);
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+fn device(file: &OpenFile) -> Option<String> {
+    let (major, minor) = file.stat.device();
+    Some(format!("device {major}:{minor}"))
+}
+
+fn anon_inode_reason(name: &str) -> &'static str {
+    match name {
+        "eventfd" => "eventfds are not saved",
+        "eventpoll" => "epoll sets are not saved",
+        "signalfd" => "signalfds are not saved",
+        "timerfd" => "timerfds are not saved",
+        "inotify" => "inotify watches are not saved",
+        "fanotify" => "fanotify marks are not saved",
+        "pidfd" => "pidfds are not saved",
+        "io_uring" => "io_uring rings are not saved",
+        "perf_event" => "performance counters are not saved",
+        "userfaultfd" => "userfaultfds are not saved",
+        name if name.starts_with("bpf") => "BPF objects are not saved",
+        _ => "files of this kind are not saved",
+    }
+}

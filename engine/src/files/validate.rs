@@ -1,0 +1,159 @@
+//! Whether the files that the tasks had open are still there and the same.
+
+use std::path::Path;
+
+use firn_proto::RegFileEntry;
+use firn_sys::Errno;
+use firn_sys::file::{self, S_IFMT};
+
+use super::error::FileRestoreError;
+use super::{FileRestoreOptions, FileValidation, build_id};
+
+/// Compares the file at `path` with what its entry says. `role` is what it is to the tasks.
+pub(super) fn check(
+    path: &Path,
+    entry: &RegFileEntry,
+    role: &'static str,
+    options: &FileRestoreOptions,
+) -> Result<(), FileRestoreError> {
+    let stat = match file::lstat_path(path) {
+        Ok(stat) => stat,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => {
+            let path = path.to_owned();
+            return Err(FileRestoreError::Missing { role, path });
+        }
+        Err(source) => {
+            let object = path.display().to_string();
+            return Err(FileRestoreError::refused("look at", object)(source));
+        }
+    };
+    let changed = |what| FileRestoreError::Changed {
+        role,
+        path: path.to_owned(),
+        what,
+    };
+    if let Some(mode) = entry.mode {
+        check_mode(mode, stat.mode, options).map_err(changed)?;
+    }
+    if let Some(size) = entry.size
+        && size != stat.size
+    {
+        let what = format!("it had {size} bytes and has {}", stat.size);
+        return Err(changed(what));
+    }
+    if options.validation == FileValidation::BuildId
+        && !entry.build_id.is_empty()
+        && build_id::read(path) != entry.build_id
+    {
+        return Err(changed("its build id is another one".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_mode(old: u32, new: u32, options: &FileRestoreOptions) -> Result<(), String> {
+    if old & S_IFMT != new & S_IFMT {
+        return Err(format!(
+            "it was {} and is {}",
+            type_name(old),
+            type_name(new)
+        ));
+    }
+    if old != new && !options.skip_rwx_check {
+        return Err(format!(
+            "its mode was {:o} and is {:o} (--skip-file-rwx-check accepts that)",
+            old & 0o7777,
+            new & 0o7777
+        ));
+    }
+    Ok(())
+}
+
+fn type_name(mode: u32) -> &'static str {
+    match mode & S_IFMT {
+        file::S_IFREG => "a regular file",
+        file::S_IFDIR => "a directory",
+        file::S_IFCHR => "a character device",
+        file::S_IFBLK => "a block device",
+        file::S_IFIFO => "a fifo",
+        file::S_IFLNK => "a symbolic link",
+        file::S_IFSOCK => "a socket",
+        _ => "a file of unknown type",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry_of(path: &Path) -> RegFileEntry {
+        let stat = file::lstat_path(path).expect("it is there");
+        RegFileEntry {
+            mode: Some(stat.mode),
+            size: Some(stat.size),
+            ..RegFileEntry::default()
+        }
+    }
+
+    #[test]
+    fn every_difference_has_its_sentence() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("data");
+        std::fs::write(&path, "1234").expect("write");
+        let same = entry_of(&path);
+        let options = FileRestoreOptions::default();
+        let message = |entry: &RegFileEntry, options: &FileRestoreOptions| {
+            let checked = check(&path, entry, "file", options);
+            checked.map_err(|error| {
+                error
+                    .to_string()
+                    .split(": ")
+                    .last()
+                    .unwrap_or("")
+                    .to_owned()
+            })
+        };
+        assert_eq!(message(&same, &options), Ok(()));
+        let longer = RegFileEntry {
+            size: Some(9),
+            ..same.clone()
+        };
+        assert_eq!(
+            message(&longer, &options),
+            Err("it had 9 bytes and has 4".into())
+        );
+        let other_mode = RegFileEntry {
+            mode: same.mode.map(|mode| mode ^ 0o111),
+            ..same.clone()
+        };
+        assert!(message(&other_mode, &options).is_err());
+        let lenient = FileRestoreOptions {
+            skip_rwx_check: true,
+            ..options.clone()
+        };
+        assert_eq!(message(&other_mode, &lenient), Ok(()));
+        let directory = entry_of(dir.path());
+        let directory = RegFileEntry {
+            size: None,
+            ..directory
+        };
+        let expected = "it was a directory and is a regular file";
+        assert_eq!(message(&directory, &lenient), Err(expected.into()));
+        let stamped = RegFileEntry {
+            build_id: vec![1],
+            ..same
+        };
+        assert_eq!(
+            message(&stamped, &options),
+            Err("its build id is another one".into())
+        );
+        std::fs::remove_file(&path).expect("remove");
+        let missing = check(&path, &stamped, "executable", &options);
+        assert!(matches!(
+            missing,
+            Err(FileRestoreError::Missing {
+                role: "executable",
+                ..
+            })
+        ));
+    }
+}
