@@ -171,3 +171,50 @@ pub fn select_readable(fd: impl AsFd, seconds: i64) -> io::Result<u64> {
         unsafe { libc::syscall(libc::SYS_select, number + 1, set, none, none, &raw mut time) };
     check_long(result)
 }
+
+/// Reads names of a directory from its position on, as many as fit into `len` bytes of entries.
+pub fn read_names(fd: impl AsFd, len: usize) -> io::Result<Vec<String>> {
+    let mut entries = vec![0u8; len];
+    let number = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer is as long as said.
+    let count = check_long(unsafe {
+        libc::syscall(
+            libc::SYS_getdents64,
+            number,
+            entries.as_mut_ptr(),
+            entries.len(),
+        )
+    })?;
+    entries.truncate(usize::try_from(count).map_err(io::Error::other)?);
+    let mut names = Vec::new();
+    // An entry is inode (8), offset (8), length (2), type (1), name ended by a zero.
+    while let Some(length) = entries.get(16..18) {
+        let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
+        let name = entries[19..length]
+            .split(|&byte| byte == 0)
+            .next()
+            .unwrap_or_default();
+        names.push(String::from_utf8_lossy(name).into_owned());
+        entries.drain(..length);
+    }
+    Ok(names)
+}
+
+/// Closes a descriptor by number.
+pub fn close(number: RawFd) -> io::Result<()> {
+    // SAFETY: used for numbers that no value of ours owns.
+    check(unsafe { libc::close(number) }).map(drop)
+}
+
+/// Runs a program in place of this one.
+pub fn exec(program: &Path, arguments: &[&str]) -> io::Error {
+    use std::os::unix::process::CommandExt;
+    std::process::Command::new(program).args(arguments).exec()
+}
+
+/// Tells whether two processes have one descriptor table.
+pub fn same_table(pid1: i32, pid2: i32) -> io::Result<bool> {
+    const KCMP_FILES: i32 = 2;
+    let arguments = [pid1, pid2, KCMP_FILES, 0, 0, 0].map(i64::from);
+    super::call_plain(libc::SYS_kcmp, arguments).map(|order| order == 0)
+}

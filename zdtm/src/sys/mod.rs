@@ -7,6 +7,7 @@ mod cpu;
 mod files;
 
 mod memory;
+mod objects;
 mod process;
 mod robust;
 mod signal;
@@ -16,6 +17,7 @@ mod vdso;
 pub use cpu::*;
 pub use files::*;
 pub use memory::*;
+pub use objects::*;
 pub use process::*;
 pub use robust::*;
 pub use signal::*;

@@ -1,7 +1,11 @@
 //! All workloads, one module per area.
 
+mod files;
 mod memory;
+mod odd;
+mod refusals;
 mod registers;
+mod scripts;
 mod signals;
 mod syscalls;
 mod task;
@@ -18,6 +22,10 @@ static AREAS: &[&[&Workload]] = &[
     timers::ALL,
     task::ALL,
     memory::ALL,
+    files::ALL,
+    odd::ALL,
+    scripts::ALL,
+    refusals::ALL,
 ];
 
 /// Every workload, area by area.

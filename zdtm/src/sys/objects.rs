@@ -1,0 +1,73 @@
+//! Kernel objects of the kinds that a dump does not take yet, and other obstacles.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use super::check;
+
+/// Makes a pair of connected unix sockets.
+pub fn socket_pair(kind: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both descriptors.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+    // SAFETY: the call has just returned both to us alone.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Makes a socket.
+pub fn socket(family: i32, kind: i32) -> io::Result<OwnedFd> {
+    // SAFETY: numbers only; the new descriptor is ours alone.
+    unsafe { check(libc::socket(family, kind, 0)).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// Makes a descriptor by a call whose arguments are numbers.
+pub fn descriptor_by(nr: i64, arguments: [i64; 4]) -> io::Result<OwnedFd> {
+    let [a, b, c, d] = arguments;
+    let number = super::call_plain(nr, [a, b, c, d, 0, 0])?;
+    let number = i32::try_from(number).map_err(io::Error::other)?;
+    // SAFETY: the call has just returned the descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Traces another task without stopping it.
+pub fn seize(pid: i32) -> io::Result<()> {
+    let arguments = [i64::from(libc::PTRACE_SEIZE), i64::from(pid), 0, 0, 0, 0];
+    super::call_plain(libc::SYS_ptrace, arguments).map(drop)
+}
+
+/// Makes a child by vfork that opens a fifo for reading, which lets it wait, and then ends; returns
+/// the exit code to end with.
+pub fn vfork_reading(path: &CStr) -> i32 {
+    let path = path.as_ptr();
+    let failed: i64;
+    // The child runs on this stack, so it must not return from any function: it makes its two calls
+    // right here. SAFETY: registers it changes are named, memory is only read.
+    unsafe {
+        std::arch::asm!(
+            "mov eax, 58",              // vfork
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov eax, 2",               // open(path, O_RDONLY)
+            "xor esi, esi",
+            "syscall",
+            "mov eax, 60",              // exit
+            "xor edi, edi",
+            "syscall",
+            "2:",
+            in("rdi") path,
+            out("rax") failed,
+            out("rcx") _,
+            out("r11") _,
+            out("rsi") _,
+        );
+    }
+    i32::from(failed < 0)
+}
+
+/// Tells whether a task sleeps in vfork.
+pub fn is_in_vfork(pid: i32) -> io::Result<bool> {
+    let vfork = format!("{} ", libc::SYS_vfork);
+    Ok(crate::proc::text(pid, "syscall")?.starts_with(&vfork))
+}

@@ -1,0 +1,51 @@
+//! Descriptors and what they lead to.
+
+mod device;
+mod directory;
+mod fifo;
+mod ghost;
+mod owner;
+mod pipe;
+mod regular;
+mod sharing;
+
+use crate::Workload;
+
+pub static ALL: &[&Workload] = &[
+    &regular::POSITIONS,
+    &regular::FLAGS,
+    &regular::APPEND,
+    &regular::PATH,
+    &regular::TWICE,
+    &regular::MANY,
+    &regular::LARGE_OFFSET,
+    &regular::RENAMED,
+    &directory::DIRECTORY,
+    &directory::REMOVED,
+    &ghost::SMALL,
+    &ghost::LARGE,
+    &ghost::SPARSE,
+    &ghost::HARD_LINK,
+    &ghost::SHARED,
+    &ghost::NAME_TAKEN,
+    &ghost::TEMPORARY,
+    &device::CHARACTER,
+    &device::STANDARD,
+    &pipe::CONTENTS,
+    &pipe::SIZES,
+    &pipe::ENDS,
+    &pipe::ACROSS,
+    &pipe::REOPENED,
+    &pipe::PACKETS,
+    &pipe::BUSY,
+    &fifo::NAMED,
+    &fifo::ONE_END,
+    &fifo::REMOVED,
+    &sharing::DUPLICATES,
+    &sharing::INHERITED,
+    &sharing::TABLE,
+    &sharing::CLOSE_ON_EXEC,
+    &sharing::NUMBERS,
+    &owner::OWNERS,
+    &owner::SIGNAL,
+];

@@ -1,0 +1,16 @@
+//! Programs unlike others: without libc, without their executable, with a dead main thread's habits.
+
+mod executable;
+mod no_libc;
+mod raw_thread;
+
+use crate::Workload;
+
+pub static ALL: &[&Workload] = &[
+    &no_libc::STATIC,
+    &executable::DELETED,
+    &executable::MEMFD,
+    &executable::COPIED,
+    &raw_thread::RAW,
+    &raw_thread::NO_STACK,
+];

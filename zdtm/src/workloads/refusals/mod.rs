@@ -1,0 +1,161 @@
+//! State that is not supported yet: a dump must refuse it clearly and leave the tree untouched.
+//!
+//! Each line is a kind of state and the words that the refusal must have in it. A kind that becomes
+//! supported moves from this table to an area of its own.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Stage, Workload, sys};
+
+static UNIX_SOCKET: Workload =
+    Workload::new("refusals/unix-socket", "a pair of unix sockets", |stage| {
+        hold(stage, || sys::socket_pair(libc::SOCK_STREAM))
+    })
+    .refused(&["socket"]);
+static TCP_SOCKET: Workload = Workload::new("refusals/tcp-socket", "a TCP socket", |stage| {
+    hold(stage, || sys::socket(libc::AF_INET, libc::SOCK_STREAM))
+})
+.refused(&["socket"]);
+static NETLINK_SOCKET: Workload =
+    Workload::new("refusals/netlink-socket", "a netlink socket", |stage| {
+        hold(stage, || sys::socket(libc::AF_NETLINK, libc::SOCK_RAW))
+    })
+    .refused(&["socket"]);
+static EPOLL: Workload = Workload::new("refusals/epoll", "an epoll descriptor", |stage| {
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_epoll_create1, [0; 4])
+    })
+})
+.refused(&["epoll"]);
+static EVENTFD: Workload = Workload::new("refusals/eventfd", "an eventfd", |stage| {
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_eventfd2, [3, 0, 0, 0])
+    })
+})
+.refused(&["eventfd"]);
+static TIMERFD: Workload = Workload::new("refusals/timerfd", "a timerfd", |stage| {
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_timerfd_create, [1, 0, 0, 0])
+    })
+})
+.refused(&["timerfd"]);
+static INOTIFY: Workload = Workload::new("refusals/inotify", "an inotify descriptor", |stage| {
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_inotify_init1, [0; 4])
+    })
+})
+.refused(&["inotify"]);
+static PIDFD: Workload = Workload::new("refusals/pidfd", "a pidfd of the task itself", |stage| {
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_pidfd_open, [i64::from(sys::pid()), 0, 0, 0])
+    })
+})
+.refused(&["pidfd"]);
+static UTS_NAMESPACE: Workload = Workload::new(
+    "refusals/uts-namespace",
+    "a child in a UTS namespace of its own",
+    |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWUTS)?)),
+)
+.refused(&["uts", "namespace"]);
+static MOUNT_NAMESPACE: Workload = Workload::new(
+    "refusals/mount-namespace",
+    "a child with mounts of its own",
+    |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWNS)?)),
+)
+.refused(&["namespace"]);
+static SEVERAL: Workload = Workload::new(
+    "refusals/several",
+    "three tasks with different things: the refusal must list them all",
+    several,
+)
+.refused(&["epoll", "eventfd", "inotify"]);
+static VFORK: Workload = Workload::new(
+    "refusals/vfork",
+    "a parent that waits in vfork for its child",
+    vfork,
+)
+.refused(&["vfork"]);
+static TRACED: Workload =
+    Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
+
+pub static ALL: &[&Workload] = &[
+    &UNIX_SOCKET,
+    &TCP_SOCKET,
+    &NETLINK_SOCKET,
+    &EPOLL,
+    &EVENTFD,
+    &TIMERFD,
+    &INOTIFY,
+    &PIDFD,
+    &UTS_NAMESPACE,
+    &MOUNT_NAMESPACE,
+    &SEVERAL,
+    &VFORK,
+    &TRACED,
+];
+
+/// Holds something open over the attempts.
+fn hold<T>(stage: &Stage, open: impl FnOnce() -> std::io::Result<T>) -> Result<()> {
+    let held = open().context("making it")?;
+    stage.ready_and_wait()?;
+    drop(held);
+    Ok(())
+}
+
+fn in_child(stage: &Stage, change: impl Fn() -> Result<()>) -> Result<()> {
+    let child = stage.child(|stage| {
+        change()?;
+        stage.ready_and_wait()
+    })?;
+    stage.ready_and_wait()?;
+    child.finish()
+}
+
+fn several(stage: &Stage) -> Result<()> {
+    let open: [fn() -> std::io::Result<OwnedFd>; 2] = [
+        || sys::descriptor_by(libc::SYS_epoll_create1, [0; 4]),
+        || sys::descriptor_by(libc::SYS_eventfd2, [0; 4]),
+    ];
+    let children = open
+        .into_iter()
+        .map(|open| stage.child(|stage| hold(stage, open)))
+        .collect::<Result<Vec<_>>>()?;
+    hold(stage, || {
+        sys::descriptor_by(libc::SYS_inotify_init1, [0; 4])
+    })?;
+    children.into_iter().try_for_each(|child| child.finish())
+}
+
+/// The middle task sleeps uninterruptibly until its child lets it go.
+fn vfork(stage: &Stage) -> Result<()> {
+    let gate: PathBuf = stage.path("gate");
+    sys::mkfifo(&gate)?;
+    let path = sys::c_path(&gate)?;
+    let middle = sys::fork()?;
+    if middle == 0 {
+        sys::exit_now(sys::vfork_reading(&path));
+    }
+    while !sys::is_in_vfork(middle)? {
+        sys::pause_for(1);
+    }
+    stage.ready_and_wait()?;
+    std::fs::write(&gate, "go")?;
+    let exit = sys::wait(middle)?;
+    ensure!(exit == sys::Exit::Code(0), "the task in vfork: {exit}");
+    Ok(())
+}
+
+fn traced(stage: &Stage) -> Result<()> {
+    let tracee = stage.child(|stage| stage.ready_and_wait())?;
+    let target = tracee.pid;
+    let tracer = stage.child(move |stage| {
+        sys::seize(target)?;
+        stage.ready_and_wait()
+    })?;
+    stage.ready_and_wait()?;
+    tracer.finish()?;
+    tracee.finish()
+}
