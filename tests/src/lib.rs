@@ -1,1 +1,24 @@
-//! End-to-end tests of the `firn` command on real programs.
+//! End-to-end tests of the `firn` command on real programs, and the harness that they share.
+//!
+//! Every test runs in a pid and mount namespace of its own ([`isolated`]): a restore needs the very
+//! pids of the dump, which on a busy host another process may have taken meanwhile, and tests run in
+//! parallel. The test body is pid 1 there, so orphans become its children and nothing outlives it.
+//!
+//! * `FIRN_BIN` names the binary under test; without it the workspace's own is built and used.
+//! * `FIRN_CRIU` names a CRIU binary for the tests that let each engine restore the other's dump.
+//! * A test that cannot run says `skipped: NAME: REASON` and passes; with `FIRN_TESTS_REQUIRE` set it
+//!   fails instead (packages that the tests need are listed in `packages.txt`).
+//! * With `FIRN_TESTS_KEEP` set, the scratch directory of a failed test (images, logs) stays.
+#![forbid(unsafe_code)]
+
+mod command;
+mod images;
+mod sandbox;
+mod survive;
+mod task;
+
+pub use command::{Finished, criu, firn_path};
+pub use images::image_files;
+pub use sandbox::{Sandbox, isolated, skip};
+pub use survive::{Program, Progress};
+pub use task::Task;

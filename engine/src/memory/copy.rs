@@ -256,7 +256,7 @@ fn read_hidden(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDum
         what: "mem",
         source: source.into(),
     })?;
-    read_each(batch, window, &mem, |range, source| {
+    read_each(batch, window, &mem, AtEnd::Gone, |range, source| {
         MemoryDumpError::Pages { pid, range, source }
     })
 }
@@ -267,16 +267,28 @@ fn read_file(
     batch: &Batch,
     window: &Window,
 ) -> Result<(), MemoryDumpError> {
-    read_each(batch, window, file, |_, source| MemoryDumpError::Shared {
-        name: name.to_owned(),
-        source,
+    read_each(batch, window, file, AtEnd::Zeros, |_, source| {
+        MemoryDumpError::Shared {
+            name: name.to_owned(),
+            source,
+        }
     })
+}
+
+/// What it means that nothing more can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AtEnd {
+    /// The last page of an object goes on with zeros.
+    Zeros,
+    /// The task has died.
+    Gone,
 }
 
 fn read_each(
     batch: &Batch,
     window: &Window,
     file: &File,
+    at_end: AtEnd,
     failed: impl Fn(AddressRange, Errno) -> MemoryDumpError,
 ) -> Result<(), MemoryDumpError> {
     let mut at = 0;
@@ -285,12 +297,11 @@ fn read_each(
         while done < range.len {
             let from = range.address + to_u64(done);
             match window.read_file(file, from, at + done, range.len - done) {
-                // The last page of an object goes on with zeros after the end. Memory has no end: there
-                // it stands for a page that is gone, and is told apart by its error.
-                Ok(0) => {
+                Ok(0) if at_end == AtEnd::Zeros => {
                     window.fill(at + done, &vec![0; range.len - done]);
                     done = range.len;
                 }
+                Ok(0) => return Err(failed(range_of(range), Errno::ESRCH)),
                 Ok(read) => done += read,
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(failed(range_of(range), error)),

@@ -4,9 +4,17 @@
 
 pub mod address_space;
 pub mod classify;
+mod compare;
 pub mod copy;
+mod emit;
 pub mod error;
+pub mod fill;
+pub mod huge;
+pub mod image;
+mod inherit;
 pub mod pages;
+pub mod piece;
+pub mod plan;
 pub mod range;
 pub mod shared_dump;
 pub mod smaps;

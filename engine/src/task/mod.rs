@@ -1,3 +1,13 @@
 //! Per-task state: one module per kind, dump and restore side by side.
 
+pub mod attributes;
+pub mod core_image;
+pub mod creds;
+pub mod itimers;
+pub mod limits;
+pub mod questions;
+pub mod relations;
+pub mod scheduling;
+pub mod signals;
 pub mod status;
+pub mod survey;

@@ -6,6 +6,7 @@
 mod errno;
 mod pid;
 
+pub mod clock;
 pub mod clone3;
 pub mod fcntl;
 pub mod file;
@@ -22,6 +23,7 @@ pub mod probe;
 pub mod process_vm;
 pub mod ptrace;
 pub mod rlimit;
+pub mod sched;
 pub mod signal;
 pub mod task;
 pub mod tty;

@@ -1,0 +1,453 @@
+//! The plan of a task's memory as records of its program.
+
+use std::os::fd::AsRawFd;
+
+use firn_sys::mm::{self, MmFields, advice, map};
+use firn_sys::{Pid, nr, uffd};
+
+use super::error::SourceError;
+use super::fill::{self, MemoryFillError, PageFill};
+use super::image::MemoryImage;
+use super::piece::Piece;
+use super::plan::{MemoryPlan, Phase};
+use super::range::AddressRange;
+use super::vma::{KEPT_ADVICE, Vma, status};
+use crate::program::{Arg, Program, Rule, Slot};
+
+/// Most ranges and most bytes of one preadv.
+const MAX_IOVECS: usize = 1024;
+const MAX_READ: u64 = 1 << 30;
+const ENOMEM: i32 = 12;
+
+/// Descriptors of what is mapped, open in the coordinator and so in every task it forks.
+pub trait MappingFds {
+    /// A descriptor of the file, memory file or shared memory object of a mapping.
+    ///
+    /// # Errors
+    /// There is none.
+    fn mapping_fd(&self, vma: &Vma) -> Result<i32, SourceError>;
+
+    /// A descriptor of the executable, not opened with O_PATH.
+    ///
+    /// # Errors
+    /// There is none.
+    fn exe_fd(&self, file_id: u32) -> Result<i32, SourceError>;
+}
+
+/// A mapping for which there is no descriptor.
+#[derive(Debug, thiserror::Error)]
+#[error("task {pid}: no file for {mapping}")]
+pub struct MappingFdError {
+    /// The task.
+    pub pid: Pid,
+    /// The mapping.
+    pub mapping: String,
+    /// Cause.
+    pub source: SourceError,
+}
+
+/// Where the results of moves are found when the program has run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MoveResults(Vec<(Slot, AddressRange)>);
+
+impl MemoryPlan {
+    /// Removes what the task got at fork and does not want. First of all memory records.
+    pub fn unmap_not_inherited(&self, p: &mut Program) {
+        for range in &self.unwanted {
+            let why = format!("munmap of the parent's [{range}]");
+            p.call(nr::MUNMAP, &args(*range), Rule::Exact(0), why);
+        }
+        for range in &self.dropped {
+            let [start, len] = args(*range);
+            let why = format!("madvise to drop the parent's pages [{range}]");
+            let advice = advice::DONTNEED.into();
+            p.call(nr::MADVISE, &[start, len, advice], Rule::Exact(0), why);
+        }
+        for &index in &self.unprotected {
+            self.protect(p, index, self.prot_while_filled[index], "to be filled");
+        }
+    }
+
+    /// Maps what children of the task inherit, and reads the pages of it that the task reads itself.
+    ///
+    /// # Errors
+    /// A mapping has no descriptor.
+    pub fn map_before_fork(
+        &self,
+        p: &mut Program,
+        fds: &dyn MappingFds,
+    ) -> Result<(), MappingFdError> {
+        self.map_phase(p, fds, &self.early)
+    }
+
+    /// Moves huge pages into place that the coordinator has filled before the fork.
+    pub fn settle_before_fork(&self, p: &mut Program) {
+        self.move_pages(p, &self.early, Rule::Exact(0));
+    }
+
+    /// Maps everything else at its final place, and reads the pages that the task reads itself.
+    ///
+    /// # Errors
+    /// A mapping has no descriptor.
+    pub fn map(&self, p: &mut Program, fds: &dyn MappingFds) -> Result<(), MappingFdError> {
+        self.map_phase(p, fds, &self.late)
+    }
+
+    /// Moves huge pages into place, then gives protection, advice, locks and seals, and tells the kernel
+    /// the shape of the address space. Nothing may be written to the memory after it, and the limits
+    /// RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and PR_SET_MDWE may be set only after it; credentials too.
+    ///
+    /// # Errors
+    /// There is no descriptor of the executable.
+    pub fn finish(
+        &self,
+        p: &mut Program,
+        fds: &dyn MappingFds,
+    ) -> Result<MoveResults, MappingFdError> {
+        let moved = self.move_pages(p, &self.late, Rule::Any);
+        self.describe(p, fds)?;
+        if self.image.thp_disabled() {
+            let option = Arg::from(mm::PR_SET_THP_DISABLE);
+            p.call(
+                nr::PRCTL,
+                &[option, 1u64.into()],
+                Rule::Exact(0),
+                "PR_SET_THP_DISABLE",
+            );
+        }
+        for index in self.indices() {
+            let vma = self.vma(index);
+            if self.prot_while_filled[index] != vma.prot {
+                self.protect(p, index, vma.prot, "to its protection");
+            }
+            give_advice(p, vma);
+        }
+        for range in self.image.guards() {
+            let [start, len] = args(*range);
+            let why = format!("madvise to install the guard region [{range}]");
+            let advice = advice::GUARD_INSTALL.into();
+            p.call(nr::MADVISE, &[start, len, advice], Rule::Exact(0), why);
+        }
+        for vma in self.image.vmas() {
+            lock(p, vma);
+        }
+        for vma in self.image.vmas().iter().filter(|vma| vma.is_sealed) {
+            let why = format!("mseal of {}", vma.title());
+            p.call(mm::SYS_MSEAL, &args(vma.range), Rule::Exact(0), why);
+        }
+        Ok(moved)
+    }
+
+    /// Says whether core dumps may be written. After the credentials are set, which resets it.
+    pub fn set_dumpable(&self, p: &mut Program) {
+        // 2, "only by root", can't be asked for; it comes by itself with changed credentials.
+        if let Some(dumpable @ 0..=1) = self.image.dumpable() {
+            let args = [Arg::from(mm::PR_SET_DUMPABLE), Arg::from(dumpable)];
+            p.call(nr::PRCTL, &args, Rule::Exact(0), "PR_SET_DUMPABLE");
+        }
+    }
+
+    /// Writes again what could not be moved, after the program has run. `result` gives the result of a
+    /// slot of the program.
+    ///
+    /// # Errors
+    /// As of filling.
+    pub fn repair_moves(
+        &self,
+        pid: Pid,
+        moved: &MoveResults,
+        result: impl Fn(Slot) -> i64,
+        how: &PageFill<'_>,
+    ) -> Result<(), MemoryFillError> {
+        for (slot, range) in &moved.0 {
+            let result = result(*slot);
+            if result != 0 {
+                tracing::debug!("task {pid}: moving [{range}] gave {result}, filling it in place");
+                fill::refill(pid, &self.image, *range, how)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn map_phase(
+        &self,
+        p: &mut Program,
+        fds: &dyn MappingFds,
+        phase: &Phase,
+    ) -> Result<(), MappingFdError> {
+        for &index in &phase.mapped {
+            let vma = self.vma(index);
+            self.map_one(p, fds, vma, self.prot_while_filled[index])?;
+            if vma.has_advice(advice::HUGEPAGE) {
+                advise(p, vma, advice::HUGEPAGE);
+            }
+        }
+        read_pages(p, &self.image, &phase.read_by_task);
+        if let (Some(scratch), false) = (self.scratch, phase.moves.is_empty()) {
+            map_scratch(p, scratch);
+        }
+        Ok(())
+    }
+
+    fn map_one(
+        &self,
+        p: &mut Program,
+        fds: &dyn MappingFds,
+        vma: &Vma,
+        prot: u32,
+    ) -> Result<(), MappingFdError> {
+        let has_object = vma.is_file() || vma.is(status::ANON_SHARED);
+        let fd = match has_object {
+            true => fds.mapping_fd(vma).map_err(|source| MappingFdError {
+                pid: self.image.pid(),
+                mapping: vma.title(),
+                source,
+            })?,
+            false => -1,
+        };
+        let [start, len] = args(vma.range);
+        let offset = if has_object { vma.offset } else { 0 };
+        p.call(
+            nr::MMAP,
+            &[
+                start,
+                len,
+                prot.into(),
+                map_flags(vma, has_object).into(),
+                fd.into(),
+                offset.into(),
+            ],
+            Rule::Exact(vma.range.start.cast_signed()),
+            format!("mmap of {}", vma.title()),
+        );
+        Ok(())
+    }
+
+    fn protect(&self, p: &mut Program, index: usize, prot: u32, what: &str) {
+        let vma = self.vma(index);
+        let [start, len] = args(vma.range);
+        let why = format!("mprotect of {} {what}", vma.title());
+        p.call(
+            nr::MPROTECT,
+            &[start, len, prot.into()],
+            Rule::Exact(0),
+            why,
+        );
+    }
+
+    /// Moves the huge pages of a phase, with the whole mapping registered so that it is not split.
+    fn move_pages(&self, p: &mut Program, phase: &Phase, rule: Rule) -> MoveResults {
+        let mut results = MoveResults::default();
+        let (Some(scratch), false) = (self.scratch, phase.moves.is_empty()) else {
+            return results;
+        };
+        let flags = Arg::from(uffd::USER_MODE_ONLY);
+        let why = "userfaultfd to move huge pages";
+        let fd = p.call_to_slot(nr::USERFAULTFD, &[flags], Rule::Ok, why);
+        let api = words(p, &uffd::API_ARG);
+        ioctl(p, fd, uffd::API, api, "UFFDIO_API".to_owned());
+        for moves in phase.moves.chunk_by(|a, b| a.vma == b.vma) {
+            let vma = self.vma(moves[0].vma).range;
+            let register = words(p, &uffd::register_arg(vma.start, vma.len()));
+            let why = format!("UFFDIO_REGISTER of [{vma}]");
+            ioctl(p, fd, uffd::REGISTER, register, why);
+            for one in moves {
+                let arg = words(p, &uffd::move_arg(one.to.start, one.from, one.to.len()));
+                let why = format!("UFFDIO_MOVE to [{}]", one.to);
+                let call = [Arg::Slot(fd), uffd::MOVE.into(), arg];
+                let slot = p.call_to_slot(nr::IOCTL, &call, rule, why);
+                results.0.push((slot, one.to));
+            }
+            let range = words(p, &uffd::range_arg(vma.start, vma.len()));
+            let why = format!("UFFDIO_UNREGISTER of [{vma}]");
+            ioctl(p, fd, uffd::UNREGISTER, range, why);
+        }
+        p.call(
+            nr::CLOSE,
+            &[Arg::Slot(fd)],
+            Rule::Exact(0),
+            "close of the userfaultfd",
+        );
+        let why = format!("munmap of scratch memory [{scratch}]");
+        p.call(nr::MUNMAP, &args(scratch), Rule::Exact(0), why);
+        results
+    }
+
+    fn describe(&self, p: &mut Program, fds: &dyn MappingFds) -> Result<(), MappingFdError> {
+        let exe = fds
+            .exe_fd(self.image.exe_file_id())
+            .map_err(|source| MappingFdError {
+                pid: self.image.pid(),
+                mapping: "the executable".to_owned(),
+                source,
+            })?;
+        // The kernel's copy ends with a null entry.
+        let mut auxv = self.image.auxv().to_vec();
+        auxv.extend([0, 0]);
+        let auxv_size = u32::try_from(8 * auxv.len()).expect("checked when it was loaded");
+        let auxv = words(p, &auxv);
+        let addresses = self.image.fields().addresses();
+        let mut table: Vec<Arg> = addresses.into_iter().map(Arg::Imm).collect();
+        table.push(auxv);
+        table.push(MmFields::tail(auxv_size, exe.cast_unsigned()).into());
+        let table = p.table(&table);
+        let size = u64::try_from(mm::MM_MAP_SIZE).expect("a small structure");
+        p.call(
+            nr::PRCTL,
+            &[
+                mm::PR_SET_MM.into(),
+                mm::PR_SET_MM_MAP.into(),
+                table.into(),
+                size.into(),
+            ],
+            Rule::Exact(0),
+            "PR_SET_MM_MAP",
+        );
+        Ok(())
+    }
+}
+
+fn args(range: AddressRange) -> [Arg; 2] {
+    [range.start.into(), range.len().into()]
+}
+
+fn words(p: &mut Program, words: &[u64]) -> Arg {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    p.data(&bytes).into()
+}
+
+fn ioctl(p: &mut Program, fd: Slot, request: u64, arg: Arg, why: String) {
+    let call = [Arg::Slot(fd), request.into(), arg];
+    p.call(nr::IOCTL, &call, Rule::Exact(0), why);
+}
+
+fn map_flags(vma: &Vma, has_object: bool) -> u32 {
+    let kept = map::SHARED
+        | map::PRIVATE
+        | map::DROPPABLE
+        | map::GROWSDOWN
+        | map::NORESERVE
+        | map::HUGETLB
+        | map::HUGE_MASK;
+    let mut flags = vma.flags & kept | map::FIXED_NOREPLACE;
+    if has_object {
+        // The object says which pages it has.
+        flags &= !(map::HUGETLB | map::HUGE_MASK);
+    } else {
+        flags |= map::ANONYMOUS;
+    }
+    if vma.has_advice(advice::NOHUGEPAGE) {
+        // The same flag of the mapping, without a call of its own.
+        flags |= map::STACK;
+    }
+    flags
+}
+
+fn give_advice(p: &mut Program, vma: &Vma) {
+    let with_mapping = [advice::HUGEPAGE, advice::NOHUGEPAGE];
+    let is_kernels = vma.status & (status::VVAR | status::VDSO | status::VSYSCALL) != 0;
+    for advice in KEPT_ADVICE {
+        if vma.has_advice(advice) && !with_mapping.contains(&advice) && !is_kernels {
+            advise(p, vma, advice);
+        }
+    }
+}
+
+fn advise(p: &mut Program, vma: &Vma, advice: u32) {
+    let [start, len] = args(vma.range);
+    let why = format!("madvise {advice} of {}", vma.title());
+    p.call(
+        nr::MADVISE,
+        &[start, len, advice.into()],
+        Rule::Exact(0),
+        why,
+    );
+}
+
+fn lock(p: &mut Program, vma: &Vma) {
+    if !vma.has_flag(map::LOCKED) {
+        return;
+    }
+    let [start, len] = args(vma.range);
+    let why = format!("mlock of {}", vma.title());
+    // The range is locked even when not all of it could be brought in, as with no access at all.
+    let rule = Rule::OkOr(ENOMEM);
+    match vma.lock_on_fault {
+        true => p.call(
+            nr::MLOCK2,
+            &[start, len, mm::MLOCK_ONFAULT.into()],
+            rule,
+            why,
+        ),
+        false => p.call(nr::MLOCK, &[start, len], rule, why),
+    };
+}
+
+/// Memory that asks for huge pages, protected as what it is moved to.
+fn map_scratch(p: &mut Program, scratch: AddressRange) {
+    let [start, len] = args(scratch);
+    let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | map::FIXED_NOREPLACE;
+    let prot = mm::prot::READ | mm::prot::WRITE;
+    let unused: Arg = (-1).into();
+    p.call(
+        nr::MMAP,
+        &[start, len, prot.into(), flags.into(), unused],
+        Rule::Exact(scratch.start.cast_signed()),
+        format!("mmap of scratch memory [{scratch}]"),
+    );
+    let huge = advice::HUGEPAGE.into();
+    p.call(
+        nr::MADVISE,
+        &[start, len, huge],
+        Rule::Exact(0),
+        "madvise of scratch memory",
+    );
+}
+
+/// Reads of pages, as few as the layout of the files allows.
+fn read_pages(p: &mut Program, image: &MemoryImage, pieces: &[Piece]) {
+    for group in file_groups(pieces) {
+        let first = &group[0];
+        let file = &image.pages().files()[first.file];
+        let mut iovecs = Vec::with_capacity(2 * group.len());
+        for piece in group {
+            iovecs.extend([Arg::from(piece.target), Arg::from(piece.len())]);
+        }
+        let len: u64 = group.iter().map(Piece::len).sum();
+        let table = p.table(&iovecs);
+        let count = u64::try_from(group.len()).expect("few ranges");
+        let fd = file.file().as_raw_fd();
+        let why = format!(
+            "reading {} pages from [{:#x}] on out of {}",
+            len / super::range::PAGE_SIZE,
+            first.range.start,
+            file.path().display()
+        );
+        p.call_retrying(
+            nr::PREADV,
+            &[fd.into(), table.into(), count.into(), first.offset.into()],
+            Rule::Exact(len.cast_signed()),
+            why,
+        );
+    }
+}
+
+/// Groups of pieces that one call can read.
+fn file_groups(pieces: &[Piece]) -> Vec<&[Piece]> {
+    let mut groups = Vec::new();
+    for together in pieces.chunk_by(|a, b| a.is_followed_in_file_by(b)) {
+        let mut rest = together;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fitting = rest.iter().take(MAX_IOVECS).take_while(|piece| {
+                bytes += piece.len();
+                bytes <= MAX_READ
+            });
+            // A task that reads itself has less than the limit, so one piece always fits.
+            let (group, next) = rest.split_at(fitting.count().max(1));
+            groups.push(group);
+            rest = next;
+        }
+    }
+    groups
+}

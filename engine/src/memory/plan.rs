@@ -1,0 +1,328 @@
+//! How the memory of a tree of tasks is rebuilt, decided before anything is made.
+//!
+//! ```text
+//! a task's program                              coordinator
+//! unmap what it inherits and does not want
+//! map what its children inherit, read pages     ── posts ── fills large mappings
+//! move huge pages into place                    ── waits ──
+//! fork its children
+//! map everything else, read pages               ── posts ── fills large mappings
+//! move huge pages, protect, advise, lock        ── waits ──
+//! ```
+//!
+//! A task reads its pages itself where they are few, straight from the pages file into place, which
+//! costs no round trip. Large memory is filled by the coordinator with all cores.
+
+use std::ops::Range;
+
+use firn_sys::Errno;
+use firn_sys::mm::{advice, map, prot};
+
+use super::compare;
+use super::huge::{self, HugeFacts, HugeMove};
+use super::image::MemoryImage;
+use super::inherit::{self, Inheritance};
+use super::piece::{self, Piece};
+use super::range::{self, AddressRange};
+use super::vma::{Vma, status};
+
+/// Tasks with more page bytes than this are filled by the coordinator.
+const MAX_READ_BY_TASK: u64 = 16 << 20;
+
+/// Failure to plan the memory of a tree.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryPlanError {
+    /// The contents of pages could not be read.
+    #[error("can't read {path}")]
+    Read {
+        /// The pages file.
+        path: String,
+        /// Cause.
+        source: Errno,
+    },
+}
+
+/// One of the two times at which a task gets mappings and pages.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Phase {
+    /// Indices of the mappings that are made.
+    pub(super) mapped: Vec<usize>,
+    /// Pages that the task reads itself.
+    pub(super) read_by_task: Vec<Piece>,
+    /// Pages that the coordinator writes.
+    pub(super) filled: Vec<Piece>,
+    /// Huge pages that are moved into place afterwards.
+    pub(super) moves: Vec<HugeMove>,
+}
+
+/// How the memory of one task is rebuilt.
+#[derive(Debug)]
+pub struct MemoryPlan {
+    pub(super) image: MemoryImage,
+    /// Mappings that the parent has when it forks the task and that the task does not want.
+    pub(super) unwanted: Vec<AddressRange>,
+    /// Pages that come along and that the task does not have.
+    pub(super) dropped: Vec<AddressRange>,
+    /// Mappings that are made writable to be filled, by index.
+    pub(super) unprotected: Vec<usize>,
+    /// Protection that each mapping has while it is filled.
+    pub(super) prot_while_filled: Vec<u32>,
+    /// Before the task forks its children.
+    pub(super) early: Phase,
+    /// After it.
+    pub(super) late: Phase,
+    /// Where huge pages are filled, while they are.
+    pub(super) scratch: Option<AddressRange>,
+    /// Pages compared with the parent's.
+    pub(super) nr_compared: u64,
+    /// Pages that stay shared with the parent.
+    pub(super) nr_shared: u64,
+}
+
+/// Plans the memory of a tree. For each task the index of the task that forks it, where it stands in
+/// the list; makers come before those they make. `hole` is where nothing may be put.
+///
+/// # Errors
+/// Pages files that can't be read.
+pub fn plan_tree(
+    tasks: Vec<(MemoryImage, Option<usize>)>,
+    hole: AddressRange,
+    facts: &HugeFacts,
+) -> Result<Vec<MemoryPlan>, MemoryPlanError> {
+    let (images, makers): (Vec<MemoryImage>, Vec<Option<usize>>) = tasks.into_iter().unzip();
+    let inheritances: Vec<Inheritance> = images
+        .iter()
+        .zip(&makers)
+        .map(|(image, maker)| {
+            maker.map_or_else(Inheritance::default, |maker| {
+                inherit::inheritance(&images[maker], image)
+            })
+        })
+        .collect();
+    let drafts = drafts(&images, &makers, &inheritances)?;
+    let plans = images.into_iter().zip(drafts);
+    Ok(plans
+        .map(|(image, draft)| draft.into_plan(image, hole, facts))
+        .collect())
+}
+
+/// What is known of a task before its image is moved into its plan.
+#[derive(Debug, Default)]
+struct Draft {
+    unwanted: Vec<AddressRange>,
+    dropped: Vec<AddressRange>,
+    unprotected: Vec<usize>,
+    prot_while_filled: Vec<u32>,
+    early: Vec<usize>,
+    late: Vec<usize>,
+    early_pieces: Vec<Piece>,
+    late_pieces: Vec<Piece>,
+    nr_compared: u64,
+    nr_shared: u64,
+}
+
+fn drafts(
+    images: &[MemoryImage],
+    makers: &[Option<usize>],
+    inheritances: &[Inheritance],
+) -> Result<Vec<Draft>, MemoryPlanError> {
+    let mut needed: Vec<Vec<bool>> = images.iter().map(|i| vec![false; i.vmas().len()]).collect();
+    let mut is_maker = vec![false; images.len()];
+    for (inheritance, maker) in inheritances.iter().zip(makers) {
+        if let Some(maker) = *maker {
+            is_maker[maker] = true;
+            for mapping in &inheritance.mappings {
+                needed[maker][mapping.parent] = true;
+            }
+        }
+    }
+    let mut drafts: Vec<Draft> = Vec::with_capacity(images.len());
+    for (index, image) in images.iter().enumerate() {
+        let mut draft = Draft::default();
+        let inheritance = &inheritances[index];
+        let maker = makers[index].map(|maker| (&images[maker], &drafts[maker], maker));
+        draft.dropped.clone_from(&inheritance.dropped);
+        if let Some((parent, parent_draft, maker)) = maker {
+            let wanted: Vec<AddressRange> = inheritance
+                .mappings
+                .iter()
+                .map(|mapping| image.vmas()[mapping.child].range)
+                .collect();
+            let had = had_at_fork(parent, parent_draft, &inheritances[maker]);
+            draft.unwanted = range::subtract(&had, &range::union(wanted));
+        }
+        draft.sort_mappings(
+            image,
+            inheritance,
+            &needed[index],
+            maker.map(|(parent, draft, _)| (parent, draft)),
+            is_maker[index],
+        )?;
+        drafts.push(draft);
+    }
+    Ok(drafts)
+}
+
+/// What a task has mapped when it forks its children.
+fn had_at_fork(image: &MemoryImage, draft: &Draft, inheritance: &Inheritance) -> Vec<AddressRange> {
+    let inherited = inheritance.mappings.iter().map(|mapping| mapping.child);
+    let indices = inherited.chain(draft.early.iter().copied());
+    range::union(indices.map(|index| image.vmas()[index].range).collect())
+}
+
+impl Draft {
+    fn sort_mappings(
+        &mut self,
+        image: &MemoryImage,
+        inheritance: &Inheritance,
+        needed: &[bool],
+        parent: Option<(&MemoryImage, &Draft)>,
+        is_maker: bool,
+    ) -> Result<(), MemoryPlanError> {
+        let mut inherited = inheritance.mappings.iter().peekable();
+        for (index, vma) in image.vmas().iter().enumerate() {
+            let from = inherited.next_if(|mapping| mapping.child == index);
+            if let (Some(from), Some((parent, parent_draft))) = (from, parent) {
+                let prot = parent_draft.prot_while_filled[from.parent];
+                self.take_inherited(parent, image, index, prot, is_maker)?;
+                continue;
+            }
+            let pieces = match is_mapped_by_us(vma) {
+                true => piece::pieces_in(image.pages(), vma.range),
+                false => Vec::new(),
+            };
+            self.prot_while_filled.push(match pieces.is_empty() {
+                true => vma.prot,
+                false => prot::READ | prot::WRITE,
+            });
+            let is_early = needed[index];
+            if is_mapped_by_us(vma) {
+                match is_early {
+                    true => self.early.push(index),
+                    false => self.late.push(index),
+                }
+            }
+            match is_early {
+                true => self.early_pieces.extend(pieces),
+                false => self.late_pieces.extend(pieces),
+            }
+        }
+        Ok(())
+    }
+
+    fn take_inherited(
+        &mut self,
+        parent: &MemoryImage,
+        image: &MemoryImage,
+        index: usize,
+        mut prot_now: u32,
+        is_maker: bool,
+    ) -> Result<(), MemoryPlanError> {
+        let vma = &image.vmas()[index];
+        if vma.has_own_pages() {
+            let (different, compared) = compare::different_pages(parent, image, vma.range)
+                .map_err(|(path, source)| MemoryPlanError::Read { path, source })?;
+            let there = piece::nr_pages(&piece::pieces_in(image.pages(), vma.range));
+            self.nr_compared += compared;
+            self.nr_shared += there - piece::nr_pages(&different);
+            if !different.is_empty() && prot_now & prot::WRITE == 0 {
+                self.unprotected.push(index);
+                prot_now = prot::READ | prot::WRITE;
+            }
+            // What the task hands on to children of its own has to be right before it forks them.
+            match is_maker {
+                true => self.early_pieces.extend(different),
+                false => self.late_pieces.extend(different),
+            }
+        }
+        self.prot_while_filled.push(prot_now);
+        Ok(())
+    }
+
+    fn into_plan(self, image: MemoryImage, hole: AddressRange, facts: &HugeFacts) -> MemoryPlan {
+        let total = piece::nr_pages(&self.early_pieces) + piece::nr_pages(&self.late_pieces);
+        let is_large = total * range::PAGE_SIZE > MAX_READ_BY_TASK;
+        let mut plan = MemoryPlan {
+            early: phase(self.early, self.early_pieces, is_large),
+            late: phase(self.late, self.late_pieces, is_large),
+            image,
+            unwanted: self.unwanted,
+            dropped: self.dropped,
+            unprotected: self.unprotected,
+            prot_while_filled: self.prot_while_filled,
+            scratch: None,
+            nr_compared: self.nr_compared,
+            nr_shared: self.nr_shared,
+        };
+        huge::plan(&mut plan, hole, facts);
+        plan
+    }
+}
+
+fn phase(mapped: Vec<usize>, pieces: Vec<Piece>, is_large: bool) -> Phase {
+    let (read_by_task, filled) = match is_large {
+        true => (Vec::new(), pieces),
+        false => (pieces, Vec::new()),
+    };
+    Phase {
+        mapped,
+        read_by_task,
+        filled,
+        moves: Vec::new(),
+    }
+}
+
+/// False for what the kernel maps: vdso, vvar and vsyscall have their own ways.
+fn is_mapped_by_us(vma: &Vma) -> bool {
+    let kernel = status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES;
+    vma.status & kernel == 0
+}
+
+impl MemoryPlan {
+    /// The images that it follows.
+    pub fn image(&self) -> &MemoryImage {
+        &self.image
+    }
+
+    /// Whether the coordinator has to fill anything before the task forks its children.
+    pub fn needs_fill_before_fork(&self) -> bool {
+        !self.early.filled.is_empty()
+    }
+
+    /// Whether the coordinator has to fill anything after everything is mapped.
+    pub fn needs_fill(&self) -> bool {
+        !self.late.filled.is_empty()
+    }
+
+    /// Number of pages compared with the parent's, and of those that stay shared with it.
+    pub fn shared_pages(&self) -> (u64, u64) {
+        (self.nr_compared, self.nr_shared)
+    }
+
+    /// Number of pages that are read or written.
+    pub fn restored_pages(&self) -> u64 {
+        [&self.early, &self.late]
+            .iter()
+            .map(|phase| piece::nr_pages(&phase.read_by_task) + piece::nr_pages(&phase.filled))
+            .sum()
+    }
+
+    pub(super) fn vma(&self, index: usize) -> &Vma {
+        &self.image.vmas()[index]
+    }
+
+    pub(super) fn indices(&self) -> Range<usize> {
+        0..self.image.vmas().len()
+    }
+
+    /// Whether huge pages may be given to a mapping that does not ask for them: it must not show
+    /// afterwards.
+    pub(super) fn takes_huge_pages(&self, vma: &Vma) -> bool {
+        let plain = status::REGULAR | status::ANON_PRIVATE;
+        let advised = 1 << advice::HUGEPAGE | 1 << advice::NOHUGEPAGE;
+        vma.status & !status::HEAP == plain
+            && !vma.has_flag(map::GROWSDOWN | map::LOCKED | map::HUGETLB | map::DROPPABLE)
+            && vma.advice & advised == 0
+            && !self.image.thp_disabled()
+    }
+}

@@ -1,0 +1,311 @@
+//! What prctl keeps: name, death signal, subreaper, dumpable, transparent huge pages, membarrier; and
+//! the few values of a task that are files in /proc: oom score, login uid, personality.
+//!
+//! Source: man 2 prctl, membarrier; man 5 proc.
+
+use std::fs;
+
+use firn_sys::{Pid, nr};
+
+use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
+
+const PR_SET_PDEATHSIG: u32 = 1;
+const PR_GET_PDEATHSIG: u32 = 2;
+const PR_GET_DUMPABLE: u32 = 3;
+const PR_SET_DUMPABLE: u32 = 4;
+const PR_SET_NAME: u32 = 15;
+const PR_GET_SECUREBITS: u32 = 27;
+const PR_SET_CHILD_SUBREAPER: u32 = 36;
+const PR_GET_CHILD_SUBREAPER: u32 = 37;
+const PR_GET_TID_ADDRESS: u32 = 40;
+const PR_SET_THP_DISABLE: u32 = 41;
+const PR_GET_THP_DISABLE: u32 = 42;
+const MEMBARRIER_CMD_GET_REGISTRATIONS: u32 = 1 << 9;
+const EINVAL: i32 = 22;
+const ENOSYS: i32 = 38;
+
+/// Questions about a process, asked by its leader.
+#[derive(Debug)]
+pub struct ProcessQuestions {
+    brk: Slot,
+    dumpable: Slot,
+    thp_disabled: Slot,
+    membarrier: Slot,
+    subreaper: Data,
+}
+
+/// Answers to [`ProcessQuestions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProcessAnswers {
+    /// End of the heap.
+    pub brk: u64,
+    /// The dumpable attribute: 0, 1 or 2.
+    pub dumpable: i32,
+    /// PR_SET_THP_DISABLE.
+    pub thp_disabled: bool,
+    /// Registered membarrier commands, or 0.
+    pub membarrier: u32,
+    /// PR_SET_CHILD_SUBREAPER.
+    pub subreaper: bool,
+}
+
+/// Adds the questions about a process.
+pub fn ask_process(p: &mut Program) -> ProcessQuestions {
+    let brk = p.call_to_slot(nr::BRK, &[0.into()], Rule::Ok, "reading the heap's end");
+    let dumpable = p.call_to_slot(
+        nr::PRCTL,
+        &[PR_GET_DUMPABLE.into()],
+        Rule::Ok,
+        "reading dumpable",
+    );
+    let thp = [PR_GET_THP_DISABLE.into()];
+    let thp_disabled = p.call_to_slot(nr::PRCTL, &thp, Rule::Ok, "reading thp_disable");
+    let command = [MEMBARRIER_CMD_GET_REGISTRATIONS.into()];
+    // EINVAL before Linux 6.3: the registrations can't be known there.
+    let membarrier = p.call_to_slot(
+        nr::MEMBARRIER,
+        &command,
+        Rule::Any,
+        "reading membarrier registrations",
+    );
+    let subreaper = p.space(8);
+    let args = [PR_GET_CHILD_SUBREAPER.into(), subreaper.into()];
+    p.call(
+        nr::PRCTL,
+        &args,
+        Rule::Ok,
+        "reading the subreaper attribute",
+    );
+    ProcessQuestions {
+        brk,
+        dumpable,
+        thp_disabled,
+        membarrier,
+        subreaper,
+    }
+}
+
+impl ProcessQuestions {
+    /// Collects the answers from the arena.
+    pub fn answers(&self, arena: &Arena, id: ProgramId) -> ProcessAnswers {
+        ProcessAnswers {
+            brk: arena.slot(id, self.brk).cast_unsigned(),
+            dumpable: i32::try_from(arena.slot(id, self.dumpable)).unwrap_or(0),
+            thp_disabled: arena.slot(id, self.thp_disabled) & 1 != 0,
+            membarrier: u32::try_from(arena.slot(id, self.membarrier)).unwrap_or(0),
+            subreaper: arena.read(id, self.subreaper)[..4] != [0; 4],
+        }
+    }
+}
+
+/// Questions that each thread answers for itself.
+#[derive(Debug)]
+pub struct ThreadQuestions {
+    tid_address: Data,
+    pdeath_signal: Data,
+    altstack: Data,
+    securebits: Slot,
+}
+
+/// Answers to [`ThreadQuestions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadAnswers {
+    /// Address that the kernel clears when the thread exits (set_tid_address).
+    pub tid_address: u64,
+    /// Signal at the parent's death, or 0.
+    pub pdeath_signal: u32,
+    /// Alternate signal stack: address, flags, size.
+    pub altstack: (u64, u32, u64),
+    /// Secure bits.
+    pub securebits: u32,
+}
+
+/// Adds the questions about a thread.
+pub fn ask_thread(p: &mut Program) -> ThreadQuestions {
+    let tid_address = p.space(8);
+    let args = [PR_GET_TID_ADDRESS.into(), tid_address.into()];
+    p.call(nr::PRCTL, &args, Rule::Ok, "reading the tid address");
+    let pdeath_signal = p.space(8);
+    let args = [PR_GET_PDEATHSIG.into(), pdeath_signal.into()];
+    p.call(
+        nr::PRCTL,
+        &args,
+        Rule::Ok,
+        "reading the parent-death signal",
+    );
+    let altstack = p.space(24);
+    p.call(
+        nr::SIGALTSTACK,
+        &[0.into(), altstack.into()],
+        Rule::Ok,
+        "reading the alternate stack",
+    );
+    let bits = [PR_GET_SECUREBITS.into()];
+    let securebits = p.call_to_slot(nr::PRCTL, &bits, Rule::Ok, "reading secure bits");
+    ThreadQuestions {
+        tid_address,
+        pdeath_signal,
+        altstack,
+        securebits,
+    }
+}
+
+impl ThreadQuestions {
+    /// Collects the answers from the arena.
+    pub fn answers(&self, arena: &Arena, id: ProgramId) -> ThreadAnswers {
+        let u64_at = |bytes: &[u8], at: usize| {
+            u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+        };
+        let u32_at = |bytes: &[u8], at: usize| {
+            u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+        };
+        let stack = arena.read(id, self.altstack);
+        ThreadAnswers {
+            tid_address: u64_at(&arena.read(id, self.tid_address), 0),
+            pdeath_signal: u32_at(&arena.read(id, self.pdeath_signal), 0),
+            altstack: (u64_at(&stack, 0), u32_at(&stack, 8), u64_at(&stack, 16)),
+            securebits: u32::try_from(arena.slot(id, self.securebits)).unwrap_or(0),
+        }
+    }
+}
+
+/// Adds the call that names the thread.
+pub fn plan_name(p: &mut Program, name: &[u8]) {
+    let name = p.string(&name[..name.len().min(15)]);
+    p.call(
+        nr::PRCTL,
+        &[PR_SET_NAME.into(), name.into()],
+        Rule::Ok,
+        "setting the thread's name",
+    );
+}
+
+/// Adds the call that sets the parent-death signal; changes of ids clear it, so it comes after them.
+pub fn plan_pdeath_signal(p: &mut Program, signal: u32) {
+    let args = [PR_SET_PDEATHSIG.into(), signal.into()];
+    p.call(
+        nr::PRCTL,
+        &args,
+        Rule::Ok,
+        "setting the parent-death signal",
+    );
+}
+
+/// Adds the call that makes the process a subreaper or not.
+pub fn plan_subreaper(p: &mut Program, subreaper: bool) {
+    let args = [PR_SET_CHILD_SUBREAPER.into(), u32::from(subreaper).into()];
+    p.call(
+        nr::PRCTL,
+        &args,
+        Rule::Ok,
+        "setting the subreaper attribute",
+    );
+}
+
+/// Adds the call that sets dumpable, which changes of ids reset.
+pub fn plan_dumpable(p: &mut Program, dumpable: i32) {
+    // 2 (only root may dump) can't be set, only reached; 0 is as strict towards others.
+    let value = if dumpable == 1 { 1u32 } else { 0 };
+    let args = [PR_SET_DUMPABLE.into(), value.into()];
+    p.call(nr::PRCTL, &args, Rule::Ok, "setting dumpable");
+}
+
+/// Adds the call that disables transparent huge pages, if they were.
+pub fn plan_thp_disabled(p: &mut Program, disabled: bool) {
+    if disabled {
+        let args = [
+            PR_SET_THP_DISABLE.into(),
+            1.into(),
+            0.into(),
+            0.into(),
+            0.into(),
+        ];
+        p.call(
+            nr::PRCTL,
+            &args,
+            Rule::OkOr(EINVAL),
+            "disabling transparent huge pages",
+        );
+    }
+}
+
+/// Adds the membarrier registrations.
+pub fn plan_membarrier(p: &mut Program, registered: u32) {
+    for bit in (0..32).filter(|bit| registered & (1 << bit) != 0) {
+        let command = 1u32 << bit;
+        p.call(
+            nr::MEMBARRIER,
+            &[command.into()],
+            Rule::OkOr(ENOSYS),
+            "registering for membarrier",
+        );
+    }
+}
+
+/// Reads /proc/PID/oom_score_adj.
+pub fn oom_score_adj(pid: Pid) -> Option<i32> {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Writes /proc/PID/oom_score_adj.
+///
+/// # Errors
+/// EACCES: lowering it below its floor needs CAP_SYS_RESOURCE.
+pub fn set_oom_score_adj(pid: Pid, value: i32) -> std::io::Result<()> {
+    fs::write(format!("/proc/{pid}/oom_score_adj"), value.to_string())
+}
+
+/// Reads /proc/PID/loginuid; 0xffffffff when it is not set or not known.
+pub fn loginuid(pid: Pid) -> u32 {
+    let text = fs::read_to_string(format!("/proc/{pid}/loginuid"));
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(u32::MAX)
+}
+
+/// Reads the personality as images store it: the digits of the hexadecimal file, taken as decimal.
+///
+/// CRIU reads it so, and both engines must agree.
+pub fn personality(pid: Pid) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/personality")).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Adds the call that sets the personality of an image, unless it is the default.
+pub fn plan_personality(p: &mut Program, stored: u32) {
+    if let Ok(personality) = u32::from_str_radix(&stored.to_string(), 16)
+        && personality != 0
+    {
+        p.call(
+            nr::PERSONALITY,
+            &[personality.into()],
+            Rule::Ok,
+            "setting the personality",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_personality_of_hex_digits_comes_back() {
+        let mut p = Program::new("test");
+        plan_personality(&mut p, 40000);
+        assert_eq!(p.describe(0), "personality(0x40000)");
+        plan_personality(&mut p, 0);
+        assert_eq!(p.len(), 1);
+    }
+
+    #[test]
+    fn names_are_cut_to_what_the_kernel_keeps() {
+        let mut p = Program::new("test");
+        plan_name(&mut p, b"a-name-that-is-too-long");
+        assert_eq!(p.len(), 1);
+    }
+}

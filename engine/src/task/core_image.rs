@@ -1,0 +1,266 @@
+//! The core image: one per thread, put together from what the other modules read.
+//!
+//! Source: facts of CRIU's format: the leader's image carries the process (`tc`), every thread's its own
+//! part (`thread_core`), a zombie's only `tc`.
+
+use firn_images::{ImageKind, ImageSetWriter, ImageWriteError};
+use firn_proto::{
+    CoreEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, SeccompMode, TaskCoreEntry,
+    TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
+};
+use firn_sys::ptrace::{GeneralRegs, SignalQueue};
+use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
+
+use super::attributes::{self, ThreadAnswers};
+use super::questions::TaskAnswers;
+use super::status::{Stat, Status, StatusError};
+use super::{creds, limits, scheduling, signals};
+use crate::arch::{XsaveError, XsaveLayout, regs};
+use crate::tree::{Task, TaskState};
+
+/// States as images number them.
+mod state {
+    pub const ALIVE: u32 = 1;
+    pub const DEAD: u32 = 2;
+    pub const STOPPED: u32 = 3;
+}
+
+/// The cgroup set of the dumper, which all tasks are taken to be in.
+pub const ROOT_CG_SET: u32 = 1;
+/// Length of a robust list head.
+const ROBUST_LIST_LEN: u64 = 24;
+
+/// Failure to dump per-task state.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreDumpError {
+    /// ptrace or another call about a thread failed.
+    #[error("can't read {what} of task {tid}")]
+    Thread {
+        /// The thread.
+        tid: Pid,
+        /// What was read.
+        what: &'static str,
+        /// Cause.
+        source: Errno,
+    },
+    /// The extended state can't be understood.
+    #[error("task {tid}")]
+    Xsave {
+        /// The thread.
+        tid: Pid,
+        /// Cause.
+        source: XsaveError,
+    },
+    /// /proc could not be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+    /// An image could not be written.
+    #[error(transparent)]
+    Write(#[from] ImageWriteError),
+}
+
+/// Everything about one thread that other modules want to know, too.
+struct ThreadState {
+    core: ThreadCoreEntry,
+    info: ThreadInfoX86,
+    status: Status,
+}
+
+/// Writes the core images of a living task.
+///
+/// # Errors
+/// See [`CoreDumpError`].
+///
+/// # Preconditions
+/// All threads are in ptrace stops of the calling thread, with the registers they were stopped with.
+pub fn dump(
+    task: &Task,
+    answers: &TaskAnswers,
+    layout: &XsaveLayout,
+    images: &ImageSetWriter,
+) -> Result<(), CoreDumpError> {
+    for (nth, (tid, thread)) in task.threads.iter().zip(&answers.threads).enumerate() {
+        let state = dump_thread(task.pid, *tid, thread, layout)?;
+        let tc = if nth == 0 {
+            Some(dump_process(task, answers, &state)?)
+        } else {
+            None
+        };
+        let entry = CoreEntry {
+            mtype: core_entry::March::X8664.into(),
+            thread_info: Some(state.info),
+            tc,
+            thread_core: Some(state.core),
+            ..CoreEntry::default()
+        };
+        images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)?;
+    }
+    Ok(())
+}
+
+/// Writes the core image of a zombie: how it died and what it was called.
+///
+/// # Errors
+/// See [`CoreDumpError`].
+pub fn dump_zombie(pid: Pid, status: i32, images: &ImageSetWriter) -> Result<(), CoreDumpError> {
+    let stat = Stat::read(pid)?;
+    let name = Status::read(pid, pid)?.name;
+    let tc = TaskCoreEntry {
+        task_state: state::DEAD,
+        exit_code: status.cast_unsigned(),
+        comm: name,
+        firn: Some(FirnTaskEntry {
+            exit_signal: Some(stat.exit_signal.cast_unsigned()),
+            ..FirnTaskEntry::default()
+        }),
+        ..TaskCoreEntry::default()
+    };
+    let mtype = core_entry::March::X8664.into();
+    let entry = CoreEntry {
+        mtype,
+        tc: Some(tc),
+        ..CoreEntry::default()
+    };
+    images.write_one(ImageKind::Core, u64::from(pid.to_image()), &entry)?;
+    Ok(())
+}
+
+fn dump_thread(
+    pid: Pid,
+    tid: Pid,
+    answers: &ThreadAnswers,
+    layout: &XsaveLayout,
+) -> Result<ThreadState, CoreDumpError> {
+    let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
+    let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
+    let area = ptrace::xstate(tid, layout.size()).map_err(failed("the extended state"))?;
+    let fpregs = layout
+        .to_image(&area)
+        .map_err(|source| CoreDumpError::Xsave { tid, source })?;
+    let status = Status::read(pid, tid)?;
+    let mask = ptrace::signal_mask(tid).map_err(failed("the signal mask"))?;
+    let queue =
+        ptrace::pending_signals(tid, SignalQueue::Thread).map_err(failed("the pending signals"))?;
+    let (robust, robust_len) =
+        sys_task::robust_list(tid).map_err(failed("the robust futex list"))?;
+    let (sp, flags, size) = answers.altstack;
+    let mut core = ThreadCoreEntry {
+        futex_rla: robust,
+        futex_rla_len: u32::try_from(robust_len.min(ROBUST_LIST_LEN)).unwrap_or(0),
+        blk_sigset: Some(mask),
+        sas: Some(ThreadSasEntry {
+            ss_sp: sp,
+            ss_size: size,
+            ss_flags: flags,
+        }),
+        pdeath_sig: (answers.pdeath_signal != 0).then_some(answers.pdeath_signal),
+        signals_p: Some(signals::queue_to_image(&queue)),
+        creds: Some(creds::to_image(&status, answers.securebits)),
+        seccomp_mode: Some(SeccompMode::Disabled.into()),
+        comm: Some(status.name.clone()),
+        rseq_entry: dump_rseq(tid),
+        cg_set: Some(ROOT_CG_SET),
+        firn_restart: restart(tid, &regs),
+        ..ThreadCoreEntry::default()
+    };
+    scheduling::dump(tid, &mut core).map_err(failed("the scheduling"))?;
+    let info = ThreadInfoX86 {
+        clear_tid_addr: answers.tid_address,
+        gpregs: regs::to_image(&regs),
+        fpregs,
+        tls: Vec::new(),
+    };
+    Ok(ThreadState { core, info, status })
+}
+
+fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
+    // EIO on kernels that can't tell; there a restored thread has no rseq, which libc tolerates.
+    let config = ptrace::rseq_config(tid)
+        .ok()
+        .filter(|config| config.address != 0)?;
+    Some(RseqEntry {
+        rseq_abi_pointer: config.address,
+        rseq_abi_size: config.len,
+        signature: config.signature,
+        rseq_cs_pointer: None,
+    })
+}
+
+/// What the kernel has promised to a thread interrupted in a system call.
+fn restart(tid: Pid, regs: &GeneralRegs) -> Option<FirnRestartEntry> {
+    let restart = regs::pending_restart(regs)?;
+    let remaining = regs::sleep_remainder_address(regs).and_then(|at| read_timespec(tid, at));
+    Some(FirnRestartEntry {
+        nr: restart.nr,
+        result: restart.result,
+        remaining_sec: remaining.map(|(sec, _)| sec),
+        remaining_nsec: remaining.map(|(_, nsec)| nsec),
+    })
+}
+
+fn read_timespec(tid: Pid, address: u64) -> Option<(u64, u64)> {
+    let mut bytes = [0u8; 16];
+    let range = process_vm::RemoteRange { address, len: 16 };
+    let got = process_vm::read(tid, &[range], &mut bytes).ok()?;
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    (got == 16 && word(8) < 1_000_000_000).then(|| (word(0), word(8)))
+}
+
+fn dump_process(
+    task: &Task,
+    answers: &TaskAnswers,
+    leader: &ThreadState,
+) -> Result<TaskCoreEntry, CoreDumpError> {
+    let pid = task.pid;
+    let queue = ptrace::pending_signals(pid, SignalQueue::Process).map_err(|source| {
+        CoreDumpError::Thread {
+            tid: pid,
+            what: "the process's pending signals",
+            source,
+        }
+    })?;
+    let stop_signo = match task.state {
+        TaskState::Stopped(signal) => Some(signal.cast_unsigned()),
+        TaskState::Alive | TaskState::Zombie(_) => None,
+    };
+    let membarrier = answers.process.membarrier;
+    Ok(TaskCoreEntry {
+        task_state: if stop_signo.is_some() {
+            state::STOPPED
+        } else {
+            state::ALIVE
+        },
+        personality: attributes::personality(pid).unwrap_or(0),
+        blk_sigset: leader.core.blk_sigset.unwrap_or(0),
+        comm: leader.status.name.clone(),
+        timers: Some(TaskTimersEntry {
+            posix: Vec::new(),
+            ..answers.timers.clone()
+        }),
+        rlimits: Some(limits::read(pid)?),
+        signals_s: Some(signals::queue_to_image(&queue)),
+        loginuid: Some(attributes::loginuid(pid)),
+        oom_score_adj: attributes::oom_score_adj(pid),
+        sigactions: signals::actions_to_image(&answers.actions),
+        child_subreaper: answers.process.subreaper.then_some(true),
+        stop_signo,
+        membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
+        firn: Some(extension(pid)?),
+        ..TaskCoreEntry::default()
+    })
+}
+
+fn extension(pid: Pid) -> Result<FirnTaskEntry, CoreDumpError> {
+    let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = cmdline.strip_suffix(b"\0").unwrap_or(&cmdline);
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+    Ok(FirnTaskEntry {
+        exit_signal: Some(Stat::read(pid)?.exit_signal.cast_unsigned()),
+        cmdline: arguments
+            .split(|byte| *byte == 0)
+            .map(<[u8]>::to_vec)
+            .collect(),
+        exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
+        wait_status: None,
+    })
+}

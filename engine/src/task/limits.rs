@@ -1,0 +1,138 @@
+//! Resource limits.
+//!
+//! Read from /proc, because prlimit of another user's task needs CAP_SYS_RESOURCE; set by the task
+//! itself after its memory work. A hard limit above the restoring process's own can be set only with
+//! that capability: without it the limit stays lower and the restore says so.
+//!
+//! Source: man 2 prlimit, man 5 proc_pid_limits.
+
+use std::path::PathBuf;
+
+use firn_proto::{RlimitEntry, TaskRlimitsEntry};
+use firn_sys::{Pid, nr};
+
+use super::status::StatusError;
+use crate::program::{Program, Rule};
+
+/// Names by resource number, and their lines in /proc/PID/limits.
+const RESOURCES: [(&str, &str); 16] = [
+    ("RLIMIT_CPU", "Max cpu time"),
+    ("RLIMIT_FSIZE", "Max file size"),
+    ("RLIMIT_DATA", "Max data size"),
+    ("RLIMIT_STACK", "Max stack size"),
+    ("RLIMIT_CORE", "Max core file size"),
+    ("RLIMIT_RSS", "Max resident set"),
+    ("RLIMIT_NPROC", "Max processes"),
+    ("RLIMIT_NOFILE", "Max open files"),
+    ("RLIMIT_MEMLOCK", "Max locked memory"),
+    ("RLIMIT_AS", "Max address space"),
+    ("RLIMIT_LOCKS", "Max file locks"),
+    ("RLIMIT_SIGPENDING", "Max pending signals"),
+    ("RLIMIT_MSGQUEUE", "Max msgqueue size"),
+    ("RLIMIT_NICE", "Max nice priority"),
+    ("RLIMIT_RTPRIO", "Max realtime priority"),
+    ("RLIMIT_RTTIME", "Max realtime timeout"),
+];
+
+/// Infinity, as image and kernel store it.
+const INFINITY: u64 = u64::MAX;
+
+/// Reads all limits of a process.
+///
+/// # Errors
+/// The process is gone, or /proc has another form than documented.
+pub fn read(pid: Pid) -> Result<TaskRlimitsEntry, StatusError> {
+    let path = PathBuf::from(format!("/proc/{pid}/limits"));
+    let text = std::fs::read_to_string(&path).map_err(|source| StatusError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    parse(&text).map_err(|field| StatusError::Field { path, field })
+}
+
+fn parse(text: &str) -> Result<TaskRlimitsEntry, &'static str> {
+    let rlimits = RESOURCES
+        .iter()
+        .map(|(_, label)| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(label))
+                .ok_or(*label)?;
+            let mut values = line.split_whitespace().map(|value| match value {
+                "unlimited" => Some(INFINITY),
+                number => number.parse().ok(),
+            });
+            let mut next = || values.next().flatten().ok_or(*label);
+            Ok(RlimitEntry {
+                cur: next()?,
+                max: next()?,
+            })
+        })
+        .collect::<Result<_, &'static str>>()?;
+    Ok(TaskRlimitsEntry { rlimits })
+}
+
+/// Adds the calls that set the limits that differ from the restoring process's own; returns a sentence
+/// for each that has to stay lower than it was.
+pub fn plan(
+    program: &mut Program,
+    wanted: &TaskRlimitsEntry,
+    own: &TaskRlimitsEntry,
+    may_raise: bool,
+) -> Vec<String> {
+    let mut lowered = Vec::new();
+    let pairs = wanted.rlimits.iter().zip(&own.rlimits).zip(RESOURCES);
+    for (resource, ((wanted, own), (name, _))) in (0u32..).zip(pairs) {
+        let max = if may_raise {
+            wanted.max
+        } else {
+            wanted.max.min(own.max)
+        };
+        let cur = wanted.cur.min(max);
+        if max != wanted.max {
+            lowered.push(format!(
+                "{name} stays at {max}: raising the hard limit to {} needs CAP_SYS_RESOURCE",
+                wanted.max
+            ));
+        }
+        if (cur, max) == (own.cur, own.max) {
+            continue;
+        }
+        let limit = program.data(&[cur.to_le_bytes(), max.to_le_bytes()].concat());
+        let args = [0.into(), resource.into(), limit.into(), 0.into()];
+        program.call(nr::PRLIMIT64, &args, Rule::Ok, format!("setting {name}"));
+    }
+    lowered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_limits_parse_and_need_no_record() {
+        let own = read(Pid::this()).unwrap();
+        assert_eq!(own.rlimits.len(), 16);
+        let mut program = Program::new("test");
+        assert!(plan(&mut program, &own, &own, false).is_empty());
+        assert!(program.is_empty());
+    }
+
+    #[test]
+    fn a_hard_limit_that_cannot_rise_is_reported() {
+        let limit = |cur, max| TaskRlimitsEntry {
+            rlimits: vec![RlimitEntry { cur, max }; 16],
+        };
+        let mut program = Program::new("test");
+        let said = plan(&mut program, &limit(20, 30), &limit(5, 10), false);
+        assert_eq!((said.len(), program.len()), (16, 16));
+        assert!(
+            said[7].starts_with("RLIMIT_NOFILE stays at 10"),
+            "{}",
+            said[7]
+        );
+        let mut program = Program::new("test");
+        assert!(plan(&mut program, &limit(20, 30), &limit(5, 10), true).is_empty());
+        assert_eq!(program.len(), 16);
+    }
+}

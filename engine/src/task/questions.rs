@@ -1,0 +1,93 @@
+//! Everything that only the tasks themselves can answer, asked of all of them in one go.
+
+use firn_proto::TaskTimersEntry;
+
+use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
+use super::{itimers, signals};
+use crate::inject::{self, InjectError, Job};
+use crate::program::{Data, Program, ProgramId, ProgramSet};
+use crate::tree::{Task, Tree};
+
+/// What one process answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TaskAnswers {
+    /// About the process.
+    pub process: ProcessAnswers,
+    /// Its signal actions, as the kernel stores them.
+    pub actions: Vec<u8>,
+    /// Its interval timers.
+    pub timers: TaskTimersEntry,
+    /// About each thread, in the order of the task's threads.
+    pub threads: Vec<ThreadAnswers>,
+}
+
+struct Questions {
+    leader: ProgramId,
+    process: ProcessQuestions,
+    actions: Data,
+    timers: Data,
+    threads: Vec<(ProgramId, ThreadQuestions)>,
+}
+
+/// Asks all living tasks of a frozen tree; the answers stand in the order of [`Tree::alive`].
+///
+/// # Errors
+/// A task died, or a call that never fails did.
+///
+/// # Preconditions
+/// All threads are in ptrace stops of the calling thread.
+pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, InjectError> {
+    let (jobs, questions): (Vec<Job>, Vec<Questions>) = tree.alive().map(prepare).unzip();
+    let arenas = inject::run(&jobs)?;
+    let answers = questions
+        .iter()
+        .zip(&arenas)
+        .map(|(asked, arena)| TaskAnswers {
+            process: asked.process.answers(arena, asked.leader),
+            actions: arena.read(asked.leader, asked.actions),
+            timers: itimers::to_image(&arena.read(asked.leader, asked.timers)),
+            threads: asked
+                .threads
+                .iter()
+                .map(|(id, thread)| thread.answers(arena, *id))
+                .collect(),
+        });
+    Ok(answers.collect())
+}
+
+fn prepare(task: &Task) -> (Job, Questions) {
+    let mut set = ProgramSet::new();
+    let mut leader = Program::new(format!("task {}", task.pid));
+    let process = attributes::ask_process(&mut leader);
+    let actions = signals::ask_actions(&mut leader);
+    let timers = itimers::ask(&mut leader);
+    let mut programs = Vec::with_capacity(task.threads.len());
+    let mut threads = Vec::with_capacity(task.threads.len());
+    let mut own = Some(leader);
+    for tid in &task.threads {
+        let mut program = own
+            .take()
+            .unwrap_or_else(|| Program::new(format!("thread {tid}")));
+        let asked = attributes::ask_thread(&mut program);
+        program.park();
+        let id = set.add(program);
+        programs.push((*tid, id));
+        threads.push((id, asked));
+    }
+    let leader = programs[0].1;
+    let job = Job {
+        pid: task.pid,
+        threads: programs,
+        set,
+    };
+    (
+        job,
+        Questions {
+            leader,
+            process,
+            actions,
+            timers,
+            threads,
+        },
+    )
+}

@@ -1,0 +1,185 @@
+//! Per-task state that can't be dumped yet, found before anything is stopped.
+
+use std::fs;
+
+use firn_sys::Pid;
+use firn_sys::kcmp::{Resource, kcmp};
+
+use super::status::Status;
+use crate::obstacle::Obstacle;
+use crate::tree::Tree;
+
+/// Namespaces that a task must share with the dumper.
+const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
+
+/// Looks at a task, running or stopped, for state that a dump would lose.
+pub fn survey(pid: Pid) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    // A task that has just gone is no obstacle.
+    let Ok(status) = Status::read(pid, pid) else {
+        return found;
+    };
+    if matches!(status.state, b'Z' | b'X') {
+        survey_dead_leader(pid, &mut found);
+        return found;
+    }
+    survey_namespaces(pid, &mut found);
+    survey_seccomp(pid, &mut found);
+    if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
+        found.push(obstacle(
+            pid,
+            "POSIX timers",
+            "timer_create timers are not supported yet",
+        ));
+    }
+    found
+}
+
+fn obstacle(pid: Pid, object: impl Into<String>, reason: impl Into<String>) -> Obstacle {
+    Obstacle {
+        pid,
+        object: object.into(),
+        reason: reason.into(),
+        hint: None,
+    }
+}
+
+fn survey_dead_leader(pid: Pid, found: &mut Vec<Obstacle>) {
+    let others = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if others > 1 {
+        let reason = "the main thread has exited while other threads run on";
+        found.push(obstacle(pid, "thread group", reason));
+    }
+}
+
+fn survey_namespaces(pid: Pid, found: &mut Vec<Obstacle>) {
+    for name in NAMESPACES {
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}"));
+        let own = fs::read_link(format!("/proc/self/ns/{name}"));
+        if let (Ok(theirs), Ok(own)) = (theirs, own)
+            && theirs != own
+        {
+            found.push(Obstacle {
+                pid,
+                object: format!("{name} namespace {}", theirs.display()),
+                reason: "namespaces of its own are not supported yet".to_owned(),
+                hint: Some(format!(
+                    "run firn inside that namespace: nsenter -t {pid} --{} firn ...",
+                    nsenter_option(name)
+                )),
+            });
+        }
+    }
+}
+
+fn nsenter_option(name: &str) -> &str {
+    match name {
+        "mnt" => "mount",
+        other => other,
+    }
+}
+
+fn survey_seccomp(pid: Pid, found: &mut Vec<Obstacle>) {
+    for tid in crate::freeze::threads(pid) {
+        if let Ok(status) = Status::read(pid, tid)
+            && status.seccomp != 0
+        {
+            let mode = if status.seccomp == 1 {
+                "strict mode"
+            } else {
+                "filter mode"
+            };
+            found.push(obstacle(
+                pid,
+                format!("seccomp {mode} of thread {tid}"),
+                "seccomp is not supported yet",
+            ));
+            return;
+        }
+    }
+}
+
+/// Looks at a frozen tree for what only a stopped tree shows reliably: tables shared across processes,
+/// threads that share less than usual, 32-bit code.
+pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    for task in tree.alive() {
+        survey_threads(task.pid, &task.threads, &mut found);
+        let parent = tree.task(task.ppid).filter(|parent| parent.is_alive());
+        if let Some(parent) = parent {
+            survey_sharing(task.pid, parent.pid, &mut found);
+        }
+        for tid in &task.threads {
+            if firn_sys::ptrace::general_regs(*tid).is_ok_and(|regs| regs.cs != LONG_MODE_CS) {
+                let reason = "32-bit code is not supported yet";
+                found.push(obstacle(task.pid, format!("thread {tid}"), reason));
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// Code segment of 64-bit user code.
+const LONG_MODE_CS: u64 = 0x33;
+
+fn survey_threads(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
+    let kinds = [
+        (Resource::Files, "a descriptor table of its own"),
+        (Resource::Fs, "a working directory of its own"),
+    ];
+    for tid in &threads[1.min(threads.len())..] {
+        for (resource, what) in kinds {
+            if kcmp(pid, *tid, resource).is_ok_and(|order| order.is_ne()) {
+                let reason = "threads that have unshared it are not supported";
+                found.push(obstacle(pid, format!("thread {tid} has {what}"), reason));
+            }
+        }
+    }
+}
+
+fn survey_sharing(pid: Pid, parent: Pid, found: &mut Vec<Obstacle>) {
+    let kinds = [
+        (
+            Resource::Vm,
+            "memory",
+            "a vfork in progress, or clone with CLONE_VM",
+        ),
+        (
+            Resource::Fs,
+            "working directory and umask",
+            "clone with CLONE_FS",
+        ),
+        (
+            Resource::Sighand,
+            "signal handlers",
+            "clone with CLONE_SIGHAND",
+        ),
+    ];
+    for (resource, what, how) in kinds {
+        if kcmp(pid, parent, resource).is_ok_and(|order| order.is_eq()) {
+            let object = format!("{what} shared with process {parent}");
+            found.push(obstacle(pid, object, format!("{how} is not supported")));
+        }
+    }
+}
+
+/// A sentence for each task that is in another cgroup than the dumper: the restore won't put it back.
+pub fn cgroup_warnings(pids: &[Pid]) -> Vec<String> {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let elsewhere: Vec<String> = pids
+        .iter()
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|theirs| theirs != own)
+        })
+        .map(ToString::to_string)
+        .collect();
+    match elsewhere.as_slice() {
+        [] => Vec::new(),
+        some => vec![format!(
+            "cgroups are not dumped yet: a restore puts task{} {} into the restorer's cgroups",
+            if some.len() == 1 { "" } else { "s" },
+            some.join(", ")
+        )],
+    }
+}

@@ -1,0 +1,176 @@
+//! A program that is dumped and restored.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, WaitStatus};
+
+use crate::command::{Finished, firn_path};
+use crate::sandbox::Sandbox;
+
+/// The root of a process tree in a session of its own, with files for its standard descriptors.
+/// It is followed by pid, as it is nobody's [`std::process::Child`] once it was restored.
+pub struct Task<'a> {
+    sandbox: &'a Sandbox,
+    pid: i32,
+}
+
+impl<'a> Task<'a> {
+    /// Starts a program in `dir`; its output goes to `DIR/stdout` and `DIR/stderr`.
+    #[expect(
+        clippy::zombie_processes,
+        reason = "the sandbox reaps by pid, restored or not"
+    )]
+    pub fn spawn<S: AsRef<OsStr>>(
+        sandbox: &'a Sandbox,
+        dir: &Path,
+        program: impl AsRef<OsStr>,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let open = |name| File::create(dir.join(name)).expect("the scratch directory is writable");
+        let child = Command::new("setsid")
+            .arg(program)
+            .args(arguments)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(open("stdout"))
+            .stderr(open("stderr"))
+            .spawn()
+            .expect("setsid is part of util-linux, as unshare is");
+        let pid = i32::try_from(child.id()).expect("pids are positive and small");
+        Self { sandbox, pid }
+    }
+
+    /// Its pid, the same before and after.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The command that dumps it into `images`.
+    pub fn dump_command(&self, images: &Path) -> Command {
+        let mut command = Command::new(firn_path());
+        command.args([
+            "dump",
+            "-t",
+            &self.pid.to_string(),
+            "-v4",
+            "-o",
+            "dump.log",
+            "-D",
+        ]);
+        command.arg(images);
+        command
+    }
+
+    /// Dumps it with further options, and waits until all its tasks are gone if it was killed.
+    pub fn dump(&self, images: &Path, options: &[&str]) -> Finished {
+        let finished = self.sandbox.run_logged(
+            self.dump_command(images).args(options),
+            &images.join("dump.log"),
+        );
+        if finished.status.success() && !options.contains(&"-R") {
+            self.wait_until_gone();
+        }
+        finished
+    }
+
+    /// Waits until the task and everything below it is gone and reaped. Only this tree may be
+    /// running in the sandbox's namespace with the session of this task.
+    #[track_caller]
+    pub fn wait_until_gone(&self) {
+        self.sandbox
+            .wait_until(10, "the dumped tasks are still there", || {
+                self.session().is_empty()
+            });
+    }
+
+    /// Pids of the task's session.
+    pub fn session(&self) -> Vec<i32> {
+        let session = self.pid.to_string();
+        let in_session = |pid: &i32| stat_field(*pid, 3).is_some_and(|field| field == session);
+        self.sandbox.pids().into_iter().filter(in_session).collect()
+    }
+
+    /// Restores it, detached, and checks that it has its pid again.
+    #[track_caller]
+    pub fn restore(&self, images: &Path) {
+        self.try_restore(images).expect_success("restore");
+        let pid = std::fs::read_to_string(images.join("pid")).expect("restore wrote its pidfile");
+        assert_eq!(
+            pid.trim(),
+            self.pid.to_string(),
+            "restored with another pid"
+        );
+        assert!(self.is_alive(), "the task has ended after its restore");
+    }
+
+    /// Runs the restore, whatever comes of it.
+    pub fn try_restore(&self, images: &Path) -> Finished {
+        let pidfile = images.join("pid");
+        let _ = std::fs::remove_file(&pidfile);
+        self.sandbox.forget(self.pid);
+        let mut command = Command::new(firn_path());
+        command
+            .args(["restore", "-d", "-v4", "-o", "restore.log", "-D"])
+            .arg(images);
+        command.arg("--pidfile").arg(pidfile);
+        self.sandbox
+            .run_logged(&mut command, &images.join("restore.log"))
+    }
+
+    /// Whether it exists and is no zombie.
+    pub fn is_alive(&self) -> bool {
+        self.sandbox.reap();
+        stat_field(self.pid, 0).is_some_and(|state| state != "Z" && state != "X")
+    }
+
+    /// Whether it is stopped by a signal or held by a tracer.
+    pub fn is_stopped(&self) -> bool {
+        stat_field(self.pid, 0).is_some_and(|state| state == "T" || state == "t")
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&self, seconds: u64) -> WaitStatus {
+        let mut status = None;
+        self.sandbox
+            .wait_until(seconds, "the program has not ended", || {
+                status = self.sandbox.ended(self.pid);
+                status.is_some()
+            });
+        status.expect("the loop above ended with a status")
+    }
+
+    /// Kills its whole session and waits until it is gone.
+    pub fn kill(&self) {
+        for pid in self.session() {
+            if let Some(pid) = Pid::from_raw(pid) {
+                // It may have ended by itself.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+        }
+        self.wait_until_gone();
+    }
+
+    /// Processor time of all its tasks since they were started or restored, in clock ticks.
+    pub fn cpu_ticks(&self) -> u64 {
+        let ticks = |pid: i32, index| -> u64 {
+            stat_field(pid, index)
+                .and_then(|field| field.parse().ok())
+                .unwrap_or(0)
+        };
+        self.session()
+            .into_iter()
+            .map(|pid| ticks(pid, 11) + ticks(pid, 12))
+            .sum()
+    }
+}
+
+/// A field of /proc/PID/stat, counted from the state (0) on.
+fn stat_field(pid: i32, index: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(index).map(str::to_owned)
+}

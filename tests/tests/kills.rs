@@ -1,0 +1,120 @@
+//! The engine itself dies at any moment: the source goes on, or nothing of the copy is left.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use firn_tests::{Sandbox, Task, firn_path, isolated};
+
+const COUNTER: &str = env!("CARGO_BIN_EXE_counter");
+/// Memory of the source: enough that a dump and a restore last tens of milliseconds.
+const MIB: &str = "256";
+
+fn start<'a>(sandbox: &'a Sandbox, dir: &Path) -> Task<'a> {
+    let task = Task::spawn(sandbox, dir, COUNTER, ["count", MIB]);
+    sandbox.wait_until(20, "the program does not count", || count(dir) > 10);
+    task
+}
+
+fn count(dir: &Path) -> u64 {
+    let text = std::fs::read_to_string(dir.join("count")).unwrap_or_default();
+    text.parse().unwrap_or(0)
+}
+
+/// Runs the command and kills it after `delay`; returns whether it was killed before its end.
+fn kill_after(command: &mut Command, delay: Duration) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().expect("the engine starts");
+    std::thread::sleep(delay);
+    child.kill().expect("it is our child");
+    !child.wait().expect("it is our child").success()
+}
+
+/// How long the command takes when it is left alone.
+fn time(command: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    command();
+    start.elapsed()
+}
+
+#[test]
+fn killed_dump_leaves_the_source_running() {
+    isolated("killed_dump_leaves_the_source_running", &[], |sandbox| {
+        let dir = sandbox.make_dir("work");
+        let task = start(sandbox, &dir);
+        let whole = sandbox.make_dir("whole");
+        let took = time(|| drop(task.dump(&whole, &["-R"]).expect_success("dump")));
+        let mut killed = 0;
+        for step in 1..=20u32 {
+            let images = sandbox.make_dir(&format!("images-{step}"));
+            let mut dump = task.dump_command(&images);
+            killed += u32::from(kill_after(dump.arg("-R"), took * step / 20));
+            let before = count(&dir);
+            sandbox.wait_until(5, "the source does not run after its dumper died", || {
+                assert!(
+                    task.is_alive(),
+                    "the source died with its dumper in step {step}: {}",
+                    std::fs::read_to_string(dir.join("stderr")).unwrap_or_default()
+                );
+                !task.is_stopped() && count(&dir) > before
+            });
+            std::fs::remove_dir_all(&images).expect("the images are ours");
+        }
+        assert!(
+            killed >= 10,
+            "only {killed} of 20 dumps were killed before their end"
+        );
+        let images = sandbox.make_dir("images");
+        task.dump(&images, &[]).expect_success("dump after all");
+        task.restore(&images);
+        let before = count(&dir);
+        sandbox.wait_until(5, "the restored task does not count", || {
+            count(&dir) > before
+        });
+        task.kill();
+    });
+}
+
+#[test]
+fn killed_restore_leaves_no_tasks() {
+    isolated("killed_restore_leaves_no_tasks", &[], |sandbox| {
+        let dir = sandbox.make_dir("work");
+        let task = start(sandbox, &dir);
+        let images = sandbox.make_dir("images");
+        task.dump(&images, &[]).expect_success("dump");
+        let took = time(|| task.restore(&images));
+        task.kill();
+        let mut killed = 0;
+        for step in 1..=20u32 {
+            let mut restore = Command::new(firn_path());
+            restore
+                .args(["restore", "-d", "-o", "restore.log", "-D"])
+                .arg(&images);
+            if kill_after(&mut restore, took * step / 20) {
+                killed += 1;
+            }
+            settle(sandbox, &task, &dir);
+        }
+        assert!(
+            killed >= 10,
+            "only {killed} of 20 restores were killed before their end"
+        );
+        task.restore(&images);
+        task.kill();
+    });
+}
+
+/// After a restorer died, either nothing is left of the tree, or the restore was complete and the
+/// task works; in no case a half-made or stopped task.
+#[track_caller]
+fn settle(sandbox: &Sandbox, task: &Task<'_>, dir: &Path) {
+    let before = count(dir);
+    sandbox.wait_until(5, "a half-restored task is left", || {
+        sandbox.pids().is_empty() || (!task.is_stopped() && count(dir) > before)
+    });
+    task.kill();
+    sandbox.assert_nothing_left();
+}
