@@ -206,6 +206,16 @@ fn payload<R: Read>(
     }
 }
 
+/// Passes over what stands after a message, and checks what can be checked of it.
+pub(crate) fn skip_payload<R: Read>(
+    image: &mut ImageReader<R>,
+    index: u64,
+    sizes: &Sizes,
+) -> Result<(), DecodeError> {
+    let mut nowhere = JsonWriter::new(io::sink(), JsonStyle::Compact);
+    payload(image, index, sizes, &mut nowhere)
+}
+
 /// Writes payload as it comes, however long.
 fn copied<R: Read>(
     image: &mut ImageReader<R>,

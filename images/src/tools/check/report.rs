@@ -1,0 +1,86 @@
+//! What a check found.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::fault::Fault;
+
+/// What a check of a directory found.
+#[derive(Debug, Default, Serialize)]
+pub struct CheckReport {
+    /// Number of image files that were read.
+    pub images: usize,
+    /// Number of processes.
+    pub tasks: usize,
+    /// Number of threads of all processes.
+    pub threads: usize,
+    /// Pages stored in this directory.
+    pub pages: u64,
+    /// Everything that makes the directory less than whole.
+    pub problems: Vec<Problem>,
+    /// What is worth knowing and wrong only under circumstances that images do not tell.
+    pub remarks: Vec<Problem>,
+}
+
+/// Something wrong, and where.
+#[derive(Debug, Serialize)]
+pub struct Problem {
+    /// Name of the file.
+    pub file: String,
+    /// Index of the entry, from 0.
+    pub entry: Option<u64>,
+    /// Offset of the entry in the file, in bytes.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    #[serde(serialize_with = "as_text")]
+    pub fault: Fault,
+}
+
+impl CheckReport {
+    /// Says whether nothing is wrong.
+    pub fn is_whole(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Fault::Decode(_) | Fault::Read(_) | Fault::Pages(_) = self.fault {
+            // These name file and place themselves.
+            return write!(f, "{}", self.fault);
+        }
+        f.write_str(&self.file)?;
+        if let Some(entry) = self.entry {
+            write!(f, ", entry {entry}")?;
+        }
+        if let Some(offset) = self.offset {
+            write!(f, ", byte {offset}")?;
+        }
+        write!(f, ": {}", self.fault)
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for problem in &self.problems {
+            writeln!(f, "{problem}")?;
+        }
+        for remark in &self.remarks {
+            writeln!(f, "note: {remark}")?;
+        }
+        let counts = format!(
+            "{} images, {} tasks, {} threads, {} pages",
+            self.images, self.tasks, self.threads, self.pages
+        );
+        match self.problems.len() {
+            0 => writeln!(f, "whole: {counts}"),
+            1 => writeln!(f, "1 problem: {counts}"),
+            many => writeln!(f, "{many} problems: {counts}"),
+        }
+    }
+}
+
+fn as_text<S: serde::Serializer>(fault: &Fault, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(fault)
+}

@@ -1,0 +1,214 @@
+//! Open files.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use firn_proto::{FdTypes, FileEntry, InetSkEntry, UnixSkEntry};
+use serde::Serialize;
+
+use super::lossy;
+use crate::tools::set::SetImages;
+
+/// An open file and the descriptors that lead to it.
+#[derive(Debug, Serialize)]
+pub struct FileInfo {
+    /// What it is.
+    pub kind: &'static str,
+    /// Path, address or number.
+    pub name: String,
+    /// Bytes that wait in it.
+    pub waiting_bytes: u64,
+    /// Its descriptors.
+    pub descriptors: Vec<DescriptorInfo>,
+}
+
+/// A descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DescriptorInfo {
+    /// The first process that has it; others may share the table.
+    pub pid: u32,
+    /// Its number.
+    pub fd: u32,
+}
+
+/// Lists the files that have descriptors, by kind.
+pub(super) fn files(set: &SetImages) -> Vec<FileInfo> {
+    let mut descriptors: BTreeMap<(i32, u32), Vec<DescriptorInfo>> = BTreeMap::new();
+    for (table, entries) in &set.fdinfos {
+        let owner = set
+            .ids
+            .iter()
+            .find(|(_, ids)| u64::from(ids.files_id) == *table);
+        let pid = owner
+            .and_then(|(pid, _)| u32::try_from(*pid).ok())
+            .unwrap_or(0);
+        for entry in entries {
+            let (key, fd) = ((entry.message.r#type, entry.message.id), entry.message.fd);
+            let descriptor = DescriptorInfo { pid, fd };
+            descriptors.entry(key).or_default().push(descriptor);
+        }
+    }
+    let mut files: Vec<FileInfo> = descriptors
+        .into_iter()
+        .filter_map(|(key, descriptors)| {
+            let file = &set.files.get(&key)?.message;
+            Some(FileInfo {
+                kind: kind_of(file),
+                name: name_of(set, file),
+                waiting_bytes: waiting(set, file),
+                descriptors,
+            })
+        })
+        .collect();
+    files.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+    files
+}
+
+fn kind_of(file: &FileEntry) -> &'static str {
+    const FILE_KIND: u32 = 0o170_000;
+    const DIRECTORY: u32 = 0o040_000;
+    const DEVICE: u32 = 0o020_000;
+    match FdTypes::try_from(file.r#type).unwrap_or(FdTypes::Und) {
+        FdTypes::Reg => match file.reg.as_ref().and_then(|reg| reg.mode).unwrap_or(0) & FILE_KIND {
+            DIRECTORY => "directory",
+            DEVICE => "device",
+            _ => "file",
+        },
+        FdTypes::Pipe => "pipe",
+        FdTypes::Fifo => "fifo",
+        FdTypes::Inetsk => "inet socket",
+        FdTypes::Unixsk => "unix socket",
+        FdTypes::Eventfd => "eventfd",
+        FdTypes::Eventpoll => "epoll",
+        FdTypes::Inotify => "inotify",
+        FdTypes::Signalfd => "signalfd",
+        FdTypes::Packetsk => "packet socket",
+        FdTypes::Tty | FdTypes::CtlTty => "terminal",
+        FdTypes::Fanotify => "fanotify",
+        FdTypes::Netlinksk => "netlink socket",
+        FdTypes::Ns => "namespace",
+        FdTypes::Tunf => "tun device",
+        FdTypes::Ext => "external",
+        FdTypes::Timerfd => "timerfd",
+        FdTypes::Memfd => "memfd",
+        FdTypes::Bpfmap => "bpf map",
+        FdTypes::Pidfd => "pidfd",
+        FdTypes::AutofsPipe => "autofs pipe",
+        FdTypes::Und => "unknown",
+    }
+}
+
+fn name_of(set: &SetImages, file: &FileEntry) -> String {
+    let path = |id: u32| {
+        let file = set.file(FdTypes::Reg, id)?;
+        Some(lossy(&file.reg.as_ref()?.name))
+    };
+    let memfd = |inode: u32| {
+        let inode = u64::from(inode);
+        let found = set
+            .memfds
+            .iter()
+            .find(|memfd| memfd.message.inode_id == inode)?;
+        Some(lossy(&found.message.name))
+    };
+    let regular = file.reg.as_ref().map(|reg| lossy(&reg.name));
+    let named = regular
+        .or_else(|| {
+            file.pipe
+                .as_ref()
+                .map(|pipe| format!("pipe:[{}]", pipe.pipe_id))
+        })
+        .or_else(|| path(file.fifo.as_ref()?.regf_id?))
+        .or_else(|| path(file.tty.as_ref()?.regf_id?))
+        .or_else(|| memfd(file.memfd.as_ref()?.inode_id))
+        .or_else(|| file.isk.as_ref().map(inet_name))
+        .or_else(|| file.usk.as_ref().map(unix_name))
+        .or_else(|| {
+            file.pidfd
+                .as_ref()
+                .map(|pidfd| format!("task {}", pidfd.nspid))
+        });
+    named.unwrap_or_else(|| format!("#{}", file.id))
+}
+
+fn state_name(state: u32) -> &'static str {
+    match state {
+        1 => "connected",
+        7 => "unconnected",
+        10 => "listening",
+        2..=11 => "closing or opening",
+        _ => "in an unknown state",
+    }
+}
+
+fn inet_name(socket: &InetSkEntry) -> String {
+    let protocol = match socket.proto {
+        6 => "tcp".to_owned(),
+        17 => "udp".to_owned(),
+        136 => "udplite".to_owned(),
+        other => format!("protocol {other}"),
+    };
+    let source = endpoint(&socket.src_addr, socket.src_port);
+    let state = state_name(socket.state);
+    match socket.dst_port {
+        0 => format!("{protocol} {source} {state}"),
+        port => format!(
+            "{protocol} {source} to {} {state}",
+            endpoint(&socket.dst_addr, port)
+        ),
+    }
+}
+
+fn endpoint(words: &[u32], port: u32) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let v4 = <[u8; 4]>::try_from(&bytes[..]).map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes)));
+    let v6 = <[u8; 16]>::try_from(&bytes[..]).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes)));
+    match v4.or(v6) {
+        Ok(IpAddr::V4(address)) => format!("{address}:{port}"),
+        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        Err(_) => format!("?:{port}"),
+    }
+}
+
+fn unix_name(socket: &UnixSkEntry) -> String {
+    let kind = match socket.r#type {
+        1 => "stream",
+        2 => "datagram",
+        5 => "seqpacket",
+        _ => "unknown",
+    };
+    let name = match &socket.name[..] {
+        [] => format!("#{}", socket.ino),
+        [0, abstract_name @ ..] => format!("@{}", lossy(abstract_name)),
+        path => lossy(path).trim_end_matches('\0').to_owned(),
+    };
+    let peer = match socket.peer {
+        0 => String::new(),
+        peer => format!(" to #{peer}"),
+    };
+    format!("{kind} {name}{peer} {}", state_name(socket.state))
+}
+
+/// Counts the bytes that wait in a pipe or socket.
+fn waiting(set: &SetImages, file: &FileEntry) -> u64 {
+    let pipe = file
+        .pipe
+        .as_ref()
+        .map(|pipe| (&set.pipes_data, pipe.pipe_id));
+    let fifo = file
+        .fifo
+        .as_ref()
+        .map(|fifo| (&set.fifos_data, fifo.pipe_id));
+    if let Some((data, id)) = pipe.or(fifo) {
+        let content = data.iter().filter(|data| data.message.pipe_id == id);
+        return content.map(|data| u64::from(data.message.bytes)).sum();
+    }
+    if file.usk.is_none() {
+        return 0;
+    }
+    let packets = set
+        .packets
+        .iter()
+        .filter(|packet| packet.message.id_for == file.id);
+    packets.map(|packet| u64::from(packet.message.length)).sum()
+}
