@@ -71,14 +71,24 @@ pub(crate) struct Reporter {
 impl Reporter {
     /// Reports to nobody.
     pub(crate) fn none() -> Reporter {
-        let present =
-            Progress { phase: Phase::Survey, done_bytes: 0, total_bytes: 0, tasks: 0 };
-        Reporter { callback: None, present }
+        let present = Progress {
+            phase: Phase::Survey,
+            done_bytes: 0,
+            total_bytes: 0,
+            tasks: 0,
+        };
+        Reporter {
+            callback: None,
+            present,
+        }
     }
 
     /// Reports to `callback`.
     pub(crate) fn new(callback: impl FnMut(Progress) + Send + 'static) -> Reporter {
-        Reporter { callback: Some(Box::new(callback)), ..Reporter::none() }
+        Reporter {
+            callback: Some(Box::new(callback)),
+            ..Reporter::none()
+        }
     }
 
     pub(crate) fn phase(&mut self, phase: Phase) {

@@ -1,0 +1,124 @@
+//! Why a dump failed.
+
+use std::path::PathBuf;
+
+use firn_images::ImageWriteError;
+use firn_sys::Pid;
+
+use crate::class::{ErrorClass, hint_for};
+use crate::files::FileDumpError;
+use crate::freeze::FreezeError;
+use crate::inject::InjectError;
+use crate::memory::MemoryDumpError;
+use crate::obstacle::Obstacle;
+use crate::script::ScriptError;
+use crate::task::core_image::CoreDumpError;
+
+/// Failure of a dump. The tree goes on as it was, and what was written is gone.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// Objects that can't be dumped; all that were found.
+    #[error("{} object{} can't be dumped", .0.len(), if .0.len() == 1 { "" } else { "s" })]
+    Obstacles(Vec<Obstacle>),
+    /// The tree is part of a shell's session.
+    #[error("process {pid} belongs to session {sid}, whose leader is not in its tree")]
+    OuterSession {
+        /// Root of the tree.
+        pid: Pid,
+        /// Its session.
+        sid: Pid,
+    },
+    /// The directory for the images can't be used.
+    #[error("can't open the image directory {}", path.display())]
+    ImagesDir {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The tree could not be stopped.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// A task could not be asked.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// Per-task state.
+    #[error(transparent)]
+    Core(#[from] CoreDumpError),
+    /// Memory.
+    #[error(transparent)]
+    Memory(MemoryDumpError),
+    /// Open files.
+    #[error(transparent)]
+    Files(FileDumpError),
+    /// Images.
+    #[error(transparent)]
+    Images(#[from] ImageWriteError),
+    /// An action script said no.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// The caller asked to stop.
+    #[error("the dump was cancelled")]
+    Cancelled,
+}
+
+impl From<MemoryDumpError> for DumpError {
+    fn from(error: MemoryDumpError) -> DumpError {
+        match error {
+            MemoryDumpError::Obstacles(found) => DumpError::Obstacles(found),
+            MemoryDumpError::Cancelled => DumpError::Cancelled,
+            other => DumpError::Memory(other),
+        }
+    }
+}
+
+impl From<FileDumpError> for DumpError {
+    fn from(error: FileDumpError) -> DumpError {
+        match error {
+            FileDumpError::Obstacles(found) => DumpError::Obstacles(found),
+            other => DumpError::Files(other),
+        }
+    }
+}
+
+impl DumpError {
+    /// Everything that stands in the way, where that is the failure.
+    pub fn obstacles(&self) -> &[Obstacle] {
+        match self {
+            DumpError::Obstacles(found) => found,
+            _ => &[],
+        }
+    }
+
+    /// Exit status of the script that failed.
+    pub fn script_status(&self) -> Option<i32> {
+        match self {
+            DumpError::Script(error) => Some(error.exit_code()),
+            _ => None,
+        }
+    }
+
+    /// Kind of the failure.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            DumpError::Obstacles(_) => ErrorClass::Unsupported,
+            DumpError::OuterSession { .. } => ErrorClass::Usage,
+            DumpError::Freeze(FreezeError::Gone(_) | FreezeError::RootIsZombie(_))
+            | DumpError::Inject(InjectError::Died(_)) => ErrorClass::Gone,
+            DumpError::Cancelled => ErrorClass::Cancelled,
+            _ => ErrorClass::Refused,
+        }
+    }
+
+    /// What the user can do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            DumpError::OuterSession { .. } => Some(
+                "add --shell-job to restore it into the session of another shell, \
+                 or start it with setsid"
+                    .to_owned(),
+            ),
+            other => hint_for(other),
+        }
+    }
+}

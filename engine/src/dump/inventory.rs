@@ -1,0 +1,99 @@
+//! The inventory: what makes a directory a checkpoint, and by whom and where it was made.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use firn_images::IMG_VERSION;
+use firn_proto::{
+    FirnInventoryEntry, InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry,
+    Timespec,
+};
+use firn_sys::clock;
+
+use crate::arch::{self, XsaveLayout};
+use crate::task::core_image::ROOT_CG_SET;
+
+/// Network lock method "skip": nothing was locked.
+const LOCK_SKIP: u32 = 2;
+/// The first id of a dumped task's own objects; 1 is the dumper's.
+const FIRST_ID: u32 = 2;
+
+/// Ids of the dumper: a restored task gets a new namespace where its own differ.
+fn root_ids() -> TaskKobjIdsEntry {
+    TaskKobjIdsEntry {
+        vm_id: 1,
+        files_id: 1,
+        fs_id: 1,
+        sighand_id: 1,
+        pid_ns_id: Some(1),
+        net_ns_id: Some(2),
+        ipc_ns_id: Some(3),
+        uts_ns_id: Some(4),
+        time_ns_id: Some(5),
+        mnt_ns_id: Some(6),
+        user_ns_id: Some(7),
+        cgroup_ns_id: Some(8),
+    }
+}
+
+/// Ids of the `nth` living task, in the namespaces of the dumper.
+pub fn task_ids(nth: u32, files_id: u32) -> TaskKobjIdsEntry {
+    let own = FIRST_ID + nth;
+    TaskKobjIdsEntry {
+        vm_id: own,
+        files_id,
+        fs_id: own,
+        sighand_id: own,
+        ..root_ids()
+    }
+}
+
+/// The clocks of this machine, for tasks without a time namespace.
+pub fn clocks() -> TimensEntry {
+    let spec = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
+    TimensEntry {
+        monotonic: spec(clock::monotonic()),
+        boottime: spec(clock::boottime()),
+    }
+}
+
+/// The inventory of a dump made now.
+pub fn inventory(_images_dir: &Path) -> InventoryEntry {
+    let (sec, nsec) = clock::boottime();
+    InventoryEntry {
+        img_version: IMG_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(root_ids()),
+        ns_per_id: Some(true),
+        root_cg_set: Some(ROOT_CG_SET),
+        lsmtype: Some(Lsmtype::NoLsm.into()),
+        dump_uptime: Some(sec * 1_000_000 + nsec / 1000),
+        network_lock_method: Some(LOCK_SKIP),
+        plugins_entry: Some(PluginsEntry::default()),
+        dump_criu_run_id: run_id(),
+        firn: Some(extension()),
+        ..InventoryEntry::default()
+    }
+}
+
+fn run_id() -> Option<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
+    Some(id.trim().to_owned())
+}
+
+fn extension() -> FirnInventoryEntry {
+    let layout = XsaveLayout::of_this_cpu();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+    FirnInventoryEntry {
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        xfeatures: Some(layout.features()),
+        xsave_size: u32::try_from(layout.size()).ok(),
+        cpu_model: arch::cpu_model(),
+        created_at_unix: Some(now.as_secs()),
+        cpu_flags: Vec::new(),
+        kernel_release: kernel.map(|release| release.trim().to_owned()),
+    }
+}

@@ -1,0 +1,350 @@
+//! The dump, as a story.
+//!
+//! ```text
+//! survey      look at the running tree; everything in the way is listed before anything stops
+//! freeze      every thread stops
+//! ask         one program in each task answers what only it can tell; it leaves no trace
+//! files       descriptors, paths, contents of pipes and deleted files
+//! memory      pages, straight from the stopped tasks
+//! describe    core, ids, fs, pstree images
+//! seal        the images are complete on disk; the inventory makes them a checkpoint
+//! let go      kill, resume or leave stopped
+//! ```
+//!
+//! Until the last step an error lets the tree go on as it was and removes what was written.
+
+mod error;
+mod inventory;
+mod options;
+mod report;
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use firn_images::{ImageKind, ImageSetWriter};
+use firn_proto::{FsEntry, PstreeEntry, SeccompEntry};
+use firn_sys::Pid;
+
+use crate::arch::XsaveLayout;
+use crate::cancel::CancelFlag;
+use crate::files::{self, FileTable, ProcLink};
+use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
+use crate::memory::{self, AddressSpace, MmAnswers, PageCopy, PageStats, SharedDump};
+use crate::obstacle::Obstacle;
+use crate::progress::{Phase, Reporter};
+use crate::script::{ScriptAction, ScriptContext};
+use crate::task::questions::{self, TaskAnswers};
+use crate::task::{core_image, status::Status, survey};
+use crate::tree::{Task, TaskState, Tree};
+
+pub use error::DumpError;
+pub use options::{Dump, DumpOptions, Leave};
+pub use report::DumpReport;
+
+/// Flags to open directories and executables of tasks with.
+const O_PATH_LIKE: u32 = 0;
+/// Threads that copy pages: more than a few only wait for memory.
+const MAX_COPY_WORKERS: usize = 4;
+
+/// What was done while the tree was frozen.
+struct Captured {
+    pages: PageStats,
+    shared_pages: PageStats,
+    memory_time: Duration,
+    files: FileTable,
+    warnings: Vec<String>,
+}
+
+/// Runs a dump.
+pub(crate) fn run(
+    options: &DumpOptions,
+    reporter: Reporter,
+    cancel: &CancelFlag,
+) -> Result<DumpReport, DumpError> {
+    let mut operation = Operation {
+        options,
+        reporter,
+        cancel,
+        started: Instant::now(),
+    };
+    operation.run()
+}
+
+struct Operation<'a> {
+    options: &'a DumpOptions,
+    reporter: Reporter,
+    cancel: &'a CancelFlag,
+    started: Instant,
+}
+
+impl Operation<'_> {
+    fn run(&mut self) -> Result<DumpReport, DumpError> {
+        self.survey()?;
+        let images = ImageSetWriter::create(&self.options.images_dir)?;
+        let mut warnings = Vec::new();
+        if let Some(parent) = &self.options.prev_images_dir {
+            images.set_parent(parent)?;
+            warnings.push(
+                "all memory is dumped: nothing has tracked which pages changed since the \
+                 previous images"
+                    .to_owned(),
+            );
+        }
+        self.script(ScriptAction::PreDump)?;
+        self.reporter.phase(Phase::Freeze);
+        let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
+        let captured = self.capture(&frozen, &images)?;
+        self.script(ScriptAction::PostDump)?;
+        self.check_cancel()?;
+        warnings.extend(captured.warnings.iter().cloned());
+        self.finish(frozen, images, captured, warnings)
+    }
+
+    /// Lists everything that can't be dumped, before anything is stopped.
+    fn survey(&mut self) -> Result<(), DumpError> {
+        self.reporter.phase(Phase::Survey);
+        let pids = freeze::running_tree(self.options.pid);
+        let mut found: Vec<Obstacle> = Vec::new();
+        for &pid in &pids {
+            found.extend(survey::survey(pid));
+            found.extend(memory::survey(pid));
+        }
+        found.extend(files::survey(&pids, &self.options.file_options()));
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(DumpError::Obstacles(found))
+        }
+    }
+
+    fn freeze_options(&self) -> FreezeOptions {
+        FreezeOptions {
+            timeout: self.options.timeout,
+            cgroup: self.options.freeze_cgroup.clone(),
+        }
+    }
+
+    /// Everything that needs the tree to stand still.
+    fn capture(
+        &mut self,
+        frozen: &FrozenTree,
+        images: &ImageSetWriter,
+    ) -> Result<Captured, DumpError> {
+        let tree = frozen.tree();
+        self.reporter.tasks(tree.tasks.len());
+        self.reporter.phase(Phase::Inspect);
+        self.check_frozen(tree)?;
+        let answers = questions::ask(tree)?;
+        self.check_cancel()?;
+
+        self.reporter.phase(Phase::Files);
+        let mut shared = SharedDump::new()?;
+        let mut files = FileTable::new(&self.options.file_options());
+        files.add_tasks(tree, &mut shared)?;
+
+        self.reporter.phase(Phase::Memory);
+        let begun = Instant::now();
+        let (pages, shared_pages) =
+            self.dump_memory(tree, &answers, &mut files, &mut shared, images)?;
+        let memory_time = begun.elapsed();
+
+        self.reporter.phase(Phase::Describe);
+        self.describe(tree, &answers, &mut files, images)?;
+        files.write(images)?;
+        let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
+        let warnings = survey::cgroup_warnings(&pids);
+        Ok(Captured {
+            pages,
+            shared_pages,
+            memory_time,
+            files,
+            warnings,
+        })
+    }
+
+    fn check_frozen(&self, tree: &Tree) -> Result<(), DumpError> {
+        let found = survey::survey_frozen(tree);
+        if !found.is_empty() {
+            return Err(DumpError::Obstacles(found));
+        }
+        let root = tree.root();
+        if root.sid != root.pid && !self.options.shell_job {
+            return Err(DumpError::OuterSession {
+                pid: root.pid,
+                sid: root.sid,
+            });
+        }
+        Ok(())
+    }
+
+    fn dump_memory(
+        &mut self,
+        tree: &Tree,
+        answers: &[TaskAnswers],
+        files: &mut FileTable,
+        shared: &mut SharedDump,
+        images: &ImageSetWriter,
+    ) -> Result<(PageStats, PageStats), DumpError> {
+        let copied = AtomicU64::new(0);
+        let page_copy = PageCopy {
+            copied: &copied,
+            cancel: self.cancel,
+            workers: copy_workers(),
+        };
+        let mut pages = PageStats::default();
+        let mut next_pages_id = 1;
+        for (task, answers) in tree.alive().zip(answers) {
+            let space = AddressSpace::read(task.pid)?;
+            let answers = MmAnswers {
+                brk: answers.process.brk,
+                dumpable: answers.process.dumpable,
+                thp_disabled: answers.process.thp_disabled,
+                exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
+            };
+            pages += space.dump(&answers, files, shared, images, next_pages_id, &page_copy)?;
+            next_pages_id += 1;
+            self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
+            self.check_cancel()?;
+        }
+        let shared_pages = shared.write(
+            images,
+            || {
+                next_pages_id += 1;
+                next_pages_id - 1
+            },
+            &page_copy,
+        )?;
+        self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
+        Ok((pages, shared_pages))
+    }
+
+    /// Writes the small images of every task and the tree.
+    fn describe(
+        &mut self,
+        tree: &Tree,
+        answers: &[TaskAnswers],
+        files: &mut FileTable,
+        images: &ImageSetWriter,
+    ) -> Result<(), DumpError> {
+        let layout = XsaveLayout::of_this_cpu();
+        for (nth, (task, answers)) in (0u32..).zip(tree.alive().zip(answers)) {
+            core_image::dump(task, answers, &layout, images)?;
+            let ids = inventory::task_ids(nth, files.files_id(task.pid));
+            let pid = u64::from(task.pid.to_image());
+            images.write_one(ImageKind::Ids, pid, &ids)?;
+            images.write_one(ImageKind::Fs, pid, &dump_fs(task, files)?)?;
+        }
+        for task in &tree.tasks {
+            if let TaskState::Zombie(status) = task.state {
+                core_image::dump_zombie(task.pid, status, images)?;
+            }
+        }
+        images.write_all(ImageKind::Pstree, 0, &pstree_entries(tree))?;
+        images.write_one(ImageKind::Seccomp, 0, &SeccompEntry::default())?;
+        images.write_one(ImageKind::Timens, 0, &inventory::clocks())?;
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        frozen: FrozenTree,
+        images: ImageSetWriter,
+        captured: Captured,
+        warnings: Vec<String>,
+    ) -> Result<DumpReport, DumpError> {
+        let (tasks, threads) = (frozen.tree().tasks.len(), frozen.tree().nr_threads());
+        let (freezing, since) = (frozen.freezing(), frozen.since());
+        self.reporter.phase(Phase::Seal);
+        let begun = Instant::now();
+        let inventory = inventory::inventory(&self.options.images_dir);
+        let frozen_for;
+        if self.options.leave == Leave::Running {
+            // Everything has been read: the tree need not wait for the disk.
+            frozen.release(Fate::Resume);
+            frozen_for = since.elapsed();
+            images.seal(&inventory)?;
+        } else {
+            images.seal(&inventory)?;
+            let killed = self.options.leave == Leave::Killed;
+            frozen.release(if killed { Fate::Kill } else { Fate::Stop });
+            frozen_for = since.elapsed();
+        }
+        captured.files.keep();
+        let report = DumpReport {
+            tasks,
+            threads,
+            pages: captured.pages.written + captured.shared_pages.written,
+            bytes: 4096 * (captured.pages.written + captured.shared_pages.written),
+            frozen: frozen_for,
+            freezing,
+            memory_time: captured.memory_time,
+            write_time: begun.elapsed(),
+            total: self.started.elapsed(),
+            warnings,
+        };
+        report.write_stats(
+            &self.options.work_dir(),
+            &captured.pages,
+            &captured.shared_pages,
+        )?;
+        Ok(report)
+    }
+
+    fn check_cancel(&self) -> Result<(), DumpError> {
+        if self.cancel.is_cancelled() {
+            Err(DumpError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn script(&self, action: ScriptAction) -> Result<(), DumpError> {
+        if self.options.scripts.is_empty() {
+            return Ok(());
+        }
+        let dir = std::fs::File::open(&self.options.images_dir).map_err(|source| {
+            DumpError::ImagesDir {
+                path: self.options.images_dir.clone(),
+                source,
+            }
+        })?;
+        let context = ScriptContext {
+            images_dir: dir.as_fd(),
+            init_pid: Some(self.options.pid),
+        };
+        Ok(self.options.scripts.run(action, &context)?)
+    }
+}
+
+fn copy_workers() -> usize {
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MAX_COPY_WORKERS)
+}
+
+fn dump_fs(task: &Task, files: &mut FileTable) -> Result<FsEntry, DumpError> {
+    Ok(FsEntry {
+        cwd_id: files.add_link(task.pid, ProcLink::Cwd, O_PATH_LIKE)?,
+        root_id: files.add_link(task.pid, ProcLink::Root, O_PATH_LIKE)?,
+        umask: Status::read(task.pid, task.pid)
+            .map_err(core_image::CoreDumpError::from)?
+            .umask,
+    })
+}
+
+/// Entries of pstree.img; the root's parent is not part of the tree and written as 0.
+fn pstree_entries(tree: &Tree) -> Vec<PstreeEntry> {
+    let entry = |task: &Task| PstreeEntry {
+        pid: task.pid.to_image(),
+        ppid: if task.pid == tree.root().pid {
+            0
+        } else {
+            task.ppid.to_image()
+        },
+        pgid: task.pgid.to_image(),
+        sid: task.sid.to_image(),
+        threads: task.threads.iter().map(|tid| tid.to_image()).collect(),
+    };
+    tree.tasks.iter().map(entry).collect()
+}

@@ -1,0 +1,211 @@
+//! What is asked of a dump.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use firn_sys::Pid;
+
+use super::{DumpError, DumpReport};
+use crate::cancel::CancelFlag;
+use crate::files::{FileDumpOptions, FileValidation};
+use crate::progress::{Progress, Reporter};
+use crate::script::Scripts;
+
+/// What becomes of the tasks after a successful dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Leave {
+    /// They are killed.
+    #[default]
+    Killed,
+    /// They go on.
+    Running,
+    /// They stay, stopped by SIGSTOP.
+    Stopped,
+}
+
+/// Options of a dump; see the methods of [`Dump`].
+#[derive(Debug, Clone)]
+pub struct DumpOptions {
+    pub(crate) pid: Pid,
+    pub(crate) images_dir: PathBuf,
+    pub(crate) work_dir: Option<PathBuf>,
+    pub(crate) leave: Leave,
+    pub(crate) shell_job: bool,
+    pub(crate) ghost_limit: Option<u64>,
+    pub(crate) link_remap: bool,
+    pub(crate) timeout: Duration,
+    pub(crate) prev_images_dir: Option<PathBuf>,
+    pub(crate) track_mem: bool,
+    pub(crate) file_validation: FileValidation,
+    pub(crate) freeze_cgroup: Option<PathBuf>,
+    pub(crate) scripts: Scripts,
+}
+
+impl DumpOptions {
+    pub(crate) fn work_dir(&self) -> PathBuf {
+        self.work_dir
+            .clone()
+            .unwrap_or_else(|| self.images_dir.clone())
+    }
+
+    pub(crate) fn file_options(&self) -> FileDumpOptions {
+        FileDumpOptions {
+            ghost_limit: self.ghost_limit,
+            link_remap: self.link_remap,
+            shell_job: self.shell_job,
+            validation: self.file_validation,
+        }
+    }
+}
+
+/// A dump about to be made.
+///
+/// ```no_run
+/// use firn_engine::{Dump, Leave, Pid};
+///
+/// let report = Dump::new(Pid::from_raw(4711))
+///     .images_dir("/var/lib/checkpoints/web")
+///     .leave(Leave::Running)
+///     .run()?;
+/// println!("{} tasks, frozen for {:?}", report.tasks, report.frozen);
+/// # Ok::<(), firn_engine::DumpError>(())
+/// ```
+pub struct Dump {
+    options: DumpOptions,
+    reporter: Reporter,
+    cancel: CancelFlag,
+}
+
+impl Dump {
+    /// A dump of the process tree below `pid`, into the current directory.
+    pub fn new(pid: Pid) -> Dump {
+        let options = DumpOptions {
+            pid,
+            images_dir: PathBuf::from("."),
+            work_dir: None,
+            leave: Leave::Killed,
+            shell_job: false,
+            ghost_limit: None,
+            link_remap: false,
+            timeout: Duration::from_secs(10),
+            prev_images_dir: None,
+            track_mem: false,
+            file_validation: FileValidation::default(),
+            freeze_cgroup: None,
+            scripts: Scripts::new(),
+        };
+        Dump {
+            options,
+            reporter: Reporter::none(),
+            cancel: CancelFlag::new(),
+        }
+    }
+
+    /// Directory that the images go to; it must exist.
+    #[must_use]
+    pub fn images_dir(mut self, path: impl AsRef<Path>) -> Dump {
+        self.options.images_dir = path.as_ref().to_owned();
+        self
+    }
+
+    /// Directory of the statistics image; the image directory unless it is set.
+    #[must_use]
+    pub fn work_dir(mut self, path: impl AsRef<Path>) -> Dump {
+        self.options.work_dir = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// What becomes of the tasks.
+    #[must_use]
+    pub fn leave(mut self, leave: Leave) -> Dump {
+        self.options.leave = leave;
+        self
+    }
+
+    /// The tree is a job of a shell: session, group and terminal from outside are allowed.
+    #[must_use]
+    pub fn shell_job(mut self, yes: bool) -> Dump {
+        self.options.shell_job = yes;
+        self
+    }
+
+    /// Refuses deleted files of which more than this many bytes are allocated.
+    #[must_use]
+    pub fn ghost_limit(mut self, bytes: u64) -> Dump {
+        self.options.ghost_limit = Some(bytes);
+        self
+    }
+
+    /// Gives deleted files that have other names a temporary one next to their old place.
+    #[must_use]
+    pub fn link_remap(mut self, yes: bool) -> Dump {
+        self.options.link_remap = yes;
+        self
+    }
+
+    /// How long stopping the tree may take; 10 s unless it is set.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Dump {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// Directory of the previous images, relative to the image directory.
+    #[must_use]
+    pub fn prev_images_dir(mut self, path: impl AsRef<Path>) -> Dump {
+        self.options.prev_images_dir = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Asks to track which pages change from now on.
+    #[must_use]
+    pub fn track_mem(mut self, yes: bool) -> Dump {
+        self.options.track_mem = yes;
+        self
+    }
+
+    /// What is noted about files, to recognise them at restore.
+    #[must_use]
+    pub fn file_validation(mut self, method: FileValidation) -> Dump {
+        self.options.file_validation = method;
+        self
+    }
+
+    /// Freezes this cgroup (v2) while the tree is stopped, instead of the one found for it.
+    #[must_use]
+    pub fn freeze_cgroup(mut self, path: impl AsRef<Path>) -> Dump {
+        self.options.freeze_cgroup = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Scripts that run before and after.
+    #[must_use]
+    pub fn scripts(mut self, scripts: Scripts) -> Dump {
+        self.options.scripts = scripts;
+        self
+    }
+
+    /// Calls `callback` whenever a phase begins and while bytes are copied.
+    #[must_use]
+    pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Dump {
+        self.reporter = Reporter::new(callback);
+        self
+    }
+
+    /// Stops and takes everything back when the flag is raised.
+    #[must_use]
+    pub fn cancel(mut self, flag: CancelFlag) -> Dump {
+        self.cancel = flag;
+        self
+    }
+
+    /// Dumps the tree.
+    ///
+    /// The calling thread traces the tasks meanwhile; it should be blocked in nothing else.
+    ///
+    /// # Errors
+    /// See [`DumpError`]. The tasks then go on as they were and nothing that was written is left.
+    pub fn run(self) -> Result<DumpReport, DumpError> {
+        super::run(&self.options, self.reporter, &self.cancel)
+    }
+}
