@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{FdTypes, FileEntry, PipeEntry};
-use firn_sys::file::{O_ACCMODE, O_DIRECT, O_PATH, O_RDONLY, O_WRONLY, S_IFIFO};
+use firn_sys::file::{
+    O_ACCMODE, O_APPEND, O_ASYNC, O_DIRECT, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, S_IFIFO,
+};
 use firn_sys::pipe;
 
 use super::FileDumpOptions;
@@ -123,7 +125,9 @@ impl Pipes {
         } else {
             &mut pair.reader
         };
-        let own = access == O_WRONLY.cast_unsigned() || access == O_RDONLY.cast_unsigned();
+        // O_LARGEFILE, for one, tells that the end was opened through /proc, and fcntl can't set it.
+        let settable = (O_ACCMODE | O_APPEND | O_ASYNC | O_NONBLOCK).cast_unsigned();
+        let own = access != O_RDWR.cast_unsigned() && entry.flags & !settable == 0;
         if end.taken || !own {
             return open::reopen(end.fd.as_fd(), entry.flags, "a pipe");
         }
