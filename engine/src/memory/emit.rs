@@ -11,6 +11,7 @@ use super::image::MemoryImage;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
 use super::range::AddressRange;
+use super::vdso::KernelVdso;
 use super::vma::{KEPT_ADVICE, Vma, status};
 use crate::program::{Arg, Program, Rule, Slot};
 
@@ -83,6 +84,12 @@ impl MemoryPlan {
     /// Moves huge pages into place that the coordinator has filled before the fork.
     pub fn settle_before_fork(&self, p: &mut Program) {
         self.move_pages(p, &self.early, Rule::Exact(0));
+    }
+
+    /// Moves the vdso into place from where it was parked, at `parked_at`. After
+    /// [`MemoryPlan::unmap_not_inherited`].
+    pub fn place_vdso(&self, p: &mut Program, kernel: &KernelVdso, parked_at: u64) {
+        self.vdso.place(p, kernel, parked_at);
     }
 
     /// Maps everything else at its final place, and reads the pages that the task reads itself.

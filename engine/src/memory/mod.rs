@@ -17,7 +17,9 @@ pub mod piece;
 pub mod plan;
 pub mod range;
 pub mod shared_dump;
+pub mod shared_restore;
 pub mod smaps;
+pub mod vdso;
 pub mod vma;
 
 mod survey;

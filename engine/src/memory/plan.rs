@@ -24,6 +24,7 @@ use super::image::MemoryImage;
 use super::inherit::{self, Inheritance};
 use super::piece::{self, Piece};
 use super::range::{self, AddressRange};
+use super::vdso::{self, KernelVdso, VdsoChoice, VdsoError, VdsoPlan};
 use super::vma::{Vma, status};
 
 /// Tasks with more page bytes than this are filled by the coordinator.
@@ -40,6 +41,45 @@ pub enum MemoryPlanError {
         /// Cause.
         source: Errno,
     },
+    /// The vdso can't be restored.
+    #[error(transparent)]
+    Vdso(#[from] VdsoError),
+}
+
+/// What is to be known of a task to plan its memory.
+#[derive(Debug)]
+pub struct TaskMemory {
+    /// Its images.
+    pub image: MemoryImage,
+    /// Index of the task that forks it, among those given; None for one that the coordinator makes.
+    pub maker: Option<usize>,
+    /// Instruction pointers of its threads.
+    pub instruction_pointers: Vec<u64>,
+}
+
+/// What is to be known of this machine.
+#[derive(Debug)]
+pub struct MemoryFacts {
+    /// Huge pages.
+    pub huge: HugeFacts,
+    /// The running kernel's vdso, where it gives one.
+    pub vdso: Option<KernelVdso>,
+    /// How vdsos are put into place.
+    pub vdso_choice: VdsoChoice,
+}
+
+impl MemoryFacts {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    /// The own vdso can't be read.
+    pub fn probe() -> Result<MemoryFacts, VdsoError> {
+        Ok(MemoryFacts {
+            huge: HugeFacts::probe(),
+            vdso: KernelVdso::read()?,
+            vdso_choice: VdsoChoice::ByContent,
+        })
+    }
 }
 
 /// One of the two times at which a task gets mappings and pages.
@@ -73,37 +113,44 @@ pub struct MemoryPlan {
     pub(super) late: Phase,
     /// Where huge pages are filled, while they are.
     pub(super) scratch: Option<AddressRange>,
+    /// What happens to the vdso.
+    pub(super) vdso: VdsoPlan,
     /// Pages compared with the parent's.
     pub(super) nr_compared: u64,
     /// Pages that stay shared with the parent.
     pub(super) nr_shared: u64,
 }
 
-/// Plans the memory of a tree. For each task the index of the task that forks it, where it stands in
-/// the list; makers come before those they make. `hole` is where nothing may be put.
+/// Plans the memory of a tree; makers come before those they make. `hole` is where nothing may be put.
 ///
 /// # Errors
-/// Pages files that can't be read.
+/// Pages files that can't be read, a vdso that can't be restored.
 pub fn plan_tree(
-    tasks: Vec<(MemoryImage, Option<usize>)>,
+    tasks: Vec<TaskMemory>,
     hole: AddressRange,
-    facts: &HugeFacts,
+    facts: &MemoryFacts,
 ) -> Result<Vec<MemoryPlan>, MemoryPlanError> {
-    let (images, makers): (Vec<MemoryImage>, Vec<Option<usize>>) = tasks.into_iter().unzip();
-    let inheritances: Vec<Inheritance> = images
+    let inheritances: Vec<Inheritance> = tasks
         .iter()
-        .zip(&makers)
-        .map(|(image, maker)| {
-            maker.map_or_else(Inheritance::default, |maker| {
-                inherit::inheritance(&images[maker], image)
+        .map(|task| {
+            task.maker.map_or_else(Inheritance::default, |maker| {
+                inherit::inheritance(&tasks[maker].image, &task.image)
             })
         })
         .collect();
-    let drafts = drafts(&images, &makers, &inheritances)?;
-    let plans = images.into_iter().zip(drafts);
-    Ok(plans
-        .map(|(image, draft)| draft.into_plan(image, hole, facts))
-        .collect())
+    let drafts = drafts(&tasks, &inheritances)?;
+    let mut plans = Vec::with_capacity(tasks.len());
+    for (task, draft) in tasks.into_iter().zip(drafts) {
+        let vdso = vdso::plan(
+            &task.image,
+            facts.vdso.as_ref(),
+            hole,
+            &task.instruction_pointers,
+            facts.vdso_choice,
+        )?;
+        plans.push(draft.into_plan(task.image, vdso, hole, &facts.huge));
+    }
+    Ok(plans)
 }
 
 /// What is known of a task before its image is moved into its plan.
@@ -122,25 +169,28 @@ struct Draft {
 }
 
 fn drafts(
-    images: &[MemoryImage],
-    makers: &[Option<usize>],
+    tasks: &[TaskMemory],
     inheritances: &[Inheritance],
 ) -> Result<Vec<Draft>, MemoryPlanError> {
-    let mut needed: Vec<Vec<bool>> = images.iter().map(|i| vec![false; i.vmas().len()]).collect();
-    let mut is_maker = vec![false; images.len()];
-    for (inheritance, maker) in inheritances.iter().zip(makers) {
-        if let Some(maker) = *maker {
+    let none_needed = |task: &TaskMemory| vec![false; task.image.vmas().len()];
+    let mut needed: Vec<Vec<bool>> = tasks.iter().map(none_needed).collect();
+    let mut is_maker = vec![false; tasks.len()];
+    for (inheritance, task) in inheritances.iter().zip(tasks) {
+        if let Some(maker) = task.maker {
             is_maker[maker] = true;
             for mapping in &inheritance.mappings {
                 needed[maker][mapping.parent] = true;
             }
         }
     }
-    let mut drafts: Vec<Draft> = Vec::with_capacity(images.len());
-    for (index, image) in images.iter().enumerate() {
+    let mut drafts: Vec<Draft> = Vec::with_capacity(tasks.len());
+    for (index, task) in tasks.iter().enumerate() {
+        let image = &task.image;
         let mut draft = Draft::default();
         let inheritance = &inheritances[index];
-        let maker = makers[index].map(|maker| (&images[maker], &drafts[maker], maker));
+        let maker = task
+            .maker
+            .map(|maker| (&tasks[maker].image, &drafts[maker], maker));
         draft.dropped.clone_from(&inheritance.dropped);
         if let Some((parent, parent_draft, maker)) = maker {
             let wanted: Vec<AddressRange> = inheritance
@@ -239,7 +289,13 @@ impl Draft {
         Ok(())
     }
 
-    fn into_plan(self, image: MemoryImage, hole: AddressRange, facts: &HugeFacts) -> MemoryPlan {
+    fn into_plan(
+        self,
+        image: MemoryImage,
+        vdso: VdsoPlan,
+        hole: AddressRange,
+        facts: &HugeFacts,
+    ) -> MemoryPlan {
         let total = piece::nr_pages(&self.early_pieces) + piece::nr_pages(&self.late_pieces);
         let is_large = total * range::PAGE_SIZE > MAX_READ_BY_TASK;
         let mut plan = MemoryPlan {
@@ -251,6 +307,7 @@ impl Draft {
             unprotected: self.unprotected,
             prot_while_filled: self.prot_while_filled,
             scratch: None,
+            vdso,
             nr_compared: self.nr_compared,
             nr_shared: self.nr_shared,
         };

@@ -184,6 +184,47 @@ impl Drop for Window {
     }
 }
 
+/// Shared anonymous memory, mapped here as long as the value lives.
+///
+/// The memory lives on in descriptors that were opened through /proc/self/map_files.
+#[derive(Debug)]
+pub struct SharedObject {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl SharedObject {
+    /// Makes `len` bytes of zeros; `huge` is MAP_HUGETLB with a page size, or 0.
+    ///
+    /// # Errors
+    /// ENOMEM: too large, or not enough huge pages.
+    pub fn new(len: usize, huge: u32) -> Result<SharedObject> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::from_bits_retain(huge);
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let got = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?;
+        Ok(SharedObject {
+            start: non_null(got),
+            len,
+        })
+    }
+
+    /// First address and address after the last, as map_files names them.
+    pub fn address_range(&self) -> (u64, u64) {
+        let number = |value: usize| u64::try_from(value).expect("addresses fit 64 bits");
+        let start = number(self.start.addr().get());
+        (start, start + number(self.len.next_multiple_of(4096)))
+    }
+}
+
+impl Drop for SharedObject {
+    fn drop(&mut self) {
+        // SAFETY: the mapping belongs to this value, which hands out no references.
+        // An munmap of an own whole mapping does not fail.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
 fn total(ranges: &[RemoteRange]) -> usize {
     ranges.iter().map(|range| range.len).sum()
 }

@@ -1,12 +1,14 @@
-//! x86-64: the executor, system call names, registers and extended state.
+//! x86-64: the executor, jumps, system call names, registers and extended state.
 
 mod cpu;
 mod executor;
+mod jump;
 pub mod regs;
 mod syscalls;
 mod xsave;
 
 pub use cpu::cpu_model;
 pub use executor::executor_code;
+pub use jump::jump;
 pub use syscalls::syscall_name;
 pub use xsave::{XsaveError, XsaveLayout};
