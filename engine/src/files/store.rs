@@ -256,6 +256,12 @@ impl FileStore {
         Ok(raw)
     }
 
+    /// Number in memfd.img of the memory file behind a file; None where it is no memory file.
+    pub fn memfd_inode(&self, id: u32) -> Option<u32> {
+        let memfd = self.entries.get(FdTypes::Memfd, id)?.memfd.as_ref()?;
+        Some(memfd.inode_id)
+    }
+
     /// Removes the names that the dump made for files with unknown other names (link remaps). For the end
     /// of a restore that succeeded: until then another attempt needs them.
     pub fn remove_link_remaps(&self) {

@@ -26,13 +26,13 @@ pub trait MappingFds {
     ///
     /// # Errors
     /// There is none.
-    fn mapping_fd(&self, vma: &Vma) -> Result<i32, SourceError>;
+    fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, SourceError>;
 
     /// A descriptor of the executable, not opened with O_PATH.
     ///
     /// # Errors
     /// There is none.
-    fn exe_fd(&self, file_id: u32) -> Result<i32, SourceError>;
+    fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError>;
 }
 
 /// A mapping for which there is no descriptor.
@@ -76,7 +76,7 @@ impl MemoryPlan {
     pub fn map_before_fork(
         &self,
         p: &mut Program,
-        fds: &dyn MappingFds,
+        fds: &mut dyn MappingFds,
     ) -> Result<(), MappingFdError> {
         self.map_phase(p, fds, &self.early)
     }
@@ -96,7 +96,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// A mapping has no descriptor.
-    pub fn map(&self, p: &mut Program, fds: &dyn MappingFds) -> Result<(), MappingFdError> {
+    pub fn map(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
         self.map_phase(p, fds, &self.late)
     }
 
@@ -109,7 +109,7 @@ impl MemoryPlan {
     pub fn finish(
         &self,
         p: &mut Program,
-        fds: &dyn MappingFds,
+        fds: &mut dyn MappingFds,
     ) -> Result<MoveResults, MappingFdError> {
         let moved = self.move_pages(p, &self.late, Rule::Any);
         self.describe(p, fds)?;
@@ -179,7 +179,7 @@ impl MemoryPlan {
     fn map_phase(
         &self,
         p: &mut Program,
-        fds: &dyn MappingFds,
+        fds: &mut dyn MappingFds,
         phase: &Phase,
     ) -> Result<(), MappingFdError> {
         for &index in &phase.mapped {
@@ -199,7 +199,7 @@ impl MemoryPlan {
     fn map_one(
         &self,
         p: &mut Program,
-        fds: &dyn MappingFds,
+        fds: &mut dyn MappingFds,
         vma: &Vma,
         prot: u32,
     ) -> Result<(), MappingFdError> {
@@ -280,7 +280,7 @@ impl MemoryPlan {
         results
     }
 
-    fn describe(&self, p: &mut Program, fds: &dyn MappingFds) -> Result<(), MappingFdError> {
+    fn describe(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
         let exe = fds
             .exe_fd(self.image.exe_file_id())
             .map_err(|source| MappingFdError {

@@ -1,6 +1,6 @@
 //! The memory of one task as its images describe it, checked.
 
-use firn_images::{ImageDir, ImageKind, ImageReadError, PageSource, PageSourceError};
+use firn_images::{ImageDir, ImageKind, ImageReadError, PagePlace, PageSource, PageSourceError};
 use firn_proto::MmEntry;
 use firn_sys::Pid;
 use firn_sys::mm::{MmFields, TASK_SIZE, map};
@@ -189,8 +189,16 @@ impl MemoryImage {
         Ok(())
     }
 
-    /// All pages must belong to mappings that have pages of their own.
+    /// All pages must be here and belong to mappings that have pages of their own.
     fn check_pages(&self) -> Result<(), MemoryLoadError> {
+        let mut runs = self.pages.runs().iter();
+        if let Some(run) = runs.find(|run| run.place == PagePlace::Remote) {
+            return Err(MemoryLoadError::Unsupported {
+                pid: self.pid,
+                range: AddressRange::new(run.vaddr, run.end()),
+                reason: "its pages are still on the host of the dump",
+            });
+        }
         let owners = self.vmas.iter().filter(|vma| vma.has_own_pages());
         let owned = range::union(owners.map(|vma| vma.range).collect());
         let stray = range::subtract(&self.page_ranges(), &owned);

@@ -1,11 +1,17 @@
 //! The memory of tasks: mappings, their pages, shared memory, the vdso.
 //!
-//! Dump: [`survey`] before the freeze, [`AddressSpace::read`] and its `dump` in it.
+//! Dump: [`survey`] before the freeze, [`AddressSpace::read`] and its `dump` in it, [`SharedDump`] for
+//! what tasks share.
+//!
+//! Restore: [`MemoryImage::load`] and [`SharedRestore::load`]; [`plan_tree`] decides; the parts of a
+//! [`MemoryPlan`] become records of the task's program; [`fill()`] copies what the tasks do not read
+//! themselves.
 
 pub mod address_space;
 pub mod classify;
 mod compare;
 pub mod copy;
+mod descriptors;
 mod emit;
 pub mod error;
 pub mod fill;
@@ -26,8 +32,15 @@ mod survey;
 
 pub use address_space::{AddressSpace, MappedFiles, MmAnswers, PageStats};
 pub use copy::PageCopy;
+pub use descriptors::Descriptors;
+pub use emit::{MappingFdError, MappingFds, MoveResults};
 pub use error::MemoryDumpError;
+pub use fill::{MemoryFillError, PageFill, When, fill};
+pub use image::{MemoryImage, MemoryLoadError};
+pub use plan::{MemoryFacts, MemoryPlan, MemoryPlanError, TaskMemory, plan_tree};
 pub use range::{AddressRange, HUGE_PAGE_SIZE, PAGE_SIZE};
 pub use shared_dump::SharedDump;
+pub use shared_restore::{SharedRestore, SharedRestoreError};
 pub use survey::survey;
+pub use vdso::{KernelVdso, VdsoChoice};
 pub use vma::Vma;

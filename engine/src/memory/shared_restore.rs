@@ -8,8 +8,8 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, fchown};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use firn_images::{ImageDir, ImageKind, ImageReadError, PageSource, PageSourceError};
 use firn_proto::MemfdInodeEntry;
@@ -17,11 +17,13 @@ use firn_sys::mm::map;
 use firn_sys::window::{SharedObject, Window};
 use firn_sys::{Errno, memfd};
 
+use super::error::SourceError;
 use super::fill::PageFill;
 use super::image::MemoryImage;
 use super::piece::{self, Piece};
 use super::range::{AddressRange, PAGE_SIZE};
-use super::vma::status;
+use super::vma::{self, status};
+use crate::files::MemfdRestore;
 
 /// Bytes of an object that are mapped at once while it is filled.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -78,6 +80,8 @@ struct Object {
     entry: Option<MemfdInodeEntry>,
     pages: PageSource,
     file: Option<File>,
+    /// The same, open for reading only, where a mapping needs it so.
+    read_only: OnceLock<File>,
 }
 
 impl SharedRestore {
@@ -103,6 +107,7 @@ impl SharedRestore {
                 entry: None,
                 pages,
                 file: None,
+                read_only: OnceLock::new(),
             };
             object.check()?;
             shared.by_shmid.insert(shmid, shared.objects.len());
@@ -123,6 +128,7 @@ impl SharedRestore {
             huge: entry.hugetlb_flag.unwrap_or(0) & (memfd::flag::HUGETLB | map::HUGE_MASK),
             pages,
             file: None,
+            read_only: OnceLock::new(),
             entry: Some(entry.clone()),
         };
         object.check()?;
@@ -170,6 +176,35 @@ impl SharedRestore {
         object.file.as_ref().map(AsFd::as_fd)
     }
 
+    /// Descriptor of a memory file for mappings that need it open with `open_flags`: one that may not
+    /// be written keeps mappings from being made writable. None where there is no such memory file.
+    ///
+    /// # Errors
+    /// It can't be opened once more.
+    pub fn mapping_fd(
+        &self,
+        inode_id: u32,
+        open_flags: Option<u32>,
+    ) -> Result<Option<i32>, SharedRestoreError> {
+        const ACCESS_MODE: u32 = 3;
+        let Some(object) = self.by_inode.get(&inode_id).map(|at| &self.objects[*at]) else {
+            return Ok(None);
+        };
+        let Some(file) = &object.file else {
+            return Ok(None);
+        };
+        if open_flags.is_none_or(|flags| flags & ACCESS_MODE != 0) {
+            return Ok(Some(file.as_raw_fd()));
+        }
+        if let Some(file) = object.read_only.get() {
+            return Ok(Some(file.as_raw_fd()));
+        }
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let opened = File::open(link).map_err(|error| object.failed("reopen")(error.into()))?;
+        let file = object.read_only.get_or_init(|| opened);
+        Ok(Some(file.as_raw_fd()))
+    }
+
     /// Seals what was sealed. After every task has its mappings and descriptors.
     ///
     /// # Errors
@@ -181,6 +216,13 @@ impl SharedRestore {
             }
         }
         Ok(())
+    }
+}
+
+impl MemfdRestore for SharedRestore {
+    fn memfd(&self, inode_id: u32) -> Result<BorrowedFd<'_>, SourceError> {
+        let missing = || format!("memfd.img has no memory file {inode_id}");
+        Ok(self.memfd_inode(inode_id).ok_or_else(missing)?)
     }
 }
 
@@ -326,12 +368,15 @@ impl Object {
     /// Parts of the object that have contents, with the contents.
     fn windows(&self) -> Vec<(AddressRange, Vec<Piece>)> {
         let runs = self.pages.runs();
+        // Huge pages are mapped whole; and mapping them beyond the end would make the object grow.
+        let step = WINDOW_BYTES.max(vma::huge_page_size(self.huge));
+        let object_end = self.size.next_multiple_of(PAGE_SIZE);
         let mut windows = Vec::new();
         let mut start = 0;
-        while let Some(run) = runs.iter().find(|run| run.end() > start) {
+        while let Some(run) = runs.get(runs.partition_point(|run| run.end() <= start)) {
             let first = run.vaddr.max(start);
-            let first = first - first % WINDOW_BYTES;
-            let window = AddressRange::new(first, first + WINDOW_BYTES);
+            let first = first - first % step;
+            let window = AddressRange::new(first, object_end.min(first + step));
             windows.push((window, piece::pieces_in(&self.pages, window)));
             start = window.end;
         }

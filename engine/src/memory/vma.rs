@@ -106,13 +106,7 @@ impl Vma {
 
     /// Size of its pages.
     pub fn page_size(&self) -> u64 {
-        if !self.has_flag(map::HUGETLB) {
-            return PAGE_SIZE;
-        }
-        match (self.flags & map::HUGE_MASK) >> map::HUGE_SHIFT {
-            0 => super::range::HUGE_PAGE_SIZE,
-            log2 => 1 << log2,
-        }
+        huge_page_size(self.flags)
     }
 
     /// What it is, for messages and plans.
@@ -175,6 +169,17 @@ impl Vma {
             lock_on_fault: firn.lock_on_fault.unwrap_or(false),
             is_sealed: firn.sealed.unwrap_or(false),
         }
+    }
+}
+
+/// Size of the pages that `MAP_HUGETLB` and the size in `flags` ask for.
+pub fn huge_page_size(flags: u32) -> u64 {
+    if flags & map::HUGETLB == 0 {
+        return PAGE_SIZE;
+    }
+    match (flags & map::HUGE_MASK) >> map::HUGE_SHIFT {
+        0 => super::range::HUGE_PAGE_SIZE,
+        log2 => 1 << log2,
     }
 }
 

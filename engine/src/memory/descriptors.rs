@@ -1,0 +1,36 @@
+//! Descriptors for the mappings of restored tasks.
+
+use super::emit::MappingFds;
+use super::error::SourceError;
+use super::shared_restore::SharedRestore;
+use super::vma::{Vma, status};
+use crate::files::FileStore;
+
+/// Files and shared memory of a restore, as mappings ask for them.
+pub struct Descriptors<'a> {
+    /// Open files.
+    pub files: &'a mut FileStore,
+    /// Shared memory.
+    pub shared: &'a SharedRestore,
+}
+
+impl MappingFds for Descriptors<'_> {
+    fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, SourceError> {
+        if vma.is(status::ANON_SHARED) {
+            let missing = || format!("there is no shared memory {}", vma.shmid);
+            return Ok(self.shared.fd_of(vma.shmid).ok_or_else(missing)?);
+        }
+        let impossible = |_| format!("there is no file {}", vma.shmid);
+        let id = u32::try_from(vma.shmid).map_err(impossible)?;
+        let Some(inode_id) = self.files.memfd_inode(id) else {
+            return Ok(self.files.link_fd(id, vma.open_flags)?);
+        };
+        let missing = || format!("memfd.img has no memory file {inode_id}");
+        let fd = self.shared.mapping_fd(inode_id, vma.open_flags)?;
+        Ok(fd.ok_or_else(missing)?)
+    }
+
+    fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError> {
+        Ok(self.files.link_fd(file_id, Some(0))?)
+    }
+}
