@@ -2,16 +2,22 @@
 //!
 //! * [`decode`] prints an image as JSON in the shape of `crit decode`, [`encode`] turns such JSON
 //!   back into the image.
+//! * [`show`] prints a line for each entry.
 //! * [`info`] explains a checkpoint to a person, as text or JSON.
 //! * [`check`] proves that a directory is whole, or lists all that is wrong with it.
 
 mod check;
 #[cfg(test)]
 mod crit;
+#[cfg(test)]
+mod damage;
 mod decode;
 mod encode;
+mod extra;
 mod info;
 mod json;
+mod json_fault;
+mod line;
 #[cfg(test)]
 mod made_up;
 mod parse;
@@ -21,6 +27,7 @@ mod render;
 mod roundtrip;
 mod schema;
 mod set;
+mod show;
 mod text;
 mod vma;
 mod wire;
@@ -33,5 +40,6 @@ pub use info::{
     CheckpointInfo, DescriptorInfo, FileInfo, MadeInfo, MemoryInfo, SizeInfo, TaskInfo, info,
 };
 pub use json::JsonStyle;
-pub use parse::{JsonFault, JsonFaultKind};
+pub use json_fault::{JsonFault, JsonFaultKind};
+pub use show::show;
 pub use wire::WireFault;

@@ -9,7 +9,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Value};
 
 use super::decode::shape_of;
-use super::parse::{self, JsonFault};
+use super::json_fault::JsonFault;
+use super::parse;
 use super::payload::payload;
 use crate::framing::header_bytes;
 use crate::{ImageKind, MAX_MESSAGE_BYTES, Payload};

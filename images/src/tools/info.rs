@@ -19,6 +19,7 @@ use serde::Serialize;
 
 pub use files::{DescriptorInfo, FileInfo};
 pub use memory::MemoryInfo;
+pub(super) use text::size;
 
 use super::check::is_zombie;
 use super::set::SetImages;

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
-use super::decode::{Sizes, round_up};
-use super::parse::{self, JsonFault, JsonFaultKind};
+use super::extra::{Sizes, round_up};
+use super::json_fault::{JsonFault, JsonFaultKind};
+use super::parse;
 use super::schema::{MessageShape, Schema};
 use super::text::from_base64;
 use crate::{ImageKind, Payload};

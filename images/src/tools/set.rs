@@ -203,6 +203,6 @@ fn packet_bytes(entry: &SkPacketEntry) -> u64 {
 fn shm_bytes(entry: &IpcShmEntry) -> u64 {
     match entry.in_pagemaps {
         Some(true) => 0,
-        _ => super::decode::round_up(entry.size, 4),
+        _ => super::extra::round_up(entry.size, 4),
     }
 }

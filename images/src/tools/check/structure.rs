@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::fault::Fault;
 use super::report::Problem;
-use crate::tools::decode::{DecodeError, Sizes, open, shape_of, skip_payload};
+use crate::tools::decode::{DecodeError, open, shape_of};
+use crate::tools::extra::{Sizes, skip_payload};
 use crate::tools::schema::{FieldKind, MessageShape, Schema};
 use crate::tools::wire::{MAX_DEPTH, WireFault, WireValue, records};
 use crate::{Entries, EntryPlace, ImageFile, ImageReadError};

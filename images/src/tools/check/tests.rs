@@ -3,12 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::check;
-use crate::ImageDir;
 use crate::tools::{JsonStyle, decode_file, encode};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/criu-4.2-sleep");
@@ -324,27 +322,4 @@ fn a_pre_dump_is_told_from_a_dump() {
     });
     let expected = "inventory.img: this is a pre-dump, which can only be a parent of a dump";
     assert_eq!(problems(dir.path()), [expected]);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
-
-    #[test]
-    fn no_damage_makes_it_panic(hits in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..4), cut: bool) {
-        let dir = copied();
-        let files = ImageDir::open(dir.path()).unwrap().files().unwrap();
-        for (file, at, byte) in hits {
-            let path = dir.path().join(&files[file.index(files.len())].name);
-            let mut bytes = fs::read(&path).unwrap();
-            if !bytes.is_empty() {
-                let at = at.index(bytes.len());
-                bytes[at] = byte;
-                if cut {
-                    bytes.truncate(at);
-                }
-                fs::write(&path, bytes).unwrap();
-            }
-        }
-        check(dir.path()).unwrap();
-    }
 }
