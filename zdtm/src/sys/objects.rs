@@ -71,3 +71,59 @@ pub fn is_in_vfork(pid: i32) -> io::Result<bool> {
     let vfork = format!("{} ", libc::SYS_vfork);
     Ok(crate::proc::text(pid, "syscall")?.starts_with(&vfork))
 }
+
+/// Makes a signalfd for a set of signals.
+pub fn signalfd(set: u64) -> io::Result<OwnedFd> {
+    // SAFETY: the set lives through the call and has the kernel's size.
+    let number = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const set, 8, 0) };
+    let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
+    // SAFETY: the call has just returned the descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Attaches a new System V shared memory segment, which goes when the last task has left it.
+pub fn attach_sysv_segment(len: usize) -> io::Result<usize> {
+    // SAFETY: numbers only.
+    let id = check(unsafe { libc::shmget(libc::IPC_PRIVATE, len, 0o600) })?;
+    // SAFETY: a new mapping at a place the kernel chooses aliases nothing.
+    let addr = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+    // SAFETY: removing takes no argument structure.
+    check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
+    if addr.addr() == usize::MAX {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(addr.addr())
+    }
+}
+
+/// Makes a POSIX timer that is not set, and returns its id.
+pub fn make_posix_timer() -> io::Result<i32> {
+    let mut id = 0i32;
+    let nothing = std::ptr::null::<u8>();
+    let nr = libc::SYS_timer_create;
+    // SAFETY: the id lives through the call; no sigevent means SIGALRM.
+    let result = unsafe { libc::syscall(nr, libc::CLOCK_MONOTONIC, nothing, &raw mut id) };
+    super::check_long(result).map(|_| id)
+}
+
+/// Installs a seccomp filter that allows everything.
+pub fn allow_all_by_seccomp() -> io::Result<()> {
+    const RETURN: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    super::prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
+    let mut filter = libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: ALLOW,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut filter,
+    };
+    let nr = libc::SYS_seccomp;
+    const SET_MODE_FILTER: i32 = 1;
+    // SAFETY: the kernel copies the program during the call.
+    super::check_long(unsafe { libc::syscall(nr, SET_MODE_FILTER, 0, &raw const program) })
+        .map(drop)
+}

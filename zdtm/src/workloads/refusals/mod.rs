@@ -25,45 +25,81 @@ static NETLINK_SOCKET: Workload =
     })
     .refused(&["socket"]);
 static EPOLL: Workload = Workload::new("refusals/epoll", "an epoll descriptor", |stage| {
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_epoll_create1, [0; 4])
-    })
+    hold_call(stage, libc::SYS_epoll_create1, [0; 4])
 })
 .refused(&["epoll"]);
 static EVENTFD: Workload = Workload::new("refusals/eventfd", "an eventfd", |stage| {
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_eventfd2, [3, 0, 0, 0])
-    })
+    hold_call(stage, libc::SYS_eventfd2, [3, 0, 0, 0])
 })
 .refused(&["eventfd"]);
+static SIGNALFD: Workload = Workload::new("refusals/signalfd", "a signalfd", |stage| {
+    hold(stage, || sys::signalfd(sys::bit(libc::SIGUSR1)))
+})
+.refused(&["signalfd"]);
 static TIMERFD: Workload = Workload::new("refusals/timerfd", "a timerfd", |stage| {
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_timerfd_create, [1, 0, 0, 0])
-    })
+    hold_call(stage, libc::SYS_timerfd_create, [1, 0, 0, 0])
 })
 .refused(&["timerfd"]);
 static INOTIFY: Workload = Workload::new("refusals/inotify", "an inotify descriptor", |stage| {
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_inotify_init1, [0; 4])
-    })
+    hold_call(stage, libc::SYS_inotify_init1, [0; 4])
 })
 .refused(&["inotify"]);
 static PIDFD: Workload = Workload::new("refusals/pidfd", "a pidfd of the task itself", |stage| {
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_pidfd_open, [i64::from(sys::pid()), 0, 0, 0])
-    })
+    hold_call(
+        stage,
+        libc::SYS_pidfd_open,
+        [i64::from(sys::pid()), 0, 0, 0],
+    )
 })
 .refused(&["pidfd"]);
+static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaultfd", |stage| {
+    hold_call(stage, libc::SYS_userfaultfd, [0; 4])
+})
+.refused(&["userfaultfd"]);
+static SYSV_SHM: Workload = Workload::new(
+    "refusals/sysv-shm",
+    "an attached System V segment",
+    |stage| hold(stage, || sys::attach_sysv_segment(1 << 16)),
+)
+.refused(&["sysv"]);
+static POSIX_TIMER: Workload = Workload::new("refusals/posix-timer", "a POSIX timer", |stage| {
+    hold(stage, sys::make_posix_timer)
+})
+.refused(&["timer"]);
+static SECCOMP: Workload = Workload::new(
+    "refusals/seccomp",
+    "a child under a seccomp filter",
+    |stage| in_child(stage, || Ok(sys::allow_all_by_seccomp()?)),
+)
+.refused(&["seccomp"]);
 static UTS_NAMESPACE: Workload = Workload::new(
     "refusals/uts-namespace",
     "a child in a UTS namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWUTS)?)),
 )
-.refused(&["uts", "namespace"]);
+.refused(&["namespace"]);
 static MOUNT_NAMESPACE: Workload = Workload::new(
     "refusals/mount-namespace",
-    "a child with mounts of its own",
+    "a child in a mount namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWNS)?)),
+)
+.refused(&["namespace"]);
+static NET_NAMESPACE: Workload = Workload::new(
+    "refusals/net-namespace",
+    "a child in a network namespace of its own",
+    |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWNET)?)),
+)
+.refused(&["namespace"]);
+static IPC_NAMESPACE: Workload = Workload::new(
+    "refusals/ipc-namespace",
+    "a child in an IPC namespace of its own",
+    |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWIPC)?)),
+)
+.refused(&["namespace"]);
+static CGROUP_NAMESPACE: Workload = Workload::new(
+    "refusals/cgroup-namespace",
+    "a child in a cgroup namespace of its own",
+    |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWCGROUP)?)),
 )
 .refused(&["namespace"]);
 static SEVERAL: Workload = Workload::new(
@@ -77,7 +113,7 @@ static VFORK: Workload = Workload::new(
     "a parent that waits in vfork for its child",
     vfork,
 )
-.refused(&["vfork"]);
+.refused(&["uninterruptible"]);
 static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
 
@@ -87,15 +123,28 @@ pub static ALL: &[&Workload] = &[
     &NETLINK_SOCKET,
     &EPOLL,
     &EVENTFD,
+    &SIGNALFD,
     &TIMERFD,
     &INOTIFY,
     &PIDFD,
+    &USERFAULTFD,
+    &SYSV_SHM,
+    &POSIX_TIMER,
+    &SECCOMP,
     &UTS_NAMESPACE,
     &MOUNT_NAMESPACE,
+    &NET_NAMESPACE,
+    &IPC_NAMESPACE,
+    &CGROUP_NAMESPACE,
     &SEVERAL,
     &VFORK,
     &TRACED,
 ];
+
+/// Holds a descriptor that a call with plain numbers makes.
+fn hold_call(stage: &Stage, nr: i64, arguments: [i64; 4]) -> Result<()> {
+    hold(stage, || sys::descriptor_by(nr, arguments))
+}
 
 /// Holds something open over the attempts.
 fn hold<T>(stage: &Stage, open: impl FnOnce() -> std::io::Result<T>) -> Result<()> {
@@ -142,7 +191,8 @@ fn vfork(stage: &Stage) -> Result<()> {
         sys::pause_for(1);
     }
     stage.ready_and_wait()?;
-    std::fs::write(&gate, "go")?;
+    // That somebody opens the other end is all the child waits for.
+    drop(sys::open(&gate, libc::O_WRONLY)?);
     let exit = sys::wait(middle)?;
     ensure!(exit == sys::Exit::Code(0), "the task in vfork: {exit}");
     Ok(())
