@@ -17,6 +17,9 @@ pub struct Workload {
     pub expect: Expect,
     /// What the machine must have for it.
     pub needs: &'static [Need],
+    /// Whether it gets a controlling terminal from outside of its tree, as a job of a shell has
+    /// one; dump and restore are then told `--shell-job`.
+    pub shell_job: bool,
     /// Aspects of the runner's view from outside that change by themselves while it waits, such as
     /// `maps` of a program that goes on allocating.
     pub moves: &'static [&'static str],
@@ -50,7 +53,7 @@ pub enum Expect {
 pub enum Need {
     /// AVX registers.
     Avx,
-    /// AVX-512 registers.
+    /// AVX-512 registers, with 64-bit masks.
     Avx512,
     /// The FSGSBASE instructions.
     FsGsBase,
@@ -75,6 +78,7 @@ impl Workload {
             body: Body::Native(run),
             expect: Expect::Restored,
             needs: &[],
+            shell_job: false,
             moves: &[],
         }
     }
@@ -98,6 +102,12 @@ impl Workload {
     /// Says what the machine must have.
     pub const fn needs(mut self, needs: &'static [Need]) -> Self {
         self.needs = needs;
+        self
+    }
+
+    /// Makes it a job of a shell, see [`Workload::shell_job`].
+    pub const fn shell_job(mut self) -> Self {
+        self.shell_job = true;
         self
     }
 
@@ -130,7 +140,7 @@ impl Need {
         let (met, reason) = match self {
             Need::Avx => (std::is_x86_feature_detected!("avx"), "no AVX".to_owned()),
             Need::Avx512 => (
-                std::is_x86_feature_detected!("avx512f"),
+                std::is_x86_feature_detected!("avx512bw"),
                 "no AVX-512".to_owned(),
             ),
             Need::FsGsBase => (crate::sys::has_fsgsbase(), "no FSGSBASE".to_owned()),

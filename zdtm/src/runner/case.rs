@@ -28,6 +28,8 @@ struct Case<'a> {
     root: i32,
 }
 
+extern "C" fn on_hang_up(_signal: i32) {}
+
 /// Plays one instance in `dir`, which must exist and be empty.
 ///
 /// **Errors** when the workload fails, the engine fails, or the tree looks different afterwards.
@@ -37,7 +39,19 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         program,
         output_dir: dir.to_owned(),
         timeout: play.timeout(),
+        more: if workload.shell_job {
+            &["--shell-job"]
+        } else {
+            &[]
+        },
     });
+    // Its window closes at the end, which tells the session's leader, us.
+    sys::handle(libc::SIGHUP, on_hang_up, 0).context("catching SIGHUP")?;
+    let terminal = workload
+        .shell_job
+        .then(sys::lead_session_on_new_terminal)
+        .transpose();
+    let _terminal = terminal.context("making a terminal")?;
     let root = start(workload, play, dir, &mut reaper)?;
     let mut case = Case {
         workload,
@@ -53,7 +67,8 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
     cleaned
 }
 
-/// Starts the workload as a session of its own with nothing of ours but a log file.
+/// Starts the workload as a session of its own with nothing of ours but a log file, or as a job
+/// with our terminal.
 fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> Result<i32> {
     let files = dir.join("files");
     fs::create_dir(&files).context("making the workload's directory")?;
@@ -84,15 +99,25 @@ fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> R
         .create(true)
         .open(dir.join("log"))?;
     let twin = log.try_clone()?;
+    let input = if workload.shell_job {
+        Stdio::inherit()
+    } else {
+        Stdio::null()
+    };
     command
         .current_dir(files)
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(log)
         .stderr(twin);
-    let before_exec = || {
+    let shell_job = workload.shell_job;
+    let before_exec = move || {
         // Descriptors of whoever started the runner belong to other mounts, and to nobody here.
         sys::close_on_exec_from(3)?;
-        sys::setsid().map(drop)
+        if shell_job {
+            sys::setpgid(0, 0)
+        } else {
+            sys::setsid().map(drop)
+        }
     };
     // SAFETY: the closure makes system calls only.
     unsafe { command.pre_exec(before_exec) };

@@ -20,6 +20,8 @@ pub struct Engine {
     pub output_dir: PathBuf,
     /// How long one call may take.
     pub timeout: Duration,
+    /// More arguments for dump and restore.
+    pub more: &'static [&'static str],
 }
 
 /// How one call of the engine went.
@@ -40,7 +42,7 @@ impl Engine {
         command
             .args(["dump", "-t", &pid.to_string(), "-D"])
             .arg(images);
-        command.args(["-o", "dump.log", "-v4"]);
+        command.args(["-o", "dump.log", "-v4"]).args(self.more);
         match after {
             After::Kill => {}
             After::LeaveRunning => drop(command.arg("-R")),
@@ -55,7 +57,8 @@ impl Engine {
         command.args(["restore", "-D"]).arg(images);
         command
             .args(["-o", "restore.log", "-v4", "-d", "--pidfile"])
-            .arg(pidfile);
+            .arg(pidfile)
+            .args(self.more);
         self.call(reaper, command, images, "restore")
     }
 
@@ -76,7 +79,13 @@ impl Engine {
         let twin = file
             .try_clone()
             .context("making the engine's output file")?;
-        command.stdin(Stdio::null()).stdout(file).stderr(twin);
+        // A shell's job finds its terminal again through the engine's own standard input.
+        let own = if self.more.is_empty() {
+            Stdio::null()
+        } else {
+            Stdio::inherit()
+        };
+        command.stdin(own).stdout(file).stderr(twin);
         let pid = reaper.start(&mut command)?;
         let ended = reaper.until(verb, self.timeout, |reaper| reaper.end_of(pid));
         let Ok(exit) = ended else {

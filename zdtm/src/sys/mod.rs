@@ -11,6 +11,7 @@ mod objects;
 mod process;
 mod robust;
 mod signal;
+mod terminal;
 mod time;
 mod vdso;
 
@@ -21,6 +22,7 @@ pub use objects::*;
 pub use process::*;
 pub use robust::*;
 pub use signal::*;
+pub use terminal::*;
 pub use time::*;
 pub use vdso::*;
 

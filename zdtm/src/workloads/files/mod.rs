@@ -8,6 +8,7 @@ mod owner;
 mod pipe;
 mod regular;
 mod sharing;
+mod terminal;
 
 use crate::Workload;
 
@@ -48,4 +49,5 @@ pub static ALL: &[&Workload] = &[
     &sharing::NUMBERS,
     &owner::OWNERS,
     &owner::SIGNAL,
+    &terminal::TERMINAL,
 ];

@@ -48,7 +48,7 @@ unsafe extern "C" {
     pub fn zdtm_spin_sse(block: *mut Block);
     /// Words 0..64 into ymm0..ymm15.
     pub fn zdtm_spin_avx(block: *mut Block);
-    /// Words 0..256 into zmm0..zmm31, words 256..264 into k0..k7, 16 bits of each.
+    /// Words 0..256 into zmm0..zmm31, words 256..264 into k0..k7.
     pub fn zdtm_spin_avx512(block: *mut Block);
 }
 
@@ -158,7 +158,7 @@ global_asm!(
     .globl zdtm_spin_avx512
     zdtm_spin_avx512:
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7
-        kmovw k\n, word ptr [rdi + 2048 + 8 * \n]
+        kmovq k\n, qword ptr [rdi + 2048 + 8 * \n]
         .endr
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31
         vmovups zmm\n, [rdi + 64 * \n]
@@ -169,7 +169,7 @@ global_asm!(
         vmovups [rdi + {store} + 64 * \n], zmm\n
         .endr
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7
-        kmovw word ptr [rdi + {store} + 2048 + 8 * \n], k\n
+        kmovq qword ptr [rdi + {store} + 2048 + 8 * \n], k\n
         .endr
         vzeroupper
         ret
