@@ -20,6 +20,8 @@ pub struct Workload {
     /// Whether it gets a controlling terminal from outside of its tree, as a job of a shell has
     /// one; dump and restore are then told `--shell-job`.
     pub shell_job: bool,
+    /// More options for the dump.
+    pub dump_options: &'static [&'static str],
     /// Aspects of the runner's view from outside that change by themselves while it waits, such as
     /// `maps` of a program that goes on allocating.
     pub moves: &'static [&'static str],
@@ -79,6 +81,7 @@ impl Workload {
             expect: Expect::Restored,
             needs: &[],
             shell_job: false,
+            dump_options: &[],
             moves: &[],
         }
     }
@@ -108,6 +111,13 @@ impl Workload {
     /// Makes it a job of a shell, see [`Workload::shell_job`].
     pub const fn shell_job(mut self) -> Self {
         self.shell_job = true;
+        self.dump_options = &["--shell-job"];
+        self
+    }
+
+    /// Gives the dump more options.
+    pub const fn dump_options(mut self, options: &'static [&'static str]) -> Self {
+        self.dump_options = options;
         self
     }
 

@@ -39,11 +39,8 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         program,
         output_dir: dir.to_owned(),
         timeout: play.timeout(),
-        more: if workload.shell_job {
-            &["--shell-job"]
-        } else {
-            &[]
-        },
+        shell_job: workload.shell_job,
+        dump_options: workload.dump_options,
     });
     // Its window closes at the end, which tells the session's leader, us.
     sys::handle(libc::SIGHUP, on_hang_up, 0).context("catching SIGHUP")?;

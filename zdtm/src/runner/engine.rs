@@ -20,8 +20,10 @@ pub struct Engine {
     pub output_dir: PathBuf,
     /// How long one call may take.
     pub timeout: Duration,
-    /// More arguments for dump and restore.
-    pub more: &'static [&'static str],
+    /// Whether the tree is a job of a shell, which we play.
+    pub shell_job: bool,
+    /// More options for a dump.
+    pub dump_options: &'static [&'static str],
 }
 
 /// How one call of the engine went.
@@ -42,7 +44,9 @@ impl Engine {
         command
             .args(["dump", "-t", &pid.to_string(), "-D"])
             .arg(images);
-        command.args(["-o", "dump.log", "-v4"]).args(self.more);
+        command
+            .args(["-o", "dump.log", "-v4"])
+            .args(self.dump_options);
         match after {
             After::Kill => {}
             After::LeaveRunning => drop(command.arg("-R")),
@@ -57,8 +61,10 @@ impl Engine {
         command.args(["restore", "-D"]).arg(images);
         command
             .args(["-o", "restore.log", "-v4", "-d", "--pidfile"])
-            .arg(pidfile)
-            .args(self.more);
+            .arg(pidfile);
+        if self.shell_job {
+            command.arg("--shell-job");
+        }
         self.call(reaper, command, images, "restore")
     }
 
@@ -80,10 +86,10 @@ impl Engine {
             .try_clone()
             .context("making the engine's output file")?;
         // A shell's job finds its terminal again through the engine's own standard input.
-        let own = if self.more.is_empty() {
-            Stdio::null()
-        } else {
+        let own = if self.shell_job {
             Stdio::inherit()
+        } else {
+            Stdio::null()
         };
         command.stdin(own).stdout(file).stderr(twin);
         let pid = reaper.start(&mut command)?;

@@ -23,7 +23,8 @@ pub static HARD_LINK: Workload = Workload::new(
     "files/ghost-hard-link",
     "a removed name whose file has another",
     hard_link,
-);
+)
+.dump_options(&["--link-remap"]);
 pub static SHARED: Workload = Workload::new(
     "files/ghost-shared",
     "a removed file open in two tasks, opened apart and inherited, and mapped",
