@@ -145,6 +145,8 @@ fn no_extension_is_required() {
     extensions.sort();
     let expected = [
         "inventory_entry.firn=20000",
+        "pipe_data_entry.firn=20000",
+        "pipe_entry.firn=20000",
         "task_core_entry.firn=20000",
         "thread_core_entry.firn_restart=20000",
         "user_x86_xsave_entry.firn=20000",

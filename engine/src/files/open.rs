@@ -84,12 +84,7 @@ pub(super) fn open_entry_at(
 /// Opens a path with flags as images have them.
 pub(super) fn open_path(path: &Path, flags: u32) -> Result<OwnedFd, FileRestoreError> {
     let name = path.display().to_string();
-    let fd = file::open(path, opening(flags))
-        .map_err(FileRestoreError::refused("open", name.clone()))?;
-    if flags & O_ASYNC.cast_unsigned() != 0 {
-        set_flags(&fd, flags, &name)?;
-    }
-    Ok(fd)
+    file::open(path, opening(flags)).map_err(FileRestoreError::refused("open", name))
 }
 
 /// Opens the file behind a descriptor once more, as an open file of its own.
@@ -99,16 +94,11 @@ pub(super) fn reopen(
     what: &'static str,
 ) -> Result<OwnedFd, FileRestoreError> {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    let fd = file::open(path.as_ref(), opening(flags))
-        .map_err(FileRestoreError::refused("open", what))?;
-    if flags & O_ASYNC.cast_unsigned() != 0 {
-        set_flags(&fd, flags, what)?;
-    }
-    Ok(fd)
+    file::open(path.as_ref(), opening(flags)).map_err(FileRestoreError::refused("open", what))
 }
 
-/// The flags to open with: none that would create or empty anything, take a controlling terminal, or
-/// mark the file O_ASYNC without registering it for signals, as open does.
+/// The flags to open with: none that would create or empty anything, or take a controlling terminal.
+/// O_ASYNC is set by the task, because the kernel remembers the descriptor's number.
 fn opening(flags: u32) -> u32 {
     let mut flags = flags;
     if flags & O_TMPFILE.cast_unsigned() == O_TMPFILE.cast_unsigned() {
@@ -117,9 +107,10 @@ fn opening(flags: u32) -> u32 {
     flags & !(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC).cast_unsigned() | O_NOCTTY.cast_unsigned()
 }
 
-/// Sets the flags that fcntl can change, where there are any.
+/// Sets the flags that fcntl can change, where there are any, except O_ASYNC.
 pub(super) fn set_flags(fd: impl AsFd, flags: u32, what: &str) -> Result<(), FileRestoreError> {
-    if flags & !O_ACCMODE.cast_unsigned() == 0 {
+    let flags = flags & !(O_ACCMODE | O_ASYNC).cast_unsigned();
+    if flags == 0 {
         return Ok(());
     }
     fcntl::set_flags(fd, flags).map_err(FileRestoreError::refused("set the flags of", what))

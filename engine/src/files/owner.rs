@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, RawFd};
 
 use firn_proto::FownEntry;
+use firn_sys::file::O_ASYNC;
 use firn_sys::{Result, fcntl, nr};
 
 use crate::program::{Program, Rule};
@@ -34,8 +35,8 @@ pub(super) fn dump(fd: impl AsFd) -> Result<FownEntry> {
     })
 }
 
-/// Adds the records that set the owner of the description behind `fd`.
-pub(super) fn plan(fd: RawFd, fown: &FownEntry, program: &mut Program) {
+/// Adds the records that set the owner of the open file behind `fd`, and O_ASYNC if it is among `flags`.
+pub(super) fn plan(fd: RawFd, fown: &FownEntry, flags: u32, program: &mut Program) {
     if fown.signum != 0 {
         program.call(
             nr::FCNTL,
@@ -54,6 +55,15 @@ pub(super) fn plan(fd: RawFd, fown: &FownEntry, program: &mut Program) {
             // The owner may have been dead already at the dump.
             Rule::OkOr(ESRCH),
             format!("owner {} of fd {fd}", fown.pid.cast_signed()),
+        );
+    }
+    if flags & O_ASYNC.cast_unsigned() != 0 {
+        // Here and not when it was opened: the signal names the number that this is called with.
+        program.call(
+            nr::FCNTL,
+            &[fd.into(), fcntl::F_SETFL.into(), flags.into()],
+            Rule::Ok,
+            format!("O_ASYNC of fd {fd}"),
         );
     }
 }
@@ -81,7 +91,7 @@ mod tests {
     #[test]
     fn nothing_is_planned_for_nobody() {
         let mut program = Program::new("task 1");
-        plan(3, &FownEntry::default(), &mut program);
+        plan(3, &FownEntry::default(), 2, &mut program);
         assert!(program.is_empty());
         let fown = FownEntry {
             signum: 29,
@@ -89,7 +99,7 @@ mod tests {
             pid: 7,
             ..FownEntry::default()
         };
-        plan(3, &fown, &mut program);
-        assert_eq!(program.len(), 2);
+        plan(3, &fown, O_ASYNC.cast_unsigned(), &mut program);
+        assert_eq!(program.len(), 3);
     }
 }

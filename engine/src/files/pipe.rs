@@ -2,13 +2,13 @@
 //!
 //! Each end is an open file with flags of its own; there may be several of either kind, since an end
 //! can be opened again through /proc. Content and capacity are in [`super::pipe_data`]. O_DIRECT
-//! (packet mode) is not among the flags of an image.
+//! (packet mode) is not among the flags of an image, so it has a field of ours.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageKind};
-use firn_proto::{FdTypes, FileEntry, PipeEntry};
+use firn_proto::{FdTypes, FileEntry, FirnPipeEntry, PipeEntry};
 use firn_sys::file::{
     O_ACCMODE, O_APPEND, O_ASYNC, O_DIRECT, O_NONBLOCK, O_PATH, O_RDWR, O_WRONLY, S_IFIFO,
 };
@@ -44,14 +44,19 @@ impl FileKind for Pipe {
         state: &mut DumpState<'_>,
     ) -> Result<FileEntry, FileDumpError> {
         let pipe_id = state.collected.pipes.add(dumping)?;
+        let flags = dumping.file.image_flags();
+        let packet_mode = flags & O_DIRECT.cast_unsigned();
         Ok(FileEntry {
             r#type: FdTypes::Pipe.into(),
             id: dumping.id,
             pipe: Some(PipeEntry {
                 id: dumping.id,
                 pipe_id,
-                flags: dumping.file.image_flags() & !O_DIRECT.cast_unsigned(),
+                flags: flags & !O_DIRECT.cast_unsigned(),
                 fown: dumping.fown,
+                firn: (packet_mode != 0).then_some(FirnPipeEntry {
+                    flags: Some(packet_mode),
+                }),
             }),
             ..FileEntry::default()
         })
@@ -129,7 +134,7 @@ impl Pipes {
         let settable = (O_ACCMODE | O_APPEND | O_ASYNC | O_NONBLOCK).cast_unsigned();
         let own = access != O_RDWR.cast_unsigned() && entry.flags & !settable == 0;
         if end.taken || !own {
-            return open::reopen(end.fd.as_fd(), entry.flags, "a pipe");
+            return open::reopen(end.fd.as_fd(), flags_of(entry), "a pipe");
         }
         end.taken = true;
         take(end.fd.as_fd(), entry)
@@ -140,8 +145,14 @@ fn take(end: BorrowedFd<'_>, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreEr
     let fd = end
         .try_clone_to_owned()
         .map_err(|error| FileRestoreError::refused("duplicate", "a pipe")(error.into()))?;
-    open::set_flags(&fd, entry.flags, "a pipe")?;
+    open::set_flags(&fd, flags_of(entry), "a pipe")?;
     Ok(fd)
+}
+
+/// All flags of an end; of ours only the one that is known.
+pub(super) fn flags_of(entry: &PipeEntry) -> u32 {
+    let ours = entry.firn.as_ref().and_then(|firn| firn.flags).unwrap_or(0);
+    entry.flags | ours & O_DIRECT.cast_unsigned()
 }
 
 impl Pair {

@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageKind, ImageSetWriter};
-use firn_proto::PipeDataEntry;
-use firn_sys::file::{O_ACCMODE, O_RDONLY, O_RDWR, O_WRONLY};
-use firn_sys::{Errno, Pid, pidfd, pipe};
+use firn_proto::{FirnPipeDataEntry, PipeDataEntry};
+use firn_sys::file::{O_ACCMODE, O_DIRECT, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY};
+use firn_sys::{Errno, Pid, fcntl, pidfd, pipe};
 
 use super::dump::{fd_of, query};
 use super::error::{FileDumpError, FileRestoreError};
@@ -36,6 +36,7 @@ struct Contents {
     reader: Option<(Pid, i32)>,
     has_writer: bool,
     waiting: u64,
+    packet_mode: bool,
     /// Somebody holds an end of the kind that the tree does not have.
     other_end_open: bool,
     any: OpenFile,
@@ -59,6 +60,7 @@ impl PipeContents {
             reader: None,
             has_writer: false,
             waiting: 0,
+            packet_mode: false,
             other_end_open: false,
             any: file.clone(),
         });
@@ -67,6 +69,7 @@ impl PipeContents {
             contents.waiting = pipe::waiting(fd).map_err(failed)?;
         }
         contents.has_writer |= writes;
+        contents.packet_mode |= file.info.flags & O_DIRECT.cast_unsigned() != 0;
         if !contents.is_whole() {
             contents.other_end_open = pipe::other_end_open(fd).map_err(failed)?;
         }
@@ -95,12 +98,15 @@ impl PipeContents {
             if contents.waiting == 0 && contents.capacity == DEFAULT_CAPACITY {
                 continue;
             }
-            let bytes = contents.peek()?;
+            let (bytes, packets) = contents.peek()?;
             let len = u32::try_from(bytes.len()).expect("pipes hold less than 2 GiB");
             writer.entry(&PipeDataEntry {
                 pipe_id,
                 bytes: len,
                 size: u32::try_from(contents.capacity).ok(),
+                firn: contents
+                    .packet_mode
+                    .then_some(FirnPipeDataEntry { packets }),
             })?;
             writer.payload(&bytes)?;
             total += u64::from(len);
@@ -116,9 +122,9 @@ impl Contents {
         self.reader.is_some() && self.has_writer
     }
 
-    fn peek(&self) -> Result<Vec<u8>, FileDumpError> {
+    fn peek(&self) -> Result<(Vec<u8>, Vec<u32>), FileDumpError> {
         let Some((pid, fd)) = self.reader.filter(|_| self.waiting > 0) else {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         };
         let failed = |source| query(&self.any, "the content", source);
         let pidfd = pidfd::open(pid).map_err(failed)?;
@@ -127,8 +133,9 @@ impl Contents {
     }
 }
 
-/// Copies what waits in a pipe without taking it out.
-fn peek(reader: impl AsFd, capacity: usize, waiting: u64) -> firn_sys::Result<Vec<u8>> {
+/// Copies what waits in a pipe without taking it out: the bytes, and how many each read returned, which
+/// are the packets in packet mode.
+fn peek(reader: impl AsFd, capacity: usize, waiting: u64) -> firn_sys::Result<(Vec<u8>, Vec<u32>)> {
     let (copy, scratch) = pipe::create()?;
     // As many slots as the original has: each of them may hold a single byte.
     pipe::set_capacity(&scratch, capacity)?;
@@ -138,9 +145,19 @@ fn peek(reader: impl AsFd, capacity: usize, waiting: u64) -> firn_sys::Result<Ve
         return Err(Errno::EIO);
     }
     drop(scratch);
-    let mut bytes = Vec::with_capacity(wanted);
-    File::from(copy).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let mut copy = File::from(copy);
+    let mut bytes = vec![0; wanted];
+    let mut packets = Vec::new();
+    let mut at = 0;
+    while at < wanted {
+        let got = copy.read(&mut bytes[at..])?;
+        if got == 0 {
+            return Err(Errno::EIO);
+        }
+        packets.push(u32::try_from(got).map_err(|_| Errno::EINVAL)?);
+        at += got;
+    }
+    Ok((bytes, packets))
 }
 
 /// Reads the contents of all pipes out of an image and hands each to `fill`.
@@ -177,23 +194,66 @@ pub(super) fn fill(
         pipe::set_capacity(&writer, size)
             .map_err(FileRestoreError::refused("set the capacity of", name()))?;
     }
-    let capacity = pipe::capacity(&writer)
-        .map_err(FileRestoreError::refused("read the capacity of", name()))?;
-    if bytes.len() > capacity {
-        // Writing it would sleep for ever.
-        let what = format!("{} bytes wait in a pipe of {capacity}", bytes.len());
-        return Err(FileRestoreError::corrupt(entry.pipe_id, what));
+    // Without sleeping, because nobody reads yet: what does not fit was never in the pipe.
+    let set_flags = |flags: i32| fcntl::set_flags(&writer, flags.cast_unsigned());
+    let failed = |source: Errno| match source {
+        Errno::EAGAIN => {
+            FileRestoreError::corrupt(entry.pipe_id, "more bytes wait in it than it can hold")
+        }
+        source => FileRestoreError::refused("fill", name())(source),
+    };
+    set_flags(O_NONBLOCK).map_err(failed)?;
+    if let Some(firn) = &entry.firn {
+        set_flags(O_NONBLOCK | O_DIRECT).map_err(failed)?;
+        for packet in packets(entry.pipe_id, firn, bytes)? {
+            write(&writer, packet).map_err(failed)?;
+        }
+    } else {
+        write(&writer, bytes).map_err(failed)?;
     }
-    let mut writer = File::from(writer);
-    writer
-        .write_all(bytes)
-        .map_err(|error| FileRestoreError::refused("fill", name())(error.into()))?;
-    Ok(writer.into())
+    set_flags(0).map_err(failed)?;
+    Ok(writer)
+}
+
+fn write(writer: &OwnedFd, bytes: &[u8]) -> firn_sys::Result<()> {
+    let mut left = bytes;
+    while !left.is_empty() {
+        left = &left[pipe::write(writer, left)?..];
+    }
+    Ok(())
+}
+
+/// The packets one by one.
+fn packets<'a>(
+    pipe_id: u32,
+    entry: &FirnPipeDataEntry,
+    mut bytes: &'a [u8],
+) -> Result<Vec<&'a [u8]>, FileRestoreError> {
+    let mut packets = Vec::with_capacity(entry.packets.len());
+    for &len in &entry.packets {
+        let len = usize::try_from(len).expect("32 bits fit");
+        let Some((packet, rest)) = bytes.split_at_checked(len) else {
+            return Err(FileRestoreError::corrupt(
+                pipe_id,
+                "its packets are longer than it",
+            ));
+        };
+        packets.push(packet);
+        bytes = rest;
+    }
+    match bytes.is_empty() {
+        true => Ok(packets),
+        false => Err(FileRestoreError::corrupt(
+            pipe_id,
+            "its packets are shorter than it",
+        )),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     #[test]
     fn peeking_leaves_the_pipe_as_it_is() {
@@ -205,12 +265,40 @@ mod tests {
         }
         let capacity = pipe::capacity(&reader).expect("a pipe");
         let waiting = pipe::waiting(&reader).expect("a pipe");
-        let seen = peek(&reader, capacity, waiting).expect("tee");
+        let (seen, _) = peek(&reader, capacity, waiting).expect("tee");
         assert_eq!(seen.len(), 80);
         drop(writer);
         let mut left = Vec::new();
         File::from(reader).read_to_end(&mut left).expect("read");
         assert_eq!(left, seen);
+    }
+
+    fn packed(packets: &[u32]) -> Option<FirnPipeDataEntry> {
+        let packets = packets.to_vec();
+        Some(FirnPipeDataEntry { packets })
+    }
+
+    #[test]
+    fn packets_keep_their_borders() {
+        let (reader, writer) = pipe::create().expect("a pipe");
+        let entry = PipeDataEntry {
+            pipe_id: 1,
+            bytes: 6,
+            size: None,
+            firn: packed(&[1, 3, 2]),
+        };
+        let writer = fill(writer, &entry, b"abbbcc").expect("room");
+        assert_eq!(fcntl::flags(&writer), Ok(O_WRONLY.cast_unsigned()));
+        let (bytes, packets) = peek(&reader, DEFAULT_CAPACITY, 6).expect("tee");
+        assert_eq!((bytes.as_slice(), packets), (&b"abbbcc"[..], vec![1, 3, 2]));
+        for wrong in [[7].as_slice(), &[1]] {
+            let entry = PipeDataEntry {
+                firn: packed(wrong),
+                ..entry.clone()
+            };
+            let (_reader, writer) = pipe::create().expect("a pipe");
+            assert!(fill(writer, &entry, b"abbbcc").is_err());
+        }
     }
 
     #[test]
@@ -220,6 +308,7 @@ mod tests {
             pipe_id: 1,
             bytes: 8192,
             size: Some(8192),
+            firn: None,
         };
         let writer = fill(writer, &entry, &[3; 8192]).expect("exactly full");
         assert_eq!(pipe::waiting(&reader), Ok(8192));

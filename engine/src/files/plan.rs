@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use firn_proto::FownEntry;
 use firn_sys::{fcntl, file, nr};
 
 use super::moves::{self, Move, MoveStep};
@@ -32,7 +31,8 @@ impl FileStore {
         }
     }
 
-    /// Appends the records that set the signal owners of the open files whose first table is `files_id`.
+    /// Appends the records that set signal owners and O_ASYNC of the open files whose first table is
+    /// `files_id`.
     ///
     /// They run in a task that has the table already, after it has got its user ids, which the kernel
     /// remembers, and when all tasks exist that may be owners.
@@ -43,9 +43,10 @@ impl FileStore {
             .map(|fd| (fd.r#type, fd.id))
             .collect();
         for fd in self.table(files_id) {
-            let fown = self.owner(fd).unwrap_or_default();
-            if fown != FownEntry::default() && seen.insert((fd.r#type, fd.id)) {
-                owner::plan(fd.fd.cast_signed(), &fown, program);
+            if seen.insert((fd.r#type, fd.id))
+                && let Some((fown, flags)) = self.owner(fd)
+            {
+                owner::plan(fd.fd.cast_signed(), &fown, flags, program);
             }
         }
     }

@@ -15,7 +15,7 @@ use super::fifo::Fifos;
 use super::ghost_restore::StandIns;
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
-use super::pipe::Pipes;
+use super::pipe::{self, Pipes};
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, kind, link_remap, validate};
 
@@ -300,22 +300,25 @@ impl FileStore {
         Some(self.opened.get(&(fd_type, fd.id))?.as_raw_fd())
     }
 
-    /// The signal owner of the open file behind a table entry.
-    pub(super) fn owner(&self, fd: &FdinfoEntry) -> Option<FownEntry> {
+    /// Signal owner and flags of the open file behind a table entry.
+    pub(super) fn owner(&self, fd: &FdinfoEntry) -> Option<(FownEntry, u32)> {
         let fd_type = FdTypes::try_from(fd.r#type).ok()?;
         let entry = self.entries.get(fd_type, fd.id)?;
-        let of_fifo = || {
-            let fifo = entry.fifo.as_ref()?;
-            let path = self.path_entry(fifo.regf_id.unwrap_or(entry.id)).ok()?;
-            Some(path.fown)
-        };
-        let own = [
-            entry.reg.as_ref().map(|file| file.fown),
-            entry.pipe.as_ref().map(|file| file.fown),
-            entry.tty.as_ref().map(|file| file.fown),
-            entry.memfd.as_ref().map(|file| file.fown),
-        ];
-        own.into_iter().flatten().next().or_else(of_fifo)
+        let of_path = |reg: &RegFileEntry| (reg.fown, reg.flags);
+        match fd_type {
+            FdTypes::Reg => entry.reg.as_ref().map(of_path),
+            FdTypes::Pipe => {
+                let pipe = entry.pipe.as_ref()?;
+                Some((pipe.fown, pipe::flags_of(pipe)))
+            }
+            FdTypes::Fifo => {
+                let path = entry.fifo.as_ref()?.regf_id.unwrap_or(entry.id);
+                self.path_entry(path).ok().map(of_path)
+            }
+            FdTypes::Tty => entry.tty.as_ref().map(|tty| (tty.fown, tty.flags)),
+            FdTypes::Memfd => entry.memfd.as_ref().map(|memfd| (memfd.fown, memfd.flags)),
+            _ => None,
+        }
     }
 }
 

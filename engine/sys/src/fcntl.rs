@@ -10,6 +10,8 @@ use crate::{Errno, Result};
 pub const FD_CLOEXEC: u32 = 1;
 /// `F_SETFD`, for records.
 pub const F_SETFD: i32 = libc::F_SETFD;
+/// `F_SETFL`, for records.
+pub const F_SETFL: i32 = libc::F_SETFL;
 /// `F_SETSIG`, for records.
 pub const F_SETSIG: i32 = 10;
 /// `F_SETOWN_EX`, for records; its argument is two ints: kind and id.

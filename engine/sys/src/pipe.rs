@@ -60,3 +60,12 @@ pub fn other_end_open(fd: impl AsFd) -> Result<bool> {
     rustix::event::poll(&mut fds, Some(&Timespec::default()))?;
     Ok(!fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR))
 }
+
+/// Writes bytes; returns how many.
+///
+/// # Errors
+/// EAGAIN when a non-blocking pipe is full, EPIPE without reader.
+/// Source: man 2 write.
+pub fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize> {
+    Ok(rustix::io::write(fd, bytes)?)
+}

@@ -2920,7 +2920,7 @@ const NAME: &'static str = "pidns_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "pidns_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pidns_entry".into() }}
 /// Header of one pipe's content; bytes bytes follow in the image.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PipeDataEntry {
     #[prost(uint32, required, tag = "1")]
     pub pipe_id: u32,
@@ -2928,11 +2928,25 @@ pub struct PipeDataEntry {
     pub bytes: u32,
     #[prost(uint32, optional, tag = "3")]
     pub size: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnPipeDataEntry>,
 }
 impl ::prost::Name for PipeDataEntry {
 const NAME: &'static str = "pipe_data_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "pipe_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pipe_data_entry".into() }}
+/// More about the content of a pipe.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnPipeDataEntry {
+    /// Lengths of the packets, in packet mode.
+    #[prost(uint32, repeated, packed = "false", tag = "1")]
+    pub packets: ::prost::alloc::vec::Vec<u32>,
+}
+impl ::prost::Name for FirnPipeDataEntry {
+const NAME: &'static str = "firn_pipe_data_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_pipe_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_pipe_data_entry".into() }}
 /// One end of a pipe; both ends have the same pipe_id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PipeEntry {
@@ -2944,11 +2958,25 @@ pub struct PipeEntry {
     pub flags: u32,
     #[prost(message, required, tag = "4")]
     pub fown: FownEntry,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnPipeEntry>,
 }
 impl ::prost::Name for PipeEntry {
 const NAME: &'static str = "pipe_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "pipe_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pipe_entry".into() }}
+/// More about an end of a pipe.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnPipeEntry {
+    /// O_DIRECT, which is not among the other flags.
+    #[prost(uint32, optional, tag = "1")]
+    pub flags: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnPipeEntry {
+const NAME: &'static str = "firn_pipe_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_pipe_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_pipe_entry".into() }}
 /// A process: pids as its namespace sees them, and its threads, leader first.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PstreeEntry {
