@@ -11,23 +11,23 @@ use crate::{ImageKind, ImageReadError, ImageReader, Payload};
 
 /// What a message says about its payload.
 #[derive(Debug)]
-pub(crate) struct Sizes(Vec<(String, u64)>);
+pub(crate) struct Sizes(Vec<(&'static str, u64)>);
 
 impl Sizes {
     /// Collects the numbers of a message.
-    pub(crate) fn of(shape: &MessageShape, message: &[u8]) -> Self {
+    pub(crate) fn of(shape: &'static MessageShape, message: &[u8]) -> Self {
         let numbers = records(message).flatten().filter_map(|record| {
             let WireValue::Varint(value) = record.value else {
                 return None;
             };
-            Some((shape.field(record.number)?.name.clone(), value))
+            Some((&*shape.field(record.number)?.name, value))
         });
         Self(numbers.take(64).collect())
     }
 
     /// Gives a number, or 0 where it is absent.
     pub(crate) fn get(&self, field: &str) -> u64 {
-        let found = self.0.iter().rev().find(|(name, _)| name == field);
+        let found = self.0.iter().rev().find(|(name, _)| *name == field);
         found.map_or(0, |(_, value)| *value)
     }
 }

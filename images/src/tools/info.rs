@@ -216,7 +216,7 @@ fn task(dir: &ImageDir, set: &SetImages, entry: &PstreeEntry, depth: usize) -> T
             false => entry.threads.clone(),
         },
         memory: mm
-            .map(|mm| memory::of_task(mm, set.pagemaps.get(&pid)))
+            .map(|mm| memory::of_task(set, mm, set.pagemaps.get(&pid)))
             .unwrap_or_default(),
     }
 }

@@ -1,5 +1,6 @@
 //! JSON text, laid out as crit lays it out.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use super::render::{Render, Scalar};
@@ -61,10 +62,18 @@ impl<W: Write> JsonWriter<W> {
         self.failed.is_some()
     }
 
+    fn put_formatted(&mut self, text: fmt::Arguments<'_>) {
+        if self.failed.is_none() {
+            self.failed = self.out.write_fmt(text).err();
+        }
+    }
+
     fn line(&mut self) {
         if self.style == JsonStyle::Pretty {
-            let indent = 4 * self.open.len();
-            self.put(format!("\n{:indent$}", "").as_bytes());
+            self.put(b"\n");
+            for _ in 0..self.open.len() {
+                self.put(b"    ");
+            }
         }
     }
 
@@ -99,11 +108,18 @@ impl<W: Write> JsonWriter<W> {
     }
 
     fn string(&mut self, text: &str) {
-        let mut escaped = String::with_capacity(text.len() + 2);
-        escaped.push('"');
-        escape_into(&mut escaped, text);
-        escaped.push('"');
-        self.put(escaped.as_bytes());
+        self.put(b"\"");
+        if text
+            .bytes()
+            .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
+        {
+            self.put(text.as_bytes());
+        } else {
+            let mut escaped = String::with_capacity(text.len() + 8);
+            escape_into(&mut escaped, text);
+            self.put(escaped.as_bytes());
+        }
+        self.put(b"\"");
     }
 
     /// Writes a string value.
@@ -172,16 +188,19 @@ impl<W: Write> Render for JsonWriter<W> {
                 }
             },
             Scalar::Word(word) => self.text(word),
-            Scalar::Hex(value) => self.text(&format!("{value:#x}")),
+            Scalar::Hex(value) => {
+                self.separate();
+                self.put_formatted(format_args!("\"{value:#x}\""));
+            }
             Scalar::SocketName(bytes) => self.text(&to_quoted(bytes)),
             Scalar::Bytes(bytes) => self.bytes(bytes),
             Scalar::Unsigned(value) => {
                 self.separate();
-                self.put(value.to_string().as_bytes());
+                self.put_formatted(format_args!("{value}"));
             }
             Scalar::Signed(value) => {
                 self.separate();
-                self.put(value.to_string().as_bytes());
+                self.put_formatted(format_args!("{value}"));
             }
             Scalar::Bool(value) => {
                 self.separate();

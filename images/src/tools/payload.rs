@@ -13,7 +13,7 @@ use crate::{ImageKind, Payload};
 pub(crate) fn payload(
     kind: ImageKind,
     index: u64,
-    shape: &MessageShape,
+    shape: &'static MessageShape,
     message: &[u8],
     extra: Option<&Value>,
 ) -> Result<Vec<u8>, JsonFault> {

@@ -106,12 +106,12 @@ impl Schema {
     }
 
     /// Gives a message of the table of kinds.
-    pub(crate) fn message(&self, name: &str) -> &MessageShape {
+    pub(crate) fn message(&'static self, name: &str) -> &'static MessageShape {
         self.at(self.by_name[name])
     }
 
     /// Gives the message of a field.
-    pub(crate) fn at(&self, index: usize) -> &MessageShape {
+    pub(crate) fn at(&'static self, index: usize) -> &'static MessageShape {
         &self.messages[index]
     }
 }

@@ -25,8 +25,13 @@ pub(super) fn check_files(set: &SetImages, found: &mut Findings) {
     if set.is_damaged(ImageKind::Files, 0) {
         return;
     }
+    let sockets = set
+        .files
+        .values()
+        .filter_map(|file| file.message.usk.as_ref());
+    let inodes: BTreeSet<u32> = sockets.map(|socket| socket.ino).collect();
     for placed in set.files.values() {
-        check_entry(set, placed, found);
+        check_entry(set, placed, &inodes, found);
     }
     check_tables(set, found);
     check_directories(set, found);
@@ -75,7 +80,12 @@ fn type_name(kind: i32) -> String {
     FdTypes::try_from(kind).map_or_else(|_| kind.to_string(), |kind| kind.as_str_name().to_owned())
 }
 
-fn check_entry(set: &SetImages, placed: &Placed<FileEntry>, found: &mut Findings) {
+fn check_entry(
+    set: &SetImages,
+    placed: &Placed<FileEntry>,
+    inodes: &BTreeSet<u32>,
+    found: &mut Findings,
+) {
     let file = &placed.message;
     let mut bad = |fault| found.entry(ImageKind::Files, 0, placed, fault);
     if inner_id(file) != Some(file.id) {
@@ -109,15 +119,9 @@ fn check_entry(set: &SetImages, placed: &Placed<FileEntry>, found: &mut Findings
             bad(dangling(format!("memfd {}", file.id), "memfd inode", inode));
         }
     }
-    if let Some(socket) = file.usk.as_ref().filter(|socket| socket.peer != 0) {
-        let inodes = set.files.values().filter_map(|f| f.message.usk.as_ref());
-        if !inodes.into_iter().any(|other| other.ino == socket.peer) {
-            bad(dangling(
-                format!("socket {}", file.id),
-                "peer socket",
-                socket.peer,
-            ));
-        }
+    let peers = file.usk.as_ref().map(|socket| socket.peer);
+    if let Some(peer) = peers.filter(|peer| *peer != 0 && !inodes.contains(peer)) {
+        bad(dangling(format!("socket {}", file.id), "peer socket", peer));
     }
     if let Some(socket) = file.isk.as_ref().filter(|socket| has_stream(set, socket)) {
         let ino = socket.ino.into();

@@ -1,6 +1,6 @@
 //! Open files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use firn_proto::{FdTypes, FileEntry, InetSkEntry, UnixSkEntry};
@@ -16,6 +16,8 @@ pub struct FileInfo {
     pub kind: &'static str,
     /// Path, address or number.
     pub name: String,
+    /// Whether its path no longer leads to it, so that the checkpoint has its content or a link.
+    pub deleted: bool,
     /// Bytes that wait in it.
     pub waiting_bytes: u64,
     /// Its descriptors.
@@ -34,20 +36,21 @@ pub struct DescriptorInfo {
 /// Lists the files that have descriptors, by kind.
 pub(super) fn files(set: &SetImages) -> Vec<FileInfo> {
     let mut descriptors: BTreeMap<(i32, u32), Vec<DescriptorInfo>> = BTreeMap::new();
+    let owners = set.ids.iter().rev();
+    let owners: BTreeMap<u64, u64> = owners
+        .map(|(pid, ids)| (u64::from(ids.files_id), *pid))
+        .collect();
     for (table, entries) in &set.fdinfos {
-        let owner = set
-            .ids
-            .iter()
-            .find(|(_, ids)| u64::from(ids.files_id) == *table);
-        let pid = owner
-            .and_then(|(pid, _)| u32::try_from(*pid).ok())
-            .unwrap_or(0);
+        let owner = owners.get(table).copied();
+        let pid = owner.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0);
         for entry in entries {
             let (key, fd) = ((entry.message.r#type, entry.message.id), entry.message.fd);
             let descriptor = DescriptorInfo { pid, fd };
             descriptors.entry(key).or_default().push(descriptor);
         }
     }
+    let deleted: BTreeSet<u32> = set.remaps.iter().map(|r| r.message.orig_id).collect();
+    let waiting = Waiting::of(set);
     let mut files: Vec<FileInfo> = descriptors
         .into_iter()
         .filter_map(|(key, descriptors)| {
@@ -55,7 +58,8 @@ pub(super) fn files(set: &SetImages) -> Vec<FileInfo> {
             Some(FileInfo {
                 kind: kind_of(file),
                 name: name_of(set, file),
-                waiting_bytes: waiting(set, file),
+                deleted: deleted.contains(&file.id),
+                waiting_bytes: waiting.in_file(file),
                 descriptors,
             })
         })
@@ -189,26 +193,39 @@ fn unix_name(socket: &UnixSkEntry) -> String {
     format!("{kind} {name}{peer} {}", state_name(socket.state))
 }
 
-/// Counts the bytes that wait in a pipe or socket.
-fn waiting(set: &SetImages, file: &FileEntry) -> u64 {
-    let pipe = file
-        .pipe
-        .as_ref()
-        .map(|pipe| (&set.pipes_data, pipe.pipe_id));
-    let fifo = file
-        .fifo
-        .as_ref()
-        .map(|fifo| (&set.fifos_data, fifo.pipe_id));
-    if let Some((data, id)) = pipe.or(fifo) {
-        let content = data.iter().filter(|data| data.message.pipe_id == id);
-        return content.map(|data| u64::from(data.message.bytes)).sum();
+/// Bytes that wait, by the number of the pipe, fifo or socket.
+#[derive(Debug, Default)]
+struct Waiting {
+    pipes: BTreeMap<u32, u64>,
+    fifos: BTreeMap<u32, u64>,
+    sockets: BTreeMap<u32, u64>,
+}
+
+impl Waiting {
+    fn of(set: &SetImages) -> Self {
+        let mut waiting = Self::default();
+        for (data, sums) in [
+            (&set.pipes_data, &mut waiting.pipes),
+            (&set.fifos_data, &mut waiting.fifos),
+        ] {
+            for content in data.iter().map(|placed| &placed.message) {
+                *sums.entry(content.pipe_id).or_default() += u64::from(content.bytes);
+            }
+        }
+        for packet in set.packets.iter().map(|placed| &placed.message) {
+            let sum = waiting.sockets.entry(packet.id_for).or_default();
+            *sum += u64::from(packet.length);
+        }
+        waiting
     }
-    if file.usk.is_none() {
-        return 0;
+
+    fn in_file(&self, file: &FileEntry) -> u64 {
+        let sum = match (&file.pipe, &file.fifo, &file.usk) {
+            (Some(pipe), _, _) => self.pipes.get(&pipe.pipe_id),
+            (_, Some(fifo), _) => self.fifos.get(&fifo.pipe_id),
+            (_, _, Some(_)) => self.sockets.get(&file.id),
+            _ => None,
+        };
+        sum.copied().unwrap_or(0)
     }
-    let packets = set
-        .packets
-        .iter()
-        .filter(|packet| packet.message.id_for == file.id);
-    packets.map(|packet| u64::from(packet.message.length)).sum()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use firn_proto::{MmEntry, VmaEntry};
+use firn_proto::{FdTypes, MemfdInodeEntry, MmEntry, VmaEntry};
 use serde::Serialize;
 
 use super::TaskInfo;
@@ -43,14 +43,33 @@ impl MemoryInfo {
     }
 }
 
+/// Name of the memory file that the kernel keeps shared anonymous memory in.
+const SHARED_ANONYMOUS: &[u8] = b"/dev/zero";
+
+/// Names the kind of a memory file.
+fn kind_of_memfd(memfd: Option<&MemfdInodeEntry>) -> &'static str {
+    match memfd {
+        Some(memfd) if memfd.name == SHARED_ANONYMOUS => "shared",
+        _ => "memfd",
+    }
+}
+
+/// Finds the memory file that a mapping maps.
+fn memfd_of<'set>(set: &'set SetImages, vma: &VmaEntry) -> Option<&'set MemfdInodeEntry> {
+    let file = set.file(FdTypes::Memfd, u32::try_from(vma.shmid).ok()?)?;
+    let inode = u64::from(file.memfd.as_ref()?.inode_id);
+    let mut memfds = set.memfds.iter().map(|placed| &placed.message);
+    memfds.find(|memfd| memfd.inode_id == inode)
+}
+
 /// Names the kind of a mapping; `None` for one that is no memory (a guard region).
-fn kind_of(mm: &MmEntry, vma: &VmaEntry) -> Option<&'static str> {
+fn kind_of(set: &SetImages, mm: &MmEntry, vma: &VmaEntry) -> Option<&'static str> {
     let has = |bits| vma.status & bits != 0;
     let holds_stack = (vma.start..vma.end).contains(&mm.mm_start_stack);
     Some(match () {
         () if has(status::GUARD) => return None,
         () if has(status::VDSO | status::VVAR | status::VSYSCALL) => "kernel",
-        () if has(status::MEMFD) => "memfd",
+        () if has(status::MEMFD) => kind_of_memfd(memfd_of(set, vma)),
         () if has(status::SYSVIPC | status::ANON_SHARED) => "shared",
         () if has(status::AIORING | status::SOCKET | status::PLUGIN) => "device",
         () if has(status::FILE_SHARED) => "file-shared",
@@ -63,13 +82,14 @@ fn kind_of(mm: &MmEntry, vma: &VmaEntry) -> Option<&'static str> {
 
 /// Sums up the memory of a process.
 pub(super) fn of_task(
+    set: &SetImages,
     mm: &MmEntry,
     pagemap: Option<&Pagemap>,
 ) -> BTreeMap<&'static str, MemoryInfo> {
     let mut kinds: BTreeMap<&'static str, MemoryInfo> = BTreeMap::new();
     let runs = pagemap.map(|pagemap| &pagemap.runs[..]).unwrap_or_default();
     for vma in mm.vmas.iter().filter(|vma| vma.start < vma.end) {
-        let Some(kind) = kind_of(mm, vma) else {
+        let Some(kind) = kind_of(set, mm, vma) else {
             continue;
         };
         let sum = kinds.entry(kind).or_default();
@@ -89,16 +109,11 @@ pub(super) fn total(set: &SetImages, tasks: &[TaskInfo]) -> BTreeMap<&'static st
     for (kind, memory) in tasks.iter().flat_map(|task| &task.memory) {
         kinds.entry(kind).or_default().add(memory);
     }
-    let memfds = set
-        .memfds
-        .iter()
-        .map(|memfd| u64::from(memfd.message.shmid));
-    let memfds: Vec<u64> = memfds.collect();
+    let memfds = set.memfds.iter().map(|placed| &placed.message);
+    let memfds: BTreeMap<u64, _> = memfds.map(|memfd| (memfd.shmid.into(), memfd)).collect();
     for (id, pagemap) in &set.shmem_pagemaps {
-        let kind = match memfds.contains(id) {
-            true => "memfd",
-            false => "shared",
-        };
+        let memfd = memfds.get(id).copied();
+        let kind = memfd.map_or("shared", |memfd| kind_of_memfd(Some(memfd)));
         let sum = kinds.entry(kind).or_default();
         for run in &pagemap.runs {
             sum.add_contents(run.flags, run.end() - run.vaddr);

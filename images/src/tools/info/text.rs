@@ -140,6 +140,9 @@ fn write_files(f: &mut Formatter<'_>, files: &[FileInfo]) -> fmt::Result {
         writeln!(f, "  {} ({})", group[0].kind, group.len())?;
         for file in group.iter().take(LISTED) {
             write!(f, "    {}", printable(&file.name))?;
+            if file.deleted {
+                write!(f, " (deleted)")?;
+            }
             if file.waiting_bytes > 0 {
                 write!(f, ", {} waiting", size(file.waiting_bytes))?;
             }
