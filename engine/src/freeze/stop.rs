@@ -220,8 +220,11 @@ fn wont_stop(tid: Pid, timeout: Duration) -> FreezeError {
 
 /// Waits for the tracer's part of the death of killed tasks, so that nothing of them is left when their
 /// own parents have reaped them.
+///
+/// Threads come before their leader, which was seized first: the kernel reports a leader's end only when
+/// its tracer has seen those of all its other threads.
 pub fn reap_killed(tree: &Tree, seized: &[Pid]) {
-    for &tid in seized {
+    for &tid in seized.iter().rev() {
         while matches!(wait::wait(tid), Ok(status) if !matches!(status, WaitStatus::Ended(_))) {}
     }
     tracing::debug!(tasks = tree.tasks.len(), "killed");
