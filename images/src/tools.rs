@@ -5,6 +5,25 @@
 //! * [`show`] prints a line for each entry.
 //! * [`info`] explains a checkpoint to a person, as text or JSON.
 //! * [`check`] proves that a directory is whole, or lists all that is wrong with it.
+//!
+//! ```
+//! use firn_images::tools::{JsonStyle, decode_file, encode};
+//! use firn_images::{ImageKind, write_single};
+//! use firn_proto::StatsEntry;
+//!
+//! let dir = tempfile::tempdir()?;
+//! write_single(dir.path(), ImageKind::StatsDump, &StatsEntry::default())?;
+//! let path = dir.path().join("stats-dump");
+//!
+//! let mut json = Vec::new();
+//! decode_file(&path, JsonStyle::Compact, &mut json)?;
+//! assert_eq!(json, b"{\"magic\": \"STATS\", \"entries\": [{}]}\n");
+//!
+//! let mut image = Vec::new();
+//! encode(&json[..], &mut image)?;
+//! assert_eq!(image, std::fs::read(&path)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod check;
 #[cfg(test)]

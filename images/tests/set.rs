@@ -88,6 +88,7 @@ fn payload_and_large_images_survive() {
                 pipe_id,
                 bytes,
                 size: Some(65536),
+                firn: None,
             })
             .expect("entry");
         match pipe_id {

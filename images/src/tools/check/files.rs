@@ -236,6 +236,12 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
             if !known.contains(&id) {
                 found.entry(kind, 0, placed, dangling("pipe_id", "pipe", id));
             }
+            let firn = placed.message.firn.as_ref();
+            let packets = firn.map(|firn| firn.packets.iter().map(|len| u64::from(*len)).sum());
+            if let Some(value) = packets.filter(|sum: &u64| *sum != placed.message.bytes.into()) {
+                let field = "sum of the packets' lengths";
+                found.entry(kind, 0, placed, Fault::Value { field, value });
+            }
             if !seen.insert(id) {
                 let (what, id) = ("content of pipe", id.into());
                 found.entry(kind, 0, placed, Fault::Twice { what, id });

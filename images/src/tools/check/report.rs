@@ -69,16 +69,24 @@ impl fmt::Display for CheckReport {
         for remark in &self.remarks {
             writeln!(f, "note: {remark}")?;
         }
-        let counts = format!(
-            "{} images, {} tasks, {} threads, {} pages",
-            self.images, self.tasks, self.threads, self.pages
-        );
-        match self.problems.len() {
-            0 => writeln!(f, "whole: {counts}"),
-            1 => writeln!(f, "1 problem: {counts}"),
-            many => writeln!(f, "{many} problems: {counts}"),
-        }
+        let pages = usize::try_from(self.pages).unwrap_or(usize::MAX);
+        let counts = [
+            counted(self.images, "image"),
+            counted(self.tasks, "task"),
+            counted(self.threads, "thread"),
+            counted(pages, "page"),
+        ];
+        let verdict = match self.problems.len() {
+            0 => "whole".to_owned(),
+            problems => counted(problems, "problem"),
+        };
+        writeln!(f, "{verdict}: {}", counts.join(", "))
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 fn as_text<S: serde::Serializer>(fault: &Fault, to: S) -> Result<S::Ok, S::Error> {

@@ -57,7 +57,7 @@ fn a_directory_of_criu_is_whole() {
     assert_eq!(counts, (13, 1, 1, 28));
     assert_eq!(
         report.to_string(),
-        "whole: 13 images, 1 tasks, 1 threads, 28 pages\n"
+        "whole: 13 images, 1 task, 1 thread, 28 pages\n"
     );
 }
 
