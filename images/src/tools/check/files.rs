@@ -238,7 +238,8 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
             }
             let firn = placed.message.firn.as_ref();
             let packets = firn.map(|firn| firn.packets.iter().map(|len| u64::from(*len)).sum());
-            if let Some(value) = packets.filter(|sum: &u64| *sum != placed.message.bytes.into()) {
+            if let Some(value) = packets.filter(|sum: &u64| *sum != u64::from(placed.message.bytes))
+            {
                 let field = "sum of the packets' lengths";
                 found.entry(kind, 0, placed, Fault::Value { field, value });
             }
