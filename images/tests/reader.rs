@@ -154,6 +154,7 @@ fn payload_is_bounded_by_the_file() {
         pipe_id: 1,
         bytes: 1 << 30,
         size: None,
+        firn: None,
     };
     let bytes = image(
         ImageKind::PipesData,
