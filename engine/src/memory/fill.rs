@@ -10,13 +10,13 @@ use firn_sys::{Errno, Pid};
 use super::image::MemoryImage;
 use super::piece::Piece;
 use super::plan::MemoryPlan;
-use super::range::AddressRange;
+use super::range::{AddressRange, HUGE_PAGE_SIZE};
 use crate::cancel::CancelFlag;
 
 /// Bytes read and then written at once: small enough to stay in a core's cache.
 const BATCH_BYTES: u64 = 512 << 10;
 /// From here on several workers are faster than one.
-const PARALLEL_BATCHES: usize = 8;
+const PARALLEL_UNITS: usize = 4;
 
 /// Failure to fill the memory of a task.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,7 @@ fn push_batches<'a>(
         let mut rest = *piece;
         while !rest.is_empty() {
             let room = batches.last().map_or(0, |last| {
-                let goes_on = last.pid == pid
+                let goes_on = last.huge_page() == (pid, rest.target / HUGE_PAGE_SIZE)
                     && last.pieces.len() < MAX_RANGES
                     && last
                         .pieces
@@ -138,6 +138,7 @@ fn push_batches<'a>(
                 });
             }
             let room = if room == 0 { BATCH_BYTES } else { room };
+            let room = room.min(HUGE_PAGE_SIZE - rest.target % HUGE_PAGE_SIZE);
             let end = rest.range.end.min(rest.range.start + room);
             let part = rest.within(AddressRange::new(rest.range.start, end));
             let last = batches.last_mut().expect("one was pushed");
@@ -149,20 +150,24 @@ fn push_batches<'a>(
 }
 
 fn run(batches: &[Batch<'_>], how: &PageFill<'_>) -> Result<(), MemoryFillError> {
-    if batches.is_empty() {
+    // Two workers in one huge page would both make it, and one of them for nothing.
+    let units: Vec<&[Batch<'_>]> = batches
+        .chunk_by(|a, b| a.huge_page() == b.huge_page())
+        .collect();
+    if units.is_empty() {
         return Ok(());
     }
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
     let work = || {
-        if let Err(error) = worker(batches, &next, how) {
-            // The others stop at their next batch.
-            next.store(batches.len(), Ordering::Relaxed);
+        if let Err(error) = worker(&units, &next, how) {
+            // The others stop at their next unit.
+            next.store(units.len(), Ordering::Relaxed);
             let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
             failure.get_or_insert(error);
         }
     };
-    if batches.len() < PARALLEL_BATCHES || how.workers < 2 {
+    if units.len() < PARALLEL_UNITS || how.workers < 2 {
         work();
     } else {
         std::thread::scope(|scope| {
@@ -177,27 +182,36 @@ fn run(batches: &[Batch<'_>], how: &PageFill<'_>) -> Result<(), MemoryFillError>
 }
 
 fn worker(
-    batches: &[Batch<'_>],
+    units: &[&[Batch<'_>]],
     next: &AtomicUsize,
     how: &PageFill<'_>,
 ) -> Result<(), MemoryFillError> {
-    let largest = batches.iter().map(|batch| batch.len).max().unwrap_or(0);
-    let window = Window::anonymous(largest.max(1)).map_err(|source| MemoryFillError::Read {
-        path: "pages".to_owned(),
-        source,
-    })?;
-    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+    let largest = units.iter().copied().flatten().map(|batch| batch.len).max();
+    let window =
+        Window::anonymous(largest.unwrap_or(1)).map_err(|source| MemoryFillError::Read {
+            path: "pages".to_owned(),
+            source,
+        })?;
+    while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
         if how.cancel.is_cancelled() {
             return Err(MemoryFillError::Cancelled);
         }
-        batch.read(&window)?;
-        batch.write(&window)?;
-        how.written.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+        for batch in *unit {
+            batch.read(&window)?;
+            batch.write(&window)?;
+            how.written.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+        }
     }
     Ok(())
 }
 
 impl Batch<'_> {
+    /// The huge page that it begins in.
+    fn huge_page(&self) -> (Pid, u64) {
+        let target = self.pieces.first().map_or(0, |piece| piece.target);
+        (self.pid, target / HUGE_PAGE_SIZE)
+    }
+
     fn read(&self, window: &Window) -> Result<(), MemoryFillError> {
         let first = &self.pieces[0];
         let pages = &self.image.pages().files()[first.file];
