@@ -1,5 +1,8 @@
 //! Descriptors for the mappings of restored tasks.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
 use super::emit::MappingFds;
 use super::error::SourceError;
 use super::shared_restore::SharedRestore;
@@ -31,6 +34,22 @@ impl MappingFds for Descriptors<'_> {
     }
 
     fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError> {
-        Ok(self.files.link_fd(file_id, Some(0))?)
+        let fd = self.files.link_fd(file_id, Some(0))?;
+        Ok(if is_own_executable(fd) { KEPT } else { fd })
     }
+}
+
+/// What tells the kernel to leave a task its executable.
+const KEPT: i32 = -1;
+
+/// Whether the descriptor is of the program that restores. A task is born with that one as its
+/// executable, and the kernel refuses to exchange an executable for itself once it is mapped.
+fn is_own_executable(fd: i32) -> bool {
+    let own = Path::new("/proc/self/exe");
+    let other = PathBuf::from(format!("/proc/self/fd/{fd}"));
+    let file = |path: &Path| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.dev(), meta.ino(), std::fs::read_link(path).ok()?))
+    };
+    file(own).is_some_and(|own| file(&other) == Some(own))
 }
