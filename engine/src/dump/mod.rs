@@ -16,7 +16,7 @@
 mod error;
 mod inventory;
 mod options;
-mod report;
+pub(crate) mod report;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +41,7 @@ use crate::tree::{Task, TaskState, Tree};
 pub use error::DumpError;
 pub use options::{Dump, DumpOptions, Leave};
 pub use report::DumpReport;
+pub(crate) use report::micros;
 
 /// Flags to open directories and executables of tasks with.
 const O_PATH_LIKE: u32 = 0;

@@ -46,6 +46,15 @@ pub fn gettid() -> Pid {
     Pid::from_raw(nix::unistd::gettid().as_raw())
 }
 
+/// Secure bits of the calling thread.
+///
+/// Source: man 2 PR_GET_SECUREBITS.
+pub fn securebits() -> u32 {
+    // SAFETY: PR_GET_SECUREBITS takes no pointer.
+    let bits = unsafe { libc::prctl(libc::PR_GET_SECUREBITS) };
+    u32::try_from(bits).unwrap_or(0)
+}
+
 /// Address, length and signature of the rseq area that libc registered for the calling thread, or None.
 ///
 /// Source: glibc 2.35 manual, `__rseq_offset`.

@@ -15,6 +15,8 @@
 
 use std::arch::global_asm;
 
+use super::regs::SYSCALL_INSTRUCTION;
+
 global_asm!(
     ".pushsection .rodata.firn_executor, \"a\", @progbits",
     ".balign 64",
@@ -157,6 +159,16 @@ pub fn executor_code() -> &'static [u8] {
     let len = end.addr() - start.addr();
     // SAFETY: both symbols delimit one read-only section of this binary, defined right above.
     unsafe { std::slice::from_raw_parts(start, len) }
+}
+
+/// Offset in the executor of an instruction that makes a system call.
+///
+/// # Panics
+/// Never: the executor does little else.
+pub fn executor_syscall_offset() -> u64 {
+    let code = executor_code();
+    let at = code.windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
+    u64::try_from(at.expect("the executor makes system calls")).expect("a small offset")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod syscalls;
 mod xsave;
 
 pub use cpu::cpu_model;
-pub use executor::executor_code;
+pub use executor::{executor_code, executor_syscall_offset};
 pub use jump::jump;
 pub use syscalls::syscall_name;
 pub use xsave::{XsaveError, XsaveLayout};

@@ -1,0 +1,263 @@
+//! Reading a checkpoint: everything is understood and checked before anything is made.
+
+use std::collections::HashSet;
+
+use firn_images::{IMG_VERSION, ImageDir, ImageKind};
+use firn_proto::{CoreEntry, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, core_entry};
+use firn_sys::Pid;
+
+use super::RestoreError;
+use crate::memory::MemoryImage;
+use crate::tree::{Task, TaskState, Tree};
+
+/// Versions of image sets that can be restored: 1 has single magics, 2 is written today.
+const VERSIONS: [u32; 2] = [1, IMG_VERSION];
+/// Task states as images number them.
+const STATE_DEAD: u32 = 2;
+const STATE_STOPPED: u32 = 3;
+const STATE_ZOMBIE: u32 = 6;
+const SIGSTOP: i32 = 19;
+
+/// Everything that the images say about a living task.
+#[derive(Debug)]
+pub(super) struct LivingTask {
+    /// One per thread, the leader's first.
+    pub cores: Vec<CoreEntry>,
+    pub ids: TaskKobjIdsEntry,
+    pub fs: FsEntry,
+    memory: Option<MemoryImage>,
+}
+
+impl LivingTask {
+    /// The process part of the leader's core image.
+    pub fn process(&self) -> &TaskCoreEntry {
+        self.cores[0].tc.as_ref().expect("checked while loading")
+    }
+
+    /// The memory images, until they are taken to be planned.
+    ///
+    /// # Panics
+    /// If they were taken.
+    pub fn memory(&self) -> &MemoryImage {
+        self.memory.as_ref().expect("not planned yet")
+    }
+
+    /// Hands the memory images over to be planned.
+    pub fn take_memory(&mut self) -> MemoryImage {
+        self.memory.take().expect("planned once")
+    }
+
+    /// Instruction pointers of all threads.
+    pub fn instruction_pointers(&self) -> Vec<u64> {
+        self.cores
+            .iter()
+            .filter_map(|core| Some(core.thread_info.as_ref()?.gpregs.ip))
+            .collect()
+    }
+}
+
+/// A dead task.
+#[derive(Debug)]
+pub(super) struct DeadTask {
+    pub core: TaskCoreEntry,
+    pub status: i32,
+}
+
+/// One task of the checkpoint.
+#[derive(Debug)]
+pub(super) enum LoadedTask {
+    Living(Box<LivingTask>),
+    Dead(Box<DeadTask>),
+}
+
+/// A whole checkpoint.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    pub tree: Tree,
+    /// In the order of the tree.
+    pub tasks: Vec<LoadedTask>,
+}
+
+/// Reads all images of tasks.
+pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
+    if !images.is_complete() {
+        return Err(RestoreError::Incomplete(images.path().to_owned()));
+    }
+    let inventory = images.inventory()?;
+    if !VERSIONS.contains(&inventory.img_version) {
+        return Err(RestoreError::Version(inventory.img_version));
+    }
+    let entries: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, 0)?;
+    let mut tree = tree_of(&entries)?;
+    let root_ids = inventory.root_ids.unwrap_or_default();
+    let mut tasks = Vec::with_capacity(tree.tasks.len());
+    for task in &mut tree.tasks {
+        tasks.push(load_task(images, task, &root_ids)?);
+    }
+    Ok(Checkpoint { tree, tasks })
+}
+
+fn tree_of(entries: &[PstreeEntry]) -> Result<Tree, RestoreError> {
+    let corrupt = |what: String| RestoreError::Corrupt {
+        image: "pstree.img",
+        what,
+    };
+    let mut seen = HashSet::new();
+    let mut tasks = Vec::with_capacity(entries.len());
+    for (nth, entry) in entries.iter().enumerate() {
+        let pid = Pid::from_image(entry.pid);
+        if pid.raw() <= 0 || !seen.insert(pid) {
+            return Err(corrupt(format!(
+                "entry {nth} has the impossible or repeated pid {pid}"
+            )));
+        }
+        let parent = Pid::from_image(entry.ppid);
+        if nth > 0 && !seen.contains(&parent) {
+            return Err(corrupt(format!(
+                "task {pid} stands before its parent {parent}"
+            )));
+        }
+        // Index 0 is the leader; older writers leave an arbitrary number there for zombies.
+        let others = entry
+            .threads
+            .iter()
+            .skip(1)
+            .map(|tid| Pid::from_image(*tid));
+        let threads: Vec<Pid> = std::iter::once(pid).chain(others).collect();
+        if threads[1..]
+            .iter()
+            .any(|tid| tid.raw() <= 0 || !seen.insert(*tid))
+        {
+            return Err(corrupt(format!(
+                "task {pid} has an impossible or repeated thread id"
+            )));
+        }
+        tasks.push(Task {
+            pid,
+            ppid: parent,
+            pgid: Pid::from_image(entry.pgid),
+            sid: Pid::from_image(entry.sid),
+            state: TaskState::Alive,
+            threads,
+        });
+    }
+    if tasks.is_empty() {
+        return Err(corrupt("there is no task in it".to_owned()));
+    }
+    Ok(Tree { tasks })
+}
+
+fn load_task(
+    images: &ImageDir,
+    task: &mut Task,
+    root_ids: &TaskKobjIdsEntry,
+) -> Result<LoadedTask, RestoreError> {
+    let pid = u64::from(task.pid.to_image());
+    let leader: CoreEntry = images.read_one(ImageKind::Core, pid)?;
+    check_arch(&leader, task.pid)?;
+    let Some(process) = leader.tc.clone() else {
+        return Err(RestoreError::CoreImage {
+            tid: task.pid,
+            what: "no process part (tc)",
+        });
+    };
+    if matches!(process.task_state, STATE_DEAD | STATE_ZOMBIE) {
+        let status = process.exit_code.cast_signed();
+        task.state = TaskState::Zombie(status);
+        task.threads.truncate(1);
+        return Ok(LoadedTask::Dead(Box::new(DeadTask {
+            core: process,
+            status,
+        })));
+    }
+    if process.task_state == STATE_STOPPED {
+        let signal = process.stop_signo.map_or(SIGSTOP, u32::cast_signed);
+        task.state = TaskState::Stopped(signal);
+    }
+    let mut cores = vec![leader];
+    for tid in &task.threads[1..] {
+        let core: CoreEntry = images.read_one(ImageKind::Core, u64::from(tid.to_image()))?;
+        check_arch(&core, *tid)?;
+        cores.push(core);
+    }
+    for (tid, core) in task.threads.iter().zip(&cores) {
+        if core.thread_info.is_none() || core.thread_core.is_none() {
+            return Err(RestoreError::CoreImage {
+                tid: *tid,
+                what: "no registers",
+            });
+        }
+    }
+    let ids: TaskKobjIdsEntry = images.read_one(ImageKind::Ids, pid)?;
+    check_namespaces(task.pid, &ids, root_ids)?;
+    Ok(LoadedTask::Living(Box::new(LivingTask {
+        cores,
+        ids,
+        fs: images.read_one(ImageKind::Fs, pid)?,
+        memory: Some(MemoryImage::load(images, task.pid)?),
+    })))
+}
+
+fn check_arch(core: &CoreEntry, tid: Pid) -> Result<(), RestoreError> {
+    let wanted: i32 = core_entry::March::X8664.into();
+    if core.mtype == wanted {
+        Ok(())
+    } else {
+        Err(RestoreError::CoreImage {
+            tid,
+            what: "the registers of another architecture",
+        })
+    }
+}
+
+fn check_namespaces(
+    pid: Pid,
+    ids: &TaskKobjIdsEntry,
+    root: &TaskKobjIdsEntry,
+) -> Result<(), RestoreError> {
+    let pairs = [
+        ("pid", ids.pid_ns_id, root.pid_ns_id),
+        ("net", ids.net_ns_id, root.net_ns_id),
+        ("ipc", ids.ipc_ns_id, root.ipc_ns_id),
+        ("uts", ids.uts_ns_id, root.uts_ns_id),
+        ("mnt", ids.mnt_ns_id, root.mnt_ns_id),
+        ("user", ids.user_ns_id, root.user_ns_id),
+        ("time", ids.time_ns_id, root.time_ns_id),
+    ];
+    for (name, theirs, dumpers) in pairs {
+        if theirs != dumpers && theirs.unwrap_or(0) != 0 {
+            return Err(RestoreError::Namespace { pid, name });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(pid: u32, ppid: u32, threads: &[u32]) -> PstreeEntry {
+        PstreeEntry {
+            pid,
+            ppid,
+            pgid: pid,
+            sid: pid,
+            threads: threads.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_tree_keeps_its_threads() {
+        let tree = tree_of(&[entry(5, 0, &[5, 6]), entry(7, 5, &[7])]).unwrap();
+        assert_eq!(tree.tasks[0].threads, [Pid::from_raw(5), Pid::from_raw(6)]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(tree_of(&[]).is_err());
+        assert!(tree_of(&[entry(0, 0, &[0])]).is_err());
+        assert!(tree_of(&[entry(5, 0, &[5]), entry(5, 5, &[5])]).is_err());
+        assert!(tree_of(&[entry(5, 0, &[5]), entry(6, 9, &[6])]).is_err());
+        assert!(tree_of(&[entry(5, 0, &[5, 5])]).is_err());
+    }
+}

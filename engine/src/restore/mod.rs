@@ -1,0 +1,469 @@
+//! The restore, as a story.
+//!
+//! ```text
+//! load        every image is read and understood
+//! check       CPU, pids, files, rights: whatever would fail is found before anything is made
+//! open        files, pipes and shared memory, by this process, once each
+//! plan        a program for every task, thread and helper
+//! fork        the root jumps into its program; the tree makes itself
+//! fill        memory, as soon as a task has mapped it
+//! take over   ptrace gives every thread its registers; the arena goes
+//! let go
+//! ```
+//!
+//! Until the last step an error kills what was made and removes it.
+
+mod error;
+mod hole;
+mod load;
+mod options;
+mod programs;
+mod report;
+mod run;
+mod takeover;
+mod thread;
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use firn_images::ImageDir;
+use firn_proto::CredsEntry;
+use firn_sys::{Pid, sched};
+
+use crate::cancel::CancelFlag;
+use crate::files::{FileRestoreError, FileStore};
+use crate::memory::{
+    AddressRange, MemoryFacts, MemoryPlan, PageFill, SharedRestore, TaskMemory, plan_tree,
+};
+use crate::program::Arena;
+use crate::progress::{Phase, Reporter};
+use crate::script::{ScriptAction, ScriptContext};
+use crate::task::attributes;
+use crate::task::relations::{Family, Role};
+use crate::task::status::Status;
+use crate::task::{creds, limits};
+use load::{Checkpoint, LoadedTask};
+use programs::{Ingredients, Programs};
+use run::NewTree;
+use thread::Inherited;
+
+pub use error::RestoreError;
+pub use options::{Restore, RestoreOptions};
+pub use report::RestoreReport;
+
+const CAP_SYS_RESOURCE: u32 = 24;
+/// The arena begins this far behind the start of the hole; the vdso is parked before it.
+const PARKING_LEN: u64 = 2 << 20;
+
+/// Runs a restore.
+pub(crate) fn run(
+    options: &RestoreOptions,
+    reporter: Reporter,
+    cancel: &CancelFlag,
+) -> Result<RestoreReport, RestoreError> {
+    Operation {
+        options,
+        reporter,
+        cancel,
+        started: Instant::now(),
+    }
+    .run()
+}
+
+/// Builds the programs of a restore and returns them in words; makes no task.
+pub(crate) fn plan(options: &RestoreOptions) -> Result<String, RestoreError> {
+    let cancel = CancelFlag::new();
+    let mut operation = Operation {
+        options,
+        reporter: Reporter::none(),
+        cancel: &cancel,
+        started: Instant::now(),
+    };
+    let images = ImageDir::open(&options.images_dir)?;
+    let loaded = operation.load(&images)?;
+    let written = AtomicU64::new(0);
+    let prepared = operation.prepare(&images, loaded, &written)?;
+    Ok(prepared.programs.set.to_string())
+}
+
+struct Operation<'a> {
+    options: &'a RestoreOptions,
+    reporter: Reporter,
+    cancel: &'a CancelFlag,
+    started: Instant,
+}
+
+/// Everything that is there before the first task is made.
+struct Prepared {
+    checkpoint: Checkpoint,
+    family: Family,
+    memory: Vec<Option<MemoryPlan>>,
+    /// Held open until the tasks have them.
+    files: FileStore,
+    shared: SharedRestore,
+    hole: AddressRange,
+    programs: Programs,
+}
+
+impl Operation<'_> {
+    fn run(&mut self) -> Result<RestoreReport, RestoreError> {
+        self.reporter.phase(Phase::Load);
+        let images = ImageDir::open(&self.options.images_dir)?;
+        let checkpoint = self.load(&images)?;
+        self.check(&checkpoint)?;
+        self.script(ScriptAction::PreRestore, None)?;
+        let xstate = takeover::prepare_xstate(&checkpoint.tasks, &checkpoint.tree)?;
+        let nr_sleepers = programs::nr_sleepers(&checkpoint);
+        let written = AtomicU64::new(0);
+        let prepared = self.prepare(&images, checkpoint, &written)?;
+        self.check_cancel()?;
+
+        self.reporter.phase(Phase::Fork);
+        let begun = Instant::now();
+        let placed = prepared
+            .programs
+            .set
+            .place(prepared.hole.start + PARKING_LEN);
+        let arena = Arena::create(&prepared.programs.set, placed)?;
+        let how = run::page_fill(&written, self.cancel);
+        let tree = NewTree::spawn(
+            &prepared.programs,
+            &arena,
+            &prepared.checkpoint,
+            &prepared.family,
+            self.cancel,
+            self.options.sibling,
+        )?;
+        self.reporter.phase(Phase::Fill);
+        let pages = prepared
+            .memory
+            .iter()
+            .flatten()
+            .map(MemoryPlan::restored_pages)
+            .sum::<u64>();
+        let reporter = &mut self.reporter;
+        tree.build(&prepared.memory, &how, |done| {
+            reporter.bytes(done, pages * 4096)
+        })?;
+        repair_moves(&prepared, &arena, &how)?;
+        let fork_time = begun.elapsed();
+        let warnings = self.outside_values(&prepared);
+        prepared.shared.seal()?;
+
+        self.reporter.phase(Phase::Resume);
+        let root = tree.root();
+        let taken = takeover::take_over(tree, prepared.hole, &xstate, nr_sleepers)?;
+        self.script(ScriptAction::PostRestore, Some(root))?;
+        self.check_cancel()?;
+        self.gentle_script(ScriptAction::PreResume, root);
+        taken.let_go(self.options.leave_stopped);
+        prepared.files.remove_link_remaps();
+        self.gentle_script(ScriptAction::PostResume, root);
+        let report = self.report(&prepared, root, pages, fork_time, warnings);
+        report.write_stats(&self.options.work_dir())?;
+        Ok(report)
+    }
+
+    fn load(&mut self, images: &ImageDir) -> Result<Checkpoint, RestoreError> {
+        let checkpoint = load::load(images)?;
+        self.reporter.tasks(checkpoint.tree.tasks.len());
+        Ok(checkpoint)
+    }
+
+    /// Refuses what can't work, before anything is made.
+    fn check(&self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        for (task, loaded) in checkpoint.tree.tasks.iter().zip(&checkpoint.tasks) {
+            for tid in &task.threads {
+                if std::fs::exists(format!("/proc/{tid}")).unwrap_or(false) {
+                    return Err(RestoreError::PidTaken {
+                        pid: *tid,
+                        by: who_has(*tid),
+                    });
+                }
+            }
+            if let LoadedTask::Living(living) = loaded {
+                let timers = living.process().timers.as_ref();
+                if timers.is_some_and(|timers| !timers.posix.is_empty()) {
+                    return Err(RestoreError::PosixTimers(task.pid));
+                }
+                for (tid, core) in task.threads.iter().zip(&living.cores) {
+                    if thread::part(core).seccomp_mode.unwrap_or(0) != 0 {
+                        return Err(RestoreError::Seccomp(*tid));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens and plans everything.
+    fn prepare(
+        &mut self,
+        images: &ImageDir,
+        mut checkpoint: Checkpoint,
+        written: &AtomicU64,
+    ) -> Result<Prepared, RestoreError> {
+        let family = Family::plan(&checkpoint.tree, self.options.shell_job)?;
+        let family = with_midwife_pids(family, &checkpoint);
+        let mut files = FileStore::load(images)?;
+        let executables: Vec<u32> = living(&checkpoint)
+            .map(|(_, task)| task.memory().exe_file_id())
+            .collect();
+        files.check(&self.options.file_options(), &executables)?;
+
+        let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
+        let mut shared = SharedRestore::load(images, memory_images)?;
+        shared.open_all(&run::page_fill(written, self.cancel))?;
+        files.open_all(&self.options.file_options(), &shared)?;
+
+        let mut used: Vec<AddressRange> = living(&checkpoint)
+            .flat_map(|(_, task)| task.memory().used_ranges())
+            .collect();
+        used.extend(hole::own_ranges());
+        let hole = hole::find(&used).ok_or(RestoreError::NoHole)?;
+        let directories = open_directories(&checkpoint, &mut files)?;
+        let facts = MemoryFacts {
+            vdso_choice: self.options.vdso,
+            ..MemoryFacts::probe()?
+        };
+        let memory = plan_memory(&mut checkpoint, &family, hole, &facts)?;
+        let own = inherited()?;
+        let ingredients = Ingredients {
+            checkpoint: &checkpoint,
+            family: &family,
+            memory: &memory,
+            kernel_vdso: facts.vdso.as_ref(),
+            parked_vdso: hole.start,
+            hole,
+            shared: &shared,
+            directories: &directories,
+            own: &own,
+            own_limits: &limits::read(Pid::this())?,
+            may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
+            is_own_root: &is_own_root,
+        };
+        let programs = programs::build(&ingredients, &mut files)?;
+        Ok(Prepared {
+            checkpoint,
+            family,
+            memory,
+            files,
+            shared,
+            hole,
+            programs,
+        })
+    }
+
+    /// Sets what is a file in /proc; returns what could not be set.
+    fn outside_values(&self, prepared: &Prepared) -> Vec<String> {
+        let mut warnings = prepared.programs.warnings.clone();
+        let own = attributes::oom_score_adj(Pid::this());
+        for (pid, task) in living(&prepared.checkpoint) {
+            let wanted = task.process().oom_score_adj;
+            if let Some(value) = wanted.filter(|_| wanted != own)
+                && let Err(error) = attributes::set_oom_score_adj(pid, value)
+            {
+                warnings.push(format!("task {pid}: oom_score_adj stays: {error}"));
+            }
+        }
+        warnings
+    }
+
+    fn report(
+        &self,
+        prepared: &Prepared,
+        root: Pid,
+        pages: u64,
+        fork_time: std::time::Duration,
+        warnings: Vec<String>,
+    ) -> RestoreReport {
+        let shared = prepared
+            .memory
+            .iter()
+            .flatten()
+            .map(MemoryPlan::shared_pages);
+        let (compared, skipped) = shared.fold((0, 0), |(a, b), (c, d)| (a + c, b + d));
+        RestoreReport {
+            pid: root,
+            tasks: prepared.checkpoint.tree.tasks.len(),
+            threads: prepared.checkpoint.tree.nr_threads(),
+            pages,
+            bytes: pages * 4096,
+            pages_compared: compared,
+            pages_shared: skipped,
+            fork_time,
+            total: self.started.elapsed(),
+            warnings,
+        }
+    }
+
+    fn check_cancel(&self) -> Result<(), RestoreError> {
+        if self.cancel.is_cancelled() {
+            Err(RestoreError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn script(&self, action: ScriptAction, root: Option<Pid>) -> Result<(), RestoreError> {
+        if self.options.scripts.is_empty() {
+            return Ok(());
+        }
+        let path = &self.options.images_dir;
+        let dir = std::fs::File::open(path).map_err(|source| RestoreError::ImagesDir {
+            path: path.clone(),
+            source,
+        })?;
+        let context = ScriptContext {
+            images_dir: dir.as_fd(),
+            init_pid: root,
+        };
+        Ok(self.options.scripts.run(action, &context)?)
+    }
+
+    /// A script whose failure is only logged.
+    fn gentle_script(&self, action: ScriptAction, root: Pid) {
+        if let Err(error) = self.script(action, Some(root)) {
+            tracing::error!("{action} script: {error}");
+        }
+    }
+}
+
+fn living(checkpoint: &Checkpoint) -> impl Iterator<Item = (Pid, &load::LivingTask)> {
+    checkpoint
+        .tree
+        .tasks
+        .iter()
+        .zip(&checkpoint.tasks)
+        .filter_map(|(task, loaded)| match loaded {
+            LoadedTask::Living(living) => Some((task.pid, &**living)),
+            LoadedTask::Dead(_) => None,
+        })
+}
+
+/// Gives midwives pids that no task of the tree has, so that they can be waited for.
+fn with_midwife_pids(mut family: Family, checkpoint: &Checkpoint) -> Family {
+    let tree = &checkpoint.tree;
+    let taken: std::collections::HashSet<Pid> = tree
+        .tasks
+        .iter()
+        .flat_map(|task| task.threads.iter().copied())
+        .collect();
+    let mut next = (2..).map(Pid::from_raw).filter(|pid| {
+        !taken.contains(pid) && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
+    });
+    for birth in family
+        .births
+        .iter_mut()
+        .filter(|birth| birth.role == Role::Midwife)
+    {
+        birth.pid = next.next();
+    }
+    family
+}
+
+fn plan_memory(
+    checkpoint: &mut Checkpoint,
+    family: &Family,
+    hole: AddressRange,
+    facts: &MemoryFacts,
+) -> Result<Vec<Option<MemoryPlan>>, RestoreError> {
+    let mut tasks = Vec::new();
+    let mut position = HashMap::new();
+    for nth in 0..checkpoint.tasks.len() {
+        let maker = family.births[family.of_task(nth)].maker;
+        let maker = maker.and_then(|maker| match family.births[maker].role {
+            Role::Task(maker) => position.get(&maker).copied(),
+            Role::Leader | Role::Midwife => None,
+        });
+        if let LoadedTask::Living(task) = &mut checkpoint.tasks[nth] {
+            position.insert(nth, tasks.len());
+            tasks.push(TaskMemory {
+                instruction_pointers: task.instruction_pointers(),
+                image: task.take_memory(),
+                maker,
+            });
+        }
+    }
+    let mut plans = plan_tree(tasks, hole, facts)?.into_iter();
+    let plan_of = |nth| {
+        if position.contains_key(&nth) {
+            plans.next()
+        } else {
+            None
+        }
+    };
+    Ok((0..checkpoint.tasks.len()).map(plan_of).collect())
+}
+
+/// Credentials and scheduling of this thread, which every restored task starts with.
+fn inherited() -> Result<Inherited, RestoreError> {
+    let me = Pid::this();
+    let status = Status::read(me, firn_sys::task::gettid())?;
+    let creds: CredsEntry = creds::to_image(&status, firn_sys::task::securebits());
+    let sched = sched::sched_getattr(Pid::from_raw(0))
+        .map_err(|source| RestoreError::Spawn { pid: me, source })?;
+    Ok(Inherited { creds, sched })
+}
+
+/// Descriptors of working and root directory of each task.
+fn open_directories(
+    checkpoint: &Checkpoint,
+    files: &mut FileStore,
+) -> Result<Vec<Option<(i32, i32)>>, FileRestoreError> {
+    checkpoint
+        .tasks
+        .iter()
+        .map(|loaded| match loaded {
+            LoadedTask::Dead(_) => Ok(None),
+            LoadedTask::Living(task) => {
+                let cwd = files.link_fd(task.fs.cwd_id, None)?;
+                Ok(Some((cwd, files.link_fd(task.fs.root_id, None)?)))
+            }
+        })
+        .collect()
+}
+
+/// True when the descriptor is this process's own root directory.
+fn is_own_root(fd: i32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let same =
+        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    match (
+        std::fs::metadata(format!("/proc/self/fd/{fd}")),
+        std::fs::metadata("/proc/self/root/"),
+    ) {
+        (Ok(a), Ok(b)) => same(a, b),
+        _ => false,
+    }
+}
+
+/// Writes again what could not be moved into place.
+fn repair_moves(
+    prepared: &Prepared,
+    arena: &Arena,
+    how: &PageFill<'_>,
+) -> Result<(), RestoreError> {
+    for (nth, plan) in prepared.memory.iter().enumerate() {
+        let Some(plan) = plan else { continue };
+        let pid = prepared.checkpoint.tree.tasks[nth].pid;
+        let program = prepared.programs.of_threads[nth][0];
+        let result = |slot| arena.slot(program, slot);
+        plan.repair_moves(pid, &prepared.programs.moved[nth], result, how)?;
+    }
+    Ok(())
+}
+
+/// Who has a pid, in words.
+fn who_has(pid: Pid) -> String {
+    match Status::read(pid, pid) {
+        Ok(status) if status.state == b'Z' => format!(
+            "a zombie of `{}`, which its parent has not reaped yet",
+            String::from_utf8_lossy(&status.name)
+        ),
+        Ok(status) => format!("process `{}`", String::from_utf8_lossy(&status.name)),
+        Err(_) => "a thread or process that has just gone".to_owned(),
+    }
+}

@@ -1,0 +1,733 @@
+//! The programs of a whole tree: one for every task, thread and helper, in the order that works.
+//!
+//! ```text
+//! every task                                        why there
+//! leave rseq, clear the address space (root only)   nothing of this process stays
+//! die with the parent until the end                 no orphan survives a failed restore
+//! what children inherit copy-on-write               it must be there before they are made
+//! children, setsid, children                        sessions are inherited at birth
+//! groups                                            leaders first, then those who join
+//! memory, vdso, limits of the mm                    before rights and limits go
+//! directories, descriptors                          after the last use of an inherited one
+//! zombies are dead, helpers are reaped              their SIGCHLD is thrown away next
+//! signal actions, limits, threads                   threads need rights, so before credentials
+//! each thread: lists, name, signals, credentials
+//! leader: dumpable, timers, wait for release, park  timers late, all signals blocked
+//! ```
+
+use firn_sys::{Pid, nr, task as sys_task};
+
+use super::RestoreError;
+use super::load::{Checkpoint, DeadTask, LivingTask, LoadedTask};
+use super::thread::{self, Inherited};
+use crate::arch::regs::Resumption;
+use crate::files::FileStore;
+use crate::memory::{
+    AddressRange, Descriptors, KernelVdso, MemoryPlan, MoveResults, SharedRestore,
+};
+use crate::program::{Arg, CloneSpec, Program, ProgramId, ProgramSet, Rule, Word};
+use crate::task::relations::{Birth, BirthId, Family, Role};
+use crate::task::{attributes, itimers, limits, signals};
+
+/// End of the address space with four levels of page tables.
+const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_PARENT: u64 = 0x8000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+/// CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD and CLONE_SYSVSEM.
+const CLONE_THREAD: u64 = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x1_0000 | 0x4_0000;
+const SIGCHLD: u32 = 17;
+const SIGKILL: u32 = 9;
+const RSEQ_FLAG_UNREGISTER: u32 = 1;
+const P_PID: u32 = 1;
+const WEXITED: u32 = 4;
+const WNOWAIT: u32 = 0x0100_0000;
+const WALL: u32 = 0x4000_0000;
+const RLIMIT_CORE: u32 = 4;
+const SIG_UNBLOCK: u32 = 1;
+
+/// Words through which programs and coordinator keep step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Words {
+    /// Group leaders that lead, and tasks that have joined.
+    led: Word,
+    joined: Word,
+    /// Processes that only wait to be released, and the release.
+    pub ready: Word,
+    pub release: Word,
+    /// Threads that sleep on.
+    pub asleep: Word,
+}
+
+/// Words of one birth.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BirthWords {
+    /// It runs.
+    pub alive: Word,
+    /// It has mapped what its children inherit, and that is filled.
+    pub early: (Word, Word),
+    /// It has mapped everything, and that is filled.
+    pub late: (Word, Word),
+    /// Sharers of its descriptor table that don't need inherited descriptors any more.
+    files_done: Word,
+    /// Threads whose credentials are set.
+    threads_done: Word,
+}
+
+/// What the programs are made of.
+pub(super) struct Ingredients<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub family: &'a Family,
+    pub memory: &'a [Option<MemoryPlan>],
+    pub kernel_vdso: Option<&'a KernelVdso>,
+    pub parked_vdso: u64,
+    pub hole: AddressRange,
+    pub shared: &'a SharedRestore,
+    /// Working and root directory of each task, as descriptors.
+    pub directories: &'a [Option<(i32, i32)>],
+    pub own: &'a Inherited,
+    pub own_limits: &'a firn_proto::TaskRlimitsEntry,
+    pub may_raise_limits: bool,
+    /// The root directory of the restored tree is this process's, so chroot is not needed.
+    pub is_own_root: &'a dyn Fn(i32) -> bool,
+}
+
+/// The programs and how to follow them.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub set: ProgramSet,
+    pub words: Words,
+    pub births: Vec<BirthWords>,
+    /// Program of each birth.
+    pub of_birth: Vec<ProgramId>,
+    /// Programs of the threads of each task, leader first; empty for zombies.
+    pub of_threads: Vec<Vec<ProgramId>>,
+    pub moved: Vec<MoveResults>,
+    pub warnings: Vec<String>,
+}
+
+/// Builds all programs; `files` opens what mappings need.
+pub(super) fn build(
+    from: &Ingredients<'_>,
+    files: &mut FileStore,
+) -> Result<Programs, RestoreError> {
+    let mut set = ProgramSet::new();
+    let words = Words {
+        led: set.word(),
+        joined: set.word(),
+        ready: set.word(),
+        release: set.word(),
+        asleep: set.word(),
+    };
+    let births = from
+        .family
+        .births
+        .iter()
+        .map(|_| BirthWords {
+            alive: set.word(),
+            early: (set.word(), set.word()),
+            late: (set.word(), set.word()),
+            files_done: set.word(),
+            threads_done: set.word(),
+        })
+        .collect();
+    let of_birth = from.family.births.iter().map(|_| set.reserve()).collect();
+    let nr_tasks = from.checkpoint.tasks.len();
+    let programs = Programs {
+        set,
+        words,
+        births,
+        of_birth,
+        of_threads: vec![Vec::new(); nr_tasks],
+        moved: (0..nr_tasks).map(|_| MoveResults::default()).collect(),
+        warnings: Vec::new(),
+    };
+    let mut builder = Builder {
+        from,
+        files,
+        out: programs,
+        table_owners: Vec::new(),
+    };
+    builder.assign_tables()?;
+    for id in 0..from.family.births.len() {
+        let program = builder.birth(id)?;
+        let program_id = builder.out.of_birth[id];
+        builder.out.set.set(program_id, program);
+    }
+    Ok(builder.out)
+}
+
+struct Builder<'a> {
+    from: &'a Ingredients<'a>,
+    files: &'a mut FileStore,
+    out: Programs,
+    /// Birth that owns the descriptor table of each task, and the table's number.
+    table_owners: Vec<Option<(BirthId, u32)>>,
+}
+
+impl<'a> Builder<'a> {
+    fn task(&self, nth: usize) -> &'a LoadedTask {
+        &self.from.checkpoint.tasks[nth]
+    }
+
+    fn descriptors(&mut self) -> Descriptors<'_> {
+        Descriptors {
+            files: self.files,
+            shared: self.from.shared,
+        }
+    }
+
+    fn pid(&self, nth: usize) -> Pid {
+        self.from.checkpoint.tree.tasks[nth].pid
+    }
+
+    fn birth_of(&self, id: BirthId) -> &'a Birth {
+        &self.from.family.births[id]
+    }
+
+    /// Which task fills each descriptor table: the first of those that share it; the others are made by
+    /// it, directly or through one that shares it too.
+    fn assign_tables(&mut self) -> Result<(), RestoreError> {
+        let family = self.from.family;
+        self.table_owners = vec![None; self.from.checkpoint.tasks.len()];
+        for nth in 0..self.from.checkpoint.tasks.len() {
+            let LoadedTask::Living(living) = self.task(nth) else {
+                continue;
+            };
+            let files_id = living.ids.files_id;
+            let id = family.of_task(nth);
+            let earlier = (0..nth)
+                .find(|other| self.table_owners[*other].is_some_and(|(_, id)| id == files_id));
+            let owner = match earlier {
+                None => id,
+                Some(other) => {
+                    let maker = family.births[id]
+                        .maker
+                        .map(|maker| family.births[maker].role);
+                    let is_shared_by_maker = matches!(maker, Some(Role::Task(maker))
+                        if self.table_owners[maker].is_some_and(|(_, id)| id == files_id));
+                    if !is_shared_by_maker {
+                        let (pid, with) = (self.pid(nth), self.pid(other));
+                        return Err(RestoreError::SharedTable { pid, with });
+                    }
+                    self.table_owners[other].expect("found above").0
+                }
+            };
+            self.table_owners[nth] = Some((owner, files_id));
+        }
+        Ok(())
+    }
+
+    fn birth(&mut self, id: BirthId) -> Result<Program, RestoreError> {
+        match self.birth_of(id).role {
+            Role::Task(nth) => match self.task(nth) {
+                LoadedTask::Living(_) => self.living(id, nth),
+                LoadedTask::Dead(_) => Ok(self.dead(id, nth)),
+            },
+            Role::Leader => Ok(self.stand_in(id)),
+            Role::Midwife => Ok(self.midwife(id)),
+        }
+    }
+
+    fn name(&self, id: BirthId) -> String {
+        let birth = self.birth_of(id);
+        let pid = birth
+            .pid
+            .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+        match birth.role {
+            Role::Task(_) => format!("task {pid}"),
+            Role::Leader => format!("helper {pid} for a leader that is gone"),
+            Role::Midwife => "helper that makes an orphan".to_owned(),
+        }
+    }
+
+    /// What every new process does first.
+    fn prologue(&self, id: BirthId) -> Program {
+        let mut p = Program::new(self.name(id));
+        let birth = self.birth_of(id);
+        if birth.maker.is_none() {
+            self.leave_this_process(&mut p);
+        }
+        let is_orphan = birth
+            .maker
+            .is_some_and(|maker| self.birth_of(maker).role == Role::Midwife);
+        // An orphan's first parent dies on purpose.
+        if !is_orphan {
+            attributes::plan_pdeath_signal(&mut p, SIGKILL);
+        }
+        p.post(self.out.births[id].alive, "saying that it lives");
+        p
+    }
+
+    /// Gives up everything of the process that was forked: rseq area, vdso, memory.
+    fn leave_this_process(&self, p: &mut Program) {
+        if let Some((address, len, signature)) = sys_task::own_rseq() {
+            let args = [
+                address.into(),
+                len.into(),
+                RSEQ_FLAG_UNREGISTER.into(),
+                signature.into(),
+            ];
+            p.call(nr::RSEQ, &args, Rule::Ok, "leaving the inherited rseq area");
+        }
+        if let Some(vdso) = self.from.kernel_vdso {
+            vdso.park(p, self.from.parked_vdso);
+        }
+        let hole = self.from.hole;
+        let below = [0u64.into(), hole.start.into()];
+        p.call(
+            nr::MUNMAP,
+            &below,
+            Rule::Ok,
+            "clearing the memory below the arena",
+        );
+        let above = [hole.end.into(), (TASK_SIZE - hole.end).into()];
+        p.call(
+            nr::MUNMAP,
+            &above,
+            Rule::Ok,
+            "clearing the memory above the arena",
+        );
+    }
+
+    fn living(&mut self, id: BirthId, nth: usize) -> Result<Program, RestoreError> {
+        let from = self.from;
+        let LoadedTask::Living(task) = self.task(nth) else {
+            unreachable!("a living task")
+        };
+        let memory = from.memory[nth].as_ref().expect("a living task has memory");
+        let words = self.out.births[id];
+        let mut p = self.prologue(id);
+        let p = &mut p;
+        memory.unmap_not_inherited(p);
+        memory.map_before_fork(p, &mut self.descriptors())?;
+        if memory.needs_fill_before_fork() {
+            p.post(words.early.0, "saying that what children inherit is mapped");
+            p.wait(words.early.1, 1, "waiting until it is filled");
+        }
+        memory.settle_before_fork(p);
+        self.make_children(p, id);
+        self.plan_groups(p, id);
+        memory.map(p, &mut self.descriptors())?;
+        if let Some(kernel) = from.kernel_vdso {
+            memory.place_vdso(p, kernel, from.parked_vdso);
+        }
+        if memory.needs_fill() {
+            p.post(words.late.0, "saying that everything is mapped");
+            p.wait(words.late.1, 1, "waiting until it is filled");
+        }
+        let moved = memory.finish(p, &mut self.descriptors())?;
+        self.plan_directories(p, nth, task);
+        self.plan_files(p, id, nth);
+        self.plan_deaths(p, id, nth);
+        self.plan_process(p, nth, task);
+        let threads = self.plan_threads(p, id, nth, task);
+        self.plan_leader_end(p, id, nth, task, memory);
+        self.out.moved[nth] = moved;
+        self.out.of_threads[nth] = threads;
+        Ok(std::mem::replace(p, Program::new("")))
+    }
+
+    /// Children before setsid, setsid, children after it.
+    fn make_children(&self, p: &mut Program, id: BirthId) {
+        let birth = self.birth_of(id);
+        if birth.subreaper {
+            attributes::plan_subreaper(p, true);
+        }
+        for &child in &birth.before {
+            self.make(p, child);
+        }
+        if birth.setsid {
+            p.call(nr::SETSID, &[], Rule::Ok, "starting a session");
+        }
+        for &child in &birth.after {
+            self.make(p, child);
+        }
+    }
+
+    fn make(&self, p: &mut Program, child: BirthId) {
+        let birth = self.birth_of(child);
+        let mut flags = if birth.sibling { CLONE_PARENT } else { 0 };
+        if self.shares_files_with_maker(child) {
+            flags |= CLONE_FILES;
+        }
+        // A sibling takes over its maker's exit signal.
+        let exit_signal = if birth.sibling {
+            0
+        } else {
+            u64::from(self.exit_signal(child))
+        };
+        let spec = CloneSpec {
+            flags,
+            exit_signal,
+            set_tid: birth.pid.iter().map(|pid| pid.raw()).collect(),
+            ..CloneSpec::default()
+        };
+        p.fork(
+            &spec,
+            self.out.of_birth[child],
+            format!("making {}", self.name(child)),
+        );
+    }
+
+    fn shares_files_with_maker(&self, child: BirthId) -> bool {
+        match self.birth_of(child).role {
+            Role::Task(nth) => self.table_owners[nth].is_some_and(|(owner, _)| owner != child),
+            Role::Leader | Role::Midwife => false,
+        }
+    }
+
+    fn exit_signal(&self, id: BirthId) -> u32 {
+        let Role::Task(nth) = self.birth_of(id).role else {
+            return SIGCHLD;
+        };
+        let process = match self.task(nth) {
+            LoadedTask::Living(task) => task.process(),
+            LoadedTask::Dead(task) => &task.core,
+        };
+        process
+            .firn
+            .as_ref()
+            .and_then(|firn| firn.exit_signal)
+            .unwrap_or(SIGCHLD)
+    }
+
+    fn leads(&self, id: BirthId) -> bool {
+        let birth = self.birth_of(id);
+        birth.group.is_some() && birth.group == birth.pid
+    }
+
+    fn nr_leaders(&self) -> u32 {
+        count(
+            (0..self.from.family.births.len())
+                .filter(|id| self.leads(*id))
+                .count(),
+        )
+    }
+
+    fn nr_joiners(&self) -> u32 {
+        let births = &self.from.family.births;
+        count(
+            (0..births.len())
+                .filter(|id| births[*id].group.is_some() && !self.leads(*id))
+                .count(),
+        )
+    }
+
+    /// Leaders lead, then the others join.
+    fn plan_groups(&self, p: &mut Program, id: BirthId) {
+        let words = self.out.words;
+        let Some(group) = self.birth_of(id).group else {
+            return;
+        };
+        if self.leads(id) {
+            p.call(
+                nr::SETPGID,
+                &[0.into(), 0.into()],
+                Rule::Ok,
+                "leading a process group",
+            );
+            p.post(words.led, "saying that the group is there");
+        } else {
+            p.wait(
+                words.led,
+                self.nr_leaders(),
+                "waiting for all process groups",
+            );
+            let args = [0.into(), group.to_image().into()];
+            p.call(
+                nr::SETPGID,
+                &args,
+                Rule::Ok,
+                format!("joining process group {group}"),
+            );
+            p.post(words.joined, "saying that it has joined");
+        }
+    }
+
+    fn plan_directories(&self, p: &mut Program, nth: usize, task: &LivingTask) {
+        if let Some((cwd, root)) = self.from.directories[nth] {
+            if !(self.from.is_own_root)(root) {
+                p.call(
+                    nr::FCHDIR,
+                    &[root.into()],
+                    Rule::Ok,
+                    "entering the root directory",
+                );
+                let here = p.string(b".");
+                p.call(
+                    nr::CHROOT,
+                    &[here.into()],
+                    Rule::Ok,
+                    "changing the root directory",
+                );
+            }
+            p.call(
+                nr::FCHDIR,
+                &[cwd.into()],
+                Rule::Ok,
+                "entering the working directory",
+            );
+        }
+        if let Some(umask) = task.fs.umask {
+            p.call(nr::UMASK, &[umask.into()], Rule::Ok, "setting the umask");
+        }
+    }
+
+    /// The owner of a table fills it when nobody needs the inherited descriptors any more.
+    fn plan_files(&self, p: &mut Program, id: BirthId, nth: usize) {
+        let Some((owner, files_id)) = self.table_owners[nth] else {
+            return;
+        };
+        let done = self.out.births[owner].files_done;
+        if owner != id {
+            p.post(done, "saying that it needs no inherited descriptor");
+            return;
+        }
+        let sharers = self
+            .table_owners
+            .iter()
+            .flatten()
+            .filter(|(other, _)| *other == id)
+            .count();
+        if sharers > 1 {
+            p.wait(
+                done,
+                count(sharers - 1),
+                "waiting for those who share the descriptors",
+            );
+        }
+        self.files.plan_table(files_id, p);
+    }
+
+    /// Zombies have died and helpers are reaped, before their SIGCHLD is forgotten.
+    fn plan_deaths(&self, p: &mut Program, id: BirthId, nth: usize) {
+        let tree = &self.from.checkpoint.tree;
+        for task in tree.tasks.iter().filter(|task| task.ppid == self.pid(nth)) {
+            if !task.is_alive() {
+                let options = WEXITED | WNOWAIT | WALL;
+                let args: [Arg; 5] = [
+                    P_PID.into(),
+                    task.pid.to_image().into(),
+                    0.into(),
+                    options.into(),
+                    0.into(),
+                ];
+                let why = format!("waiting for the death of task {}", task.pid);
+                p.call_retrying(nr::WAITID, &args, Rule::Ok, why);
+            }
+        }
+        for &helper in &self.birth_of(id).reaps {
+            let pid = self.birth_of(helper).pid.map_or(-1, Pid::raw);
+            let args = [pid.into(), 0.into(), WALL.into(), 0.into()];
+            p.call_retrying(nr::WAIT4, &args, Rule::Ok, "reaping a helper");
+        }
+    }
+
+    /// What belongs to the whole process and needs the rights it starts with.
+    fn plan_process(&mut self, p: &mut Program, nth: usize, task: &LivingTask) {
+        let process = task.process();
+        signals::plan_forget_sigchld(p);
+        signals::plan_actions(p, &process.sigactions);
+        attributes::plan_personality(p, process.personality);
+        let id = self.from.family.of_task(nth);
+        let subreaper = process.child_subreaper == Some(true);
+        if subreaper != self.birth_of(id).subreaper {
+            attributes::plan_subreaper(p, subreaper);
+        }
+        attributes::plan_membarrier(p, process.membarrier_registration_mask.unwrap_or(0));
+        if let Some(wanted) = &process.rlimits {
+            let raise = self.from.may_raise_limits;
+            for said in limits::plan(p, wanted, self.from.own_limits, raise) {
+                self.out
+                    .warnings
+                    .push(format!("task {}: {said}", self.pid(nth)));
+            }
+        }
+    }
+
+    /// Makes the other threads; returns the programs of all.
+    fn plan_threads(
+        &mut self,
+        p: &mut Program,
+        id: BirthId,
+        nth: usize,
+        task: &LivingTask,
+    ) -> Vec<ProgramId> {
+        let tids = self.from.checkpoint.tree.tasks[nth].threads.clone();
+        let mut all = vec![self.out.of_birth[id]];
+        for (tid, core) in tids.iter().zip(&task.cores).skip(1) {
+            let mut thread = Program::new(format!("thread {tid} of task {}", self.pid(nth)));
+            thread::plan_tail(&mut thread, self.pid(nth), *tid, core, self.from.own);
+            if let Some(signal) = thread::part(core).pdeath_sig {
+                attributes::plan_pdeath_signal(&mut thread, signal);
+            }
+            thread.post(
+                self.out.births[id].threads_done,
+                "saying that its credentials are set",
+            );
+            thread::plan_sleep(&mut thread, core, self.out.words.asleep);
+            thread.park();
+            let program = self.out.set.add(thread);
+            let info = core.thread_info.as_ref().expect("checked while loading");
+            let clear = if info.clear_tid_addr == 0 {
+                0
+            } else {
+                CLONE_CHILD_CLEARTID
+            };
+            let spec = CloneSpec {
+                flags: CLONE_THREAD | clear,
+                child_tid: info.clear_tid_addr,
+                set_tid: vec![tid.raw()],
+                ..CloneSpec::default()
+            };
+            p.fork(&spec, program, format!("making thread {tid}"));
+            all.push(program);
+        }
+        all
+    }
+
+    fn plan_leader_end(
+        &self,
+        p: &mut Program,
+        id: BirthId,
+        nth: usize,
+        task: &LivingTask,
+        memory: &MemoryPlan,
+    ) {
+        let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
+        let process = task.process();
+        let info = leader.thread_info.as_ref().expect("checked while loading");
+        p.call(
+            nr::SET_TID_ADDRESS,
+            &[info.clear_tid_addr.into()],
+            Rule::Ok,
+            "setting the tid address",
+        );
+        if let Some(queue) = &process.signals_s {
+            signals::plan_queue(p, pid, signals::Queue::Process, queue);
+        }
+        thread::plan_tail(p, pid, pid, leader, self.from.own);
+        if let Some((owner, files_id)) = self.table_owners[nth]
+            && owner == id
+        {
+            self.plan_owners(p, files_id);
+        }
+        let others = task.cores.len() - 1;
+        if others > 0 {
+            let done = self.out.births[id].threads_done;
+            p.wait(done, count(others), "waiting for the threads' credentials");
+        }
+        memory.set_dumpable(p);
+        if let Some(timers) = &process.timers {
+            itimers::plan(p, timers);
+        }
+        p.post(words.ready, "saying that it is complete");
+        p.wait(words.release, 1, "waiting for its release");
+        attributes::plan_pdeath_signal(p, thread::part(leader).pdeath_sig.unwrap_or(0));
+        thread::plan_sleep(p, leader, words.asleep);
+        p.park();
+    }
+
+    /// Owners of descriptors may be any task of the tree, so all of them must be there.
+    fn plan_owners(&self, p: &mut Program, files_id: u32) {
+        let mut owners = Program::new("");
+        self.files.plan_owners(files_id, &mut owners);
+        if owners.is_empty() {
+            return;
+        }
+        for (id, birth) in self.from.family.births.iter().enumerate() {
+            if matches!(birth.role, Role::Task(_)) {
+                p.wait(
+                    self.out.births[id].alive,
+                    1,
+                    "waiting for a task that may own files",
+                );
+            }
+        }
+        self.files.plan_owners(files_id, p);
+    }
+
+    /// A zombie: it makes whom it has to make, joins its group, and dies the way it died.
+    fn dead(&mut self, id: BirthId, nth: usize) -> Program {
+        let LoadedTask::Dead(task) = self.task(nth) else {
+            unreachable!("a dead task")
+        };
+        let mut p = self.prologue(id);
+        attributes::plan_name(&mut p, &task.core.comm);
+        self.make_children(&mut p, id);
+        self.plan_groups(&mut p, id);
+        plan_death(&mut p, self.pid(nth), task);
+        p
+    }
+
+    /// A helper that leads a session or group in place of somebody who is gone.
+    fn stand_in(&self, id: BirthId) -> Program {
+        let mut p = self.prologue(id);
+        self.make_children(&mut p, id);
+        self.plan_groups(&mut p, id);
+        p.wait(
+            self.out.words.joined,
+            self.nr_joiners(),
+            "waiting until all have joined",
+        );
+        p.call(nr::EXIT_GROUP, &[0.into()], Rule::Ok, "leaving");
+        p
+    }
+
+    fn midwife(&self, id: BirthId) -> Program {
+        let mut p = self.prologue(id);
+        self.make_children(&mut p, id);
+        p.call(nr::EXIT_GROUP, &[0.into()], Rule::Ok, "leaving");
+        p
+    }
+}
+
+/// Number of threads that sleep on instead of parking.
+pub(super) fn nr_sleepers(checkpoint: &Checkpoint) -> u32 {
+    let sleeps = |task: &LoadedTask| match task {
+        LoadedTask::Living(task) => {
+            let is_sleep = |core| matches!(thread::resumption(core), Resumption::Sleep { .. });
+            task.cores.iter().filter(|core| is_sleep(core)).count()
+        }
+        LoadedTask::Dead(_) => 0,
+    };
+    count(checkpoint.tasks.iter().map(sleeps).sum())
+}
+
+fn plan_death(p: &mut Program, pid: Pid, task: &DeadTask) {
+    let signal = task.status.cast_unsigned() & 0x7f;
+    if signal == 0 {
+        let code = task.status.cast_unsigned() >> 8 & 0xff;
+        p.call(
+            nr::EXIT_GROUP,
+            &[code.into()],
+            Rule::Ok,
+            "exiting as it did",
+        );
+        return;
+    }
+    // It must not leave a second core file.
+    let none = p.data(&[0; 16]);
+    let args = [0.into(), RLIMIT_CORE.into(), none.into(), 0.into()];
+    p.call(nr::PRLIMIT64, &args, Rule::Ok, "forbidding a core file");
+    if signal != SIGKILL {
+        let default = p.data(&[0; 32]);
+        let args = [signal.into(), default.into(), 0.into(), 8.into()];
+        p.call(
+            nr::RT_SIGACTION,
+            &args,
+            Rule::Ok,
+            "making the signal deadly",
+        );
+        let only = p.data(&(1u64 << (signal - 1)).to_le_bytes());
+        let args = [SIG_UNBLOCK.into(), only.into(), 0.into(), 8.into()];
+        p.call(nr::RT_SIGPROCMASK, &args, Rule::Ok, "unblocking the signal");
+    }
+    let args = [pid.to_image().into(), signal.into()];
+    p.call(nr::KILL, &args, Rule::Ok, "dying as it did");
+}
+
+fn count(nr: usize) -> u32 {
+    u32::try_from(nr).expect("fewer than 2^32 tasks")
+}

@@ -1,0 +1,273 @@
+//! Running the programs: the root is forked, everything else follows from the records.
+//!
+//! [`NewTree`] is the undo guard of a restore: dropped before it is released, it kills whatever lives.
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use firn_sys::clone3::{ProgramEntry, spawn_program};
+use firn_sys::wait::Status as WaitStatus;
+use firn_sys::{Errno, Pid, task as sys_task, wait};
+
+use super::RestoreError;
+use super::load::Checkpoint;
+use super::programs::Programs;
+use crate::cancel::CancelFlag;
+use crate::memory::{MemoryPlan, PageFill, When, fill};
+use crate::program::{Arena, WaitOutcome, Word};
+use crate::task::relations::{Family, Role};
+use crate::task::status::Stat;
+
+/// How long the tasks may be without any progress.
+const PATIENCE: Duration = Duration::from_secs(60);
+const CLONE_PARENT: u64 = 0x8000;
+const SIGCHLD: i32 = 17;
+const SIGKILL: i32 = 9;
+/// Ticks of the arena's liveness interval between looks at all tasks.
+const TICKS_BETWEEN_LOOKS: u32 = 20;
+
+/// A tree under construction.
+pub(super) struct NewTree<'a> {
+    pub programs: &'a Programs,
+    pub arena: &'a Arena,
+    pub checkpoint: &'a Checkpoint,
+    pub family: &'a Family,
+    pub cancel: &'a CancelFlag,
+    root: Pid,
+    released: bool,
+}
+
+impl<'a> NewTree<'a> {
+    /// Forks the root, which begins with its program at once.
+    pub fn spawn(
+        programs: &'a Programs,
+        arena: &'a Arena,
+        checkpoint: &'a Checkpoint,
+        family: &'a Family,
+        cancel: &'a CancelFlag,
+        sibling: bool,
+    ) -> Result<NewTree<'a>, RestoreError> {
+        let pid = checkpoint.tree.root().pid;
+        let (record, context) = arena.entry(programs.of_birth[0]);
+        let entry = ProgramEntry {
+            executor: arena.placed().base(),
+            record,
+            context,
+        };
+        let flags = if sibling { CLONE_PARENT } else { 0 };
+        let exit_signal = if sibling { 0 } else { SIGCHLD };
+        // SAFETY: the arena is mapped shared here and holds the executor and the program, whose first
+        // records give up the rseq area and the memory of this process.
+        let spawned = unsafe { spawn_program(flags, exit_signal, Some(pid), entry) };
+        match spawned {
+            Ok(_) => {}
+            Err(Errno::EEXIST) => {
+                return Err(RestoreError::PidTaken {
+                    pid,
+                    by: super::who_has(pid),
+                });
+            }
+            Err(source) => return Err(RestoreError::Spawn { pid, source }),
+        }
+        Ok(NewTree {
+            programs,
+            arena,
+            checkpoint,
+            family,
+            cancel,
+            root: pid,
+            released: false,
+        })
+    }
+
+    /// The root task.
+    pub fn root(&self) -> Pid {
+        self.root
+    }
+
+    /// Ends the guard: the tree lives on.
+    pub fn keep(mut self) {
+        self.released = true;
+    }
+
+    /// Fills memory whenever a task has mapped it, until all tasks are complete and only wait to be
+    /// released.
+    pub fn build(
+        &self,
+        memory: &[Option<MemoryPlan>],
+        how: &PageFill<'_>,
+        mut told: impl FnMut(u64),
+    ) -> Result<(), RestoreError> {
+        let mut early = Vec::new();
+        let mut late = Vec::new();
+        for (id, birth) in self.family.births.iter().enumerate() {
+            let Role::Task(nth) = birth.role else {
+                continue;
+            };
+            let Some(plan) = &memory[nth] else { continue };
+            let pid = self.checkpoint.tree.tasks[nth].pid;
+            if plan.needs_fill_before_fork() {
+                early.push((self.programs.births[id].early, pid, plan));
+            }
+            if plan.needs_fill() {
+                late.push((self.programs.births[id].late, pid, plan));
+            }
+        }
+        for (work, when) in [(early, When::BeforeFork), (late, When::Mapped)] {
+            for ((mapped, filled), pid, plan) in work {
+                self.wait(mapped, 1)?;
+                fill(&[(pid, plan)], when, how)?;
+                told(how.written.load(std::sync::atomic::Ordering::Relaxed));
+                self.arena.post(filled);
+            }
+        }
+        let living = self.checkpoint.tree.alive().count();
+        self.wait(
+            self.programs.words.ready,
+            u32::try_from(living).unwrap_or(u32::MAX),
+        )
+    }
+
+    /// Sleeps until a word of the arena has that value.
+    pub fn wait(&self, word: Word, value: u32) -> Result<(), RestoreError> {
+        let mut watch = Watch::new(self);
+        let outcome = self
+            .arena
+            .wait(&self.programs.set, word, value, PATIENCE, || watch.look());
+        self.outcome(outcome)
+    }
+
+    /// Sleeps until that many programs have parked.
+    pub fn wait_parked(&self, value: u32) -> Result<(), RestoreError> {
+        let mut watch = Watch::new(self);
+        let outcome = self
+            .arena
+            .wait_parked(&self.programs.set, value, PATIENCE, || watch.look());
+        self.outcome(outcome)
+    }
+
+    fn outcome(&self, outcome: WaitOutcome<RestoreError>) -> Result<(), RestoreError> {
+        match outcome {
+            WaitOutcome::Reached => Ok(()),
+            WaitOutcome::Failed(failure) => Err(failure.into()),
+            WaitOutcome::Dead(error) => Err(error),
+            WaitOutcome::TimedOut => Err(RestoreError::Stuck(self.positions())),
+        }
+    }
+
+    /// Where each task hangs, for the message of a restore that got stuck.
+    fn positions(&self) -> String {
+        let waiting: Vec<String> = self
+            .checkpoint
+            .tree
+            .alive()
+            .map(|task| {
+                let call = std::fs::read_to_string(format!("/proc/{}/syscall", task.pid));
+                format!("task {} in {}", task.pid, call.unwrap_or_default().trim())
+            })
+            .collect();
+        waiting.join("; ")
+    }
+
+    /// Kills everything that was born, and waits until it is gone.
+    fn kill(&self) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut ended = HashSet::new();
+        loop {
+            let mut left = false;
+            for (id, birth) in self.family.births.iter().enumerate() {
+                let Some(pid) = birth.pid else { continue };
+                // A pid that never came alive may be somebody else's.
+                let is_ours =
+                    pid == self.root || self.arena.load(self.programs.births[id].alive) > 0;
+                if !is_ours || ended.contains(&pid) {
+                    continue;
+                }
+                let _ = sys_task::kill(pid, SIGKILL);
+                if reap(pid) {
+                    ended.insert(pid);
+                } else {
+                    left = true;
+                }
+            }
+            if !left || Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for NewTree<'_> {
+    fn drop(&mut self) {
+        if !self.released {
+            self.kill();
+        }
+    }
+}
+
+/// Reaps what is a child or tracee of ours; true when the process is gone.
+fn reap(pid: Pid) -> bool {
+    loop {
+        match wait::try_wait(pid) {
+            Ok(Some(WaitStatus::Ended(_))) => return true,
+            Ok(Some(_)) => {}
+            Ok(None) => return false,
+            // Not ours to wait for: its parent dies as well, and whoever inherits it reaps it.
+            Err(_) => return Stat::read(pid).map_or(true, |stat| stat.state == b'Z'),
+        }
+    }
+}
+
+/// Looks whether the tasks still live while their words are waited for.
+struct Watch<'a> {
+    tree: &'a NewTree<'a>,
+    ticks: u32,
+}
+
+impl<'a> Watch<'a> {
+    fn new(tree: &'a NewTree<'a>) -> Watch<'a> {
+        Watch { tree, ticks: 0 }
+    }
+
+    fn look(&mut self) -> Result<(), RestoreError> {
+        let tree = self.tree;
+        if tree.cancel.is_cancelled() {
+            return Err(RestoreError::Cancelled);
+        }
+        if let Ok(Some(WaitStatus::Ended(_))) = wait::try_wait(tree.root) {
+            return Err(RestoreError::Died(tree.root));
+        }
+        self.ticks += 1;
+        if self.ticks.is_multiple_of(TICKS_BETWEEN_LOOKS) {
+            for (id, birth) in tree.family.births.iter().enumerate() {
+                let Role::Task(nth) = birth.role else {
+                    continue;
+                };
+                let task = &tree.checkpoint.tree.tasks[nth];
+                let born = tree.arena.load(tree.programs.births[id].alive) > 0;
+                if born && task.is_alive() && is_dead(task.pid) {
+                    return Err(RestoreError::Died(task.pid));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_dead(pid: Pid) -> bool {
+    Stat::read(pid).map_or(true, |stat| matches!(stat.state, b'Z' | b'X'))
+}
+
+/// How memory is filled.
+pub(super) fn page_fill<'a>(written: &'a AtomicU64, cancel: &'a CancelFlag) -> PageFill<'a> {
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(4);
+    PageFill {
+        written,
+        cancel,
+        workers,
+    }
+}

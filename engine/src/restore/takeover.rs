@@ -1,0 +1,251 @@
+//! From parked programs to running tasks: ptrace sets everything that a program can't set about itself.
+//!
+//! ```text
+//! seize leaders         from here on they die with the coordinator (EXITKILL)
+//! release               leaders trade their death-with-parent for the dumped one, and park
+//! seize and interrupt   every thread
+//! unmap the arena       one call by each leader, through the executor's own instruction
+//! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code
+//! let go
+//! ```
+
+use std::time::Duration;
+
+use firn_proto::CoreEntry;
+use firn_sys::ptrace::{self, GeneralRegs};
+use firn_sys::wait::Status as WaitStatus;
+use firn_sys::{Errno, Pid, nr, task as sys_task, wait};
+
+use super::RestoreError;
+use super::load::{LivingTask, LoadedTask};
+use super::run::NewTree;
+use super::thread;
+use crate::arch::regs::{self, Resumption};
+use crate::arch::{self, XsaveLayout};
+use crate::inject::{RemoteCall, call_all};
+use crate::memory::AddressRange;
+use crate::tree::{Task, TaskState};
+
+const SIGSTOP: i32 = 19;
+/// Tries to find a thread in the call that it is just about to make.
+const MAX_TRIES: u32 = 10_000;
+/// A sleep that had ended before the thread was taken over.
+const SLEPT: u64 = 0;
+
+/// All threads of a finished tree, stopped and complete; they run when this is let go.
+pub(super) struct TakenOver<'a> {
+    tree: NewTree<'a>,
+    threads: Vec<Pid>,
+}
+
+/// Extended state of a thread, ready for ptrace.
+pub(super) type XstateOf = Vec<Vec<Vec<u8>>>;
+
+/// Lays out the extended state of all threads for this CPU; the check whether it can run them.
+pub(super) fn prepare_xstate(
+    tasks: &[LoadedTask],
+    tree: &crate::tree::Tree,
+) -> Result<XstateOf, RestoreError> {
+    let layout = XsaveLayout::of_this_cpu();
+    let prepare = |tid: Pid, core: &CoreEntry| {
+        let info = core.thread_info.as_ref().expect("checked while loading");
+        layout
+            .from_image(&info.fpregs)
+            .map_err(|source| RestoreError::Cpu { tid, source })
+    };
+    tasks
+        .iter()
+        .zip(&tree.tasks)
+        .map(|(loaded, task)| match loaded {
+            LoadedTask::Dead(_) => Ok(Vec::new()),
+            LoadedTask::Living(living) => task
+                .threads
+                .iter()
+                .zip(&living.cores)
+                .map(|(tid, c)| prepare(*tid, c))
+                .collect(),
+        })
+        .collect()
+}
+
+/// Takes the parked tree over.
+pub(super) fn take_over<'a>(
+    tree: NewTree<'a>,
+    hole: AddressRange,
+    xstate: &XstateOf,
+    nr_sleepers: u32,
+) -> Result<TakenOver<'a>, RestoreError> {
+    let options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
+    let nr_threads = tree.checkpoint.tree.nr_threads();
+    let mut taken = TakenOver {
+        tree,
+        threads: Vec::with_capacity(nr_threads),
+    };
+    let tree = &taken.tree;
+    for task in tree.checkpoint.tree.alive() {
+        ptrace::seize(task.pid, options).map_err(failed(task.pid, "seize the main thread"))?;
+        taken.threads.push(task.pid);
+    }
+    tree.arena.post(tree.programs.words.release);
+    tree.wait(tree.programs.words.asleep, nr_sleepers)?;
+    let parked = u32::try_from(nr_threads).unwrap_or(u32::MAX) - nr_sleepers;
+    tree.wait_parked(parked)?;
+    for task in tree.checkpoint.tree.alive() {
+        for &tid in &task.threads[1..] {
+            ptrace::seize(tid, options).map_err(failed(tid, "seize the thread"))?;
+            taken.threads.push(tid);
+        }
+    }
+    taken.stop_all()?;
+    taken.unmap_arenas(hole)?;
+    taken.set_registers(xstate)?;
+    Ok(taken)
+}
+
+fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> RestoreError {
+    move |source| match source {
+        Errno::ESRCH => RestoreError::Died(tid),
+        source => RestoreError::Trace { tid, what, source },
+    }
+}
+
+impl TakenOver<'_> {
+    /// The living tasks with their images and number in the tree.
+    fn living(&self) -> impl Iterator<Item = (usize, &Task, &LivingTask)> {
+        let checkpoint = self.tree.checkpoint;
+        checkpoint
+            .tree
+            .tasks
+            .iter()
+            .zip(&checkpoint.tasks)
+            .enumerate()
+            .filter_map(|(nth, (task, loaded))| match loaded {
+                LoadedTask::Living(living) => Some((nth, task, &**living)),
+                LoadedTask::Dead(_) => None,
+            })
+    }
+
+    fn stop_all(&self) -> Result<(), RestoreError> {
+        for tid in &self.threads {
+            ptrace::interrupt(*tid).map_err(failed(*tid, "interrupt the thread"))?;
+        }
+        for tid in &self.threads {
+            self.await_stop(*tid)?;
+        }
+        Ok(())
+    }
+
+    fn await_stop(&self, tid: Pid) -> Result<(), RestoreError> {
+        match wait::wait(tid).map_err(failed(tid, "wait for the thread"))? {
+            WaitStatus::Stopped { .. } => Ok(()),
+            WaitStatus::Ended(_) | WaitStatus::Continued => Err(RestoreError::Died(tid)),
+        }
+    }
+
+    /// Each leader unmaps the arena by the executor's own `syscall`; it never returns to what is gone,
+    /// because its registers are set at the call's exit stop.
+    fn unmap_arenas(&self, hole: AddressRange) -> Result<(), RestoreError> {
+        self.settle_sleepers()?;
+        let instruction = self.tree.arena.placed().base() + arch::executor_syscall_offset();
+        let mut calls = Vec::new();
+        for (_, task, _) in self.living() {
+            let regs =
+                ptrace::general_regs(task.pid).map_err(failed(task.pid, "read the registers"))?;
+            let munmap = (nr::MUNMAP, [hole.start, hole.len(), 0, 0, 0, 0]);
+            calls.push(RemoteCall::new(task.pid, regs, instruction, munmap));
+        }
+        call_all(&mut calls)?;
+        for call in &calls {
+            call.result()
+                .map_err(failed(call.tid(), "unmap the arena"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that every thread that sleeps on has really gone to sleep, or has finished.
+    fn settle_sleepers(&self) -> Result<(), RestoreError> {
+        for (nth, task, living) in self.living() {
+            for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
+                if matches!(thread::resumption(core), Resumption::Sleep { .. }) {
+                    let program = self.tree.programs.of_threads[nth][at];
+                    self.settle(*tid, || self.tree.arena.is_parked(program))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&self, tid: Pid, is_parked: impl Fn() -> bool) -> Result<(), RestoreError> {
+        for _ in 0..MAX_TRIES {
+            let regs = ptrace::general_regs(tid).map_err(failed(tid, "read the registers"))?;
+            if regs::is_asleep(&regs) || is_parked() {
+                return Ok(());
+            }
+            ptrace::cont(tid, 0).map_err(failed(tid, "resume the thread"))?;
+            std::thread::sleep(Duration::from_micros(50));
+            ptrace::interrupt(tid).map_err(failed(tid, "interrupt the thread"))?;
+            self.await_stop(tid)?;
+        }
+        Err(RestoreError::Stuck(format!(
+            "thread {tid} does not fall asleep"
+        )))
+    }
+
+    fn set_registers(&self, xstate: &XstateOf) -> Result<(), RestoreError> {
+        for (nth, task, living) in self.living() {
+            for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
+                let program = self.tree.programs.of_threads[nth][at];
+                let regs = final_registers(core, self.tree.arena.is_parked(program));
+                ptrace::set_general_regs(*tid, &regs).map_err(failed(*tid, "set the registers"))?;
+                ptrace::set_xstate(*tid, &xstate[nth][at])
+                    .map_err(failed(*tid, "set the extended state"))?;
+                ptrace::set_signal_mask(*tid, mask_of(living, core))
+                    .map_err(failed(*tid, "set the signal mask"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the tree run, or leaves it stopped.
+    pub fn let_go(self, leave_stopped: bool) {
+        for (_, task, _) in self.living() {
+            let stopped = matches!(task.state, TaskState::Stopped(_));
+            if leave_stopped || stopped {
+                let signal = match task.state {
+                    TaskState::Stopped(signal) => signal,
+                    _ => SIGSTOP,
+                };
+                // Pending before the first instruction; a stop signal other than SIGSTOP would be up to
+                // the task's handlers, and it was stopped, so SIGSTOP brings back what it was.
+                tracing::debug!("task {}: stopping again, as by signal {signal}", task.pid);
+                let _ = sys_task::kill(task.pid, SIGSTOP);
+            }
+        }
+        for tid in &self.threads {
+            // The last hold of the coordinator's life on theirs.
+            let _ = ptrace::set_options(*tid, 0);
+        }
+        for tid in &self.threads {
+            let _ = ptrace::detach(*tid, 0);
+        }
+        self.tree.keep();
+    }
+}
+
+fn final_registers(core: &CoreEntry, finished: bool) -> GeneralRegs {
+    let info = core.thread_info.as_ref().expect("checked while loading");
+    let resumption = thread::resumption(core);
+    match resumption {
+        Resumption::Sleep { .. } if finished => {
+            let regs = regs::from_image(&info.gpregs, Resumption::AsStored);
+            GeneralRegs { rax: SLEPT, ..regs }
+        }
+        _ => regs::from_image(&info.gpregs, resumption),
+    }
+}
+
+fn mask_of(living: &LivingTask, core: &CoreEntry) -> u64 {
+    thread::part(core)
+        .blk_sigset
+        .unwrap_or(living.process().blk_sigset)
+}

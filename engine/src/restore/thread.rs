@@ -1,0 +1,119 @@
+//! What every thread does for itself at the end of its program.
+
+use firn_proto::{CoreEntry, CredsEntry, ThreadCoreEntry};
+use firn_sys::sched::SchedAttr;
+use firn_sys::{Pid, nr};
+
+use crate::arch::regs::{self, Resumption};
+use crate::program::{Program, Rule, Word};
+use crate::task::signals::Queue;
+use crate::task::{attributes, creds, scheduling, signals};
+
+const RSEQ_UNREGISTERED: u64 = 0;
+/// The thread is on its alternate stack right now: told, never set.
+const SS_ONSTACK: u32 = 1;
+const SS_DISABLE: u32 = 2;
+/// The only length of a robust list head that the kernel takes.
+const ROBUST_LIST_LEN: u32 = 24;
+
+/// State of the restoring thread that every restored one inherits.
+#[derive(Debug, Clone)]
+pub(super) struct Inherited {
+    pub creds: CredsEntry,
+    pub sched: SchedAttr,
+}
+
+/// The thread's part of its core image.
+///
+/// # Panics
+/// Never for a loaded checkpoint, which was checked to have it.
+pub(super) fn part(core: &CoreEntry) -> &ThreadCoreEntry {
+    core.thread_core.as_ref().expect("checked while loading")
+}
+
+/// How the thread gets on with the system call it was stopped in.
+pub(super) fn resumption(core: &CoreEntry) -> Resumption {
+    regs::resumption(part(core).firn_restart.as_ref())
+}
+
+/// Adds what any thread does: robust list, name, rseq, alternate stack, its pending signals, scheduling,
+/// and last its credentials.
+pub(super) fn plan_tail(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry, own: &Inherited) {
+    let thread = part(core);
+    if thread.futex_rla != 0 && thread.futex_rla_len == ROBUST_LIST_LEN {
+        let args = [thread.futex_rla.into(), thread.futex_rla_len.into()];
+        p.call(
+            nr::SET_ROBUST_LIST,
+            &args,
+            Rule::Ok,
+            "setting the robust futex list",
+        );
+    }
+    let process_name = core.tc.as_ref().map(|process| process.comm.as_slice());
+    if let Some(name) = thread.comm.as_deref().or(process_name) {
+        attributes::plan_name(p, name);
+    }
+    plan_rseq(p, thread);
+    plan_altstack(p, thread);
+    if let Some(queue) = &thread.signals_p {
+        signals::plan_queue(p, pid, Queue::Thread(tid), queue);
+    }
+    scheduling::plan(p, thread, &own.sched);
+    if let Some(wanted) = &thread.creds {
+        creds::plan(p, wanted, &own.creds);
+    }
+}
+
+fn plan_rseq(p: &mut Program, thread: &ThreadCoreEntry) {
+    if let Some(rseq) = &thread.rseq_entry
+        && rseq.rseq_abi_pointer != RSEQ_UNREGISTERED
+    {
+        let args = [
+            rseq.rseq_abi_pointer.into(),
+            rseq.rseq_abi_size.into(),
+            0.into(),
+            rseq.signature.into(),
+        ];
+        p.call(nr::RSEQ, &args, Rule::Ok, "registering the rseq area");
+    }
+}
+
+fn plan_altstack(p: &mut Program, thread: &ThreadCoreEntry) {
+    let Some(stack) = thread
+        .sas
+        .as_ref()
+        .filter(|stack| stack.ss_flags & SS_DISABLE == 0)
+    else {
+        return;
+    };
+    // stack_t: address, flags, padding, size.
+    let mut bytes = stack.ss_sp.to_le_bytes().to_vec();
+    bytes.extend(u64::from(stack.ss_flags & !SS_ONSTACK).to_le_bytes());
+    bytes.extend(stack.ss_size.to_le_bytes());
+    let value = p.data(&bytes);
+    let args = [value.into(), 0.into()];
+    p.call(
+        nr::SIGALTSTACK,
+        &args,
+        Rule::Ok,
+        "setting the alternate signal stack",
+    );
+}
+
+/// Adds the sleep that an interrupted `nanosleep` goes on with: the coordinator stops the thread in the
+/// middle of it, so that the kernel's restart block is the real one again. A sleep that is over before
+/// goes on to the Park record.
+pub(super) fn plan_sleep(p: &mut Program, core: &CoreEntry, asleep: Word) {
+    let Resumption::Sleep { sec, nsec } = resumption(core) else {
+        return;
+    };
+    let Some(info) = &core.thread_info else {
+        return;
+    };
+    let request = p.data(&[sec.to_le_bytes(), nsec.to_le_bytes()].concat());
+    let clock = regs::sleep_clock(&info.gpregs);
+    let remainder = regs::sleep_remainder_pointer(&info.gpregs);
+    p.post(asleep, "about to sleep on");
+    let args = [clock.into(), 0.into(), request.into(), remainder.into()];
+    p.call(nr::CLOCK_NANOSLEEP, &args, Rule::Any, "sleeping on");
+}
