@@ -98,11 +98,16 @@ pub enum ScriptError {
 }
 
 impl ScriptError {
-    /// The exit status that a dump takes over when its post-dump script fails.
+    /// The exit status of an operation that ends with this failure: that of the scripts where it was
+    /// a post-dump script, which is how a script says that the tasks are to run on.
     pub fn exit_code(&self) -> i32 {
         match self {
-            ScriptError::Failed { code, .. } => *code,
-            ScriptError::Spawn { .. } => 1,
+            ScriptError::Failed {
+                action: ScriptAction::PostDump,
+                code,
+                ..
+            } => *code,
+            _ => 1,
         }
     }
 }
@@ -327,9 +332,17 @@ mod tests {
     #[test]
     fn a_missing_program_is_the_shells_127() {
         let error = Scene::new()
-            .run(&["/nowhere/script"], ScriptAction::PreDump, None)
+            .run(&["/nowhere/script"], ScriptAction::PostDump, None)
             .unwrap_err();
         assert_eq!(error.exit_code(), 127);
+    }
+
+    #[test]
+    fn other_scripts_end_an_operation_with_1() {
+        let error = Scene::new()
+            .run(&["exit 9"], ScriptAction::PreDump, None)
+            .unwrap_err();
+        assert_eq!(error.exit_code(), 1);
     }
 
     #[test]
