@@ -24,6 +24,7 @@ pub mod process_vm;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
+pub mod session;
 pub mod signal;
 pub mod task;
 pub mod tty;
