@@ -1,2 +1,143 @@
-//! The `firn` command.
-fn main() {}
+//! The `firn` command: parses, calls the engine, tells what came of it.
+
+mod args;
+mod check;
+mod config;
+mod demo;
+mod dump;
+mod image;
+mod log;
+mod man;
+mod normalize;
+mod options;
+mod output;
+mod progress;
+mod restore;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+use crate::args::{Cli, Task};
+use crate::output::{Failure, USAGE};
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    let json = argv
+        .iter()
+        .take_while(|word| *word != "--")
+        .any(|word| word == "--json");
+    let (command, result) = match parse(argv) {
+        Ok(Parsed::Task(task)) => (name(&task), act(*task)),
+        Ok(Parsed::Answered(code)) => ("firn", Ok(code)),
+        Err(failure) => ("firn", Err(failure)),
+    };
+    let code = result.unwrap_or_else(|failure| {
+        tell(&failure, command, json);
+        failure.code
+    });
+    ExitCode::from(code)
+}
+
+/// What a command line comes to.
+enum Parsed {
+    /// Something to do.
+    Task(Box<Task>),
+    /// Help or version, already printed; the status.
+    Answered(u8),
+}
+
+fn parse(argv: Vec<OsString>) -> Result<Parsed, Failure> {
+    let normalized = normalize::normalize(argv, |name| std::env::var_os(name))?;
+    let matches = match args::definitions().try_get_matches_from(normalized.words) {
+        Ok(matches) => matches,
+        Err(error) => return answer(&error).map(Parsed::Answered),
+    };
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| clap_failure(&error))?;
+    for warning in &normalized.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(Parsed::Task(Box::new(cli.command)))
+}
+
+fn name(task: &Task) -> &'static str {
+    match task {
+        Task::Dump(_) => "dump",
+        Task::Restore(_) => "restore",
+        Task::Image(_) => "image",
+        Task::Check(_) => "check",
+        Task::Demo(_) | Task::DemoWorld(_) => "demo",
+        Task::Completions { .. } => "completions",
+        Task::Man { .. } => "man",
+    }
+}
+
+fn act(task: Task) -> Result<u8, Failure> {
+    match task {
+        Task::Dump(args) => dump::run(&args),
+        Task::Restore(args) => restore::run(&args),
+        Task::Image(args) => image::run(&args),
+        Task::Check(args) => check::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::DemoWorld(args) => demo::world::run(&args),
+        Task::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut args::definitions(), "firn", &mut text);
+            print(&text)
+        }
+        Task::Man { dir } => man::write(&dir).map(|()| 0),
+    }
+}
+
+/// Prints help and version; turns the parser's other answers into failures.
+fn answer(error: &clap::Error) -> Result<u8, Failure> {
+    if error.use_stderr() {
+        return Err(clap_failure(error));
+    }
+    print(error.render().ansi_to_string_if_terminal().as_bytes())
+}
+
+fn clap_failure(error: &clap::Error) -> Failure {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    Failure {
+        code: USAGE,
+        ..Failure::usage(text)
+    }
+}
+
+/// Writes to stdout; a reader that has left is no error.
+fn print(bytes: &[u8]) -> Result<u8, Failure> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::io("stdout can't be written", &error))
+        }
+        _ => Ok(0),
+    }
+}
+
+fn tell(failure: &Failure, command: &str, json: bool) {
+    // Somebody who closed stderr or stdout does not want to hear it.
+    let _ = std::io::stderr().write_all(failure.for_people().as_bytes());
+    if json {
+        let _ = writeln!(std::io::stdout(), "{}", failure.for_programs(command));
+    }
+}
+
+/// Colours help where a person reads it.
+trait IfTerminal {
+    fn ansi_to_string_if_terminal(&self) -> String;
+}
+
+impl IfTerminal for clap::builder::StyledStr {
+    fn ansi_to_string_if_terminal(&self) -> String {
+        use std::io::IsTerminal;
+        if std::io::stdout().is_terminal() {
+            self.ansi().to_string()
+        } else {
+            self.to_string()
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! `firn dump`.
+
+use std::time::Duration;
+
+use firn_engine::cancel::CancelFlag;
+use firn_engine::script::Scripts;
+use firn_engine::{Dump, DumpError, DumpReport, FileValidation, Leave, Pid};
+use firn_sys::signal::TerminationFlag;
+use serde_json::{Value, json};
+
+use crate::args::{DumpArgs, Validation};
+use crate::output::{self, Failure, bytes, counted, duration, micros};
+use crate::progress;
+
+/// Longer than anybody waits, and short enough to be added to a time.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Dumps; status 0 says that the images are complete.
+pub fn run(args: &DumpArgs) -> Result<u8, Failure> {
+    let work_dir = args.common.work_dir();
+    crate::log::start(&crate::log::Settings {
+        file: args.common.log.log_file.as_deref(),
+        work_dir: &work_dir,
+        verbosity: args.common.log.verbosity,
+        with_pid: false,
+    })?;
+    let cancel = CancelFlag::new();
+    let _signals = TerminationFlag::install(cancel.as_atomic())
+        .map_err(|errno| Failure::io("signals can't be handled", &errno.into()))?;
+    match operation(args, &cancel).run() {
+        Ok(report) => {
+            tell(args, &report);
+            Ok(0)
+        }
+        Err(error) => Err(failure(&error).logged(&args.common.log)),
+    }
+}
+
+fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
+    let mut dump = Dump::new(Pid::from_raw(args.tree))
+        .images_dir(&args.common.images_dir)
+        .work_dir(args.common.work_dir())
+        .leave(leave(args))
+        .shell_job(args.shell_job)
+        .link_remap(args.link_remap)
+        .track_mem(args.track_mem)
+        .timeout(timeout(args.timeout))
+        .file_validation(validation(args.file_validation))
+        .scripts(scripts(&args.action_script))
+        .cancel(cancel.clone());
+    if let Some(limit) = args.ghost_limit {
+        dump = dump.ghost_limit(limit);
+    }
+    if let Some(dir) = &args.prev_images_dir {
+        dump = dump.prev_images_dir(dir);
+    }
+    if let Some(path) = &args.freeze_cgroup {
+        dump = dump.freeze_cgroup(path);
+    }
+    match progress::bar(&args.common.log) {
+        Some(bar) => dump.progress(bar),
+        None => dump,
+    }
+}
+
+fn timeout(seconds: u32) -> Duration {
+    match seconds {
+        0 => FOREVER,
+        n => Duration::from_secs(u64::from(n)),
+    }
+}
+
+fn leave(args: &DumpArgs) -> Leave {
+    match (args.leave_running, args.leave_stopped) {
+        (true, _) => Leave::Running,
+        (_, true) => Leave::Stopped,
+        _ => Leave::Killed,
+    }
+}
+
+/// The engine's word for a way to recognize files.
+pub fn validation(validation: Validation) -> FileValidation {
+    match validation {
+        Validation::Filesize => FileValidation::FileSize,
+        Validation::Buildid => FileValidation::BuildId,
+    }
+}
+
+/// Scripts of the command line, in order of registration.
+pub fn scripts(lines: &[std::ffi::OsString]) -> Scripts {
+    let mut scripts = Scripts::new();
+    for line in lines {
+        scripts.register(line);
+    }
+    scripts
+}
+
+pub fn failure(error: &DumpError) -> Failure {
+    let mut failure = Failure::of(error);
+    failure.obstacles = error.obstacles().to_vec();
+    if let Some(status) = error.script_status() {
+        failure.code = u8::try_from(status).unwrap_or(output::FAILED);
+    }
+    failure
+}
+
+fn tell(args: &DumpArgs, report: &DumpReport) {
+    let log = &args.common.log;
+    for warning in &report.warnings {
+        eprintln!("warning: {warning}");
+    }
+    if log.json {
+        println!("{}", as_json(report));
+        return;
+    }
+    if args.display_stats {
+        print!("{}", statistics(report));
+    }
+    if progress::is_watched(log) {
+        eprintln!(
+            "dumped {}, {}, frozen for {}",
+            counted(report.tasks, "task"),
+            bytes(report.bytes),
+            duration(report.frozen)
+        );
+    }
+}
+
+fn as_json(report: &DumpReport) -> Value {
+    json!({
+        "command": "dump",
+        "ok": true,
+        "tasks": report.tasks,
+        "threads": report.threads,
+        "pages": report.pages,
+        "bytes": report.bytes,
+        "freezing_us": micros(report.freezing),
+        "frozen_us": micros(report.frozen),
+        "memory_us": micros(report.memory_time),
+        "write_us": micros(report.write_time),
+        "total_us": micros(report.total),
+        "warnings": report.warnings,
+    })
+}
+
+fn statistics(report: &DumpReport) -> String {
+    let rows = [
+        ("Tasks", report.tasks.to_string()),
+        ("Threads", report.threads.to_string()),
+        (
+            "Pages written",
+            format!("{} ({})", report.pages, bytes(report.bytes)),
+        ),
+        ("Freezing time", duration(report.freezing)),
+        ("Frozen time", duration(report.frozen)),
+        ("Memory dump time", duration(report.memory_time)),
+        ("Memory write time", duration(report.write_time)),
+        ("Total time", duration(report.total)),
+    ];
+    output::rows("Dump", &rows)
+}
