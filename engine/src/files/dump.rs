@@ -1,24 +1,22 @@
 //! Collecting the open files of frozen tasks.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
 
 use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::{FdTypes, FdinfoEntry, FileEntry, FownEntry};
-use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
+use firn_proto::{FdinfoEntry, FileEntry, FownEntry};
+use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
-use firn_sys::{Pid, fcntl, pidfd};
 
 use super::build_id::BuildIds;
+use super::describe::{Description, DescriptionKey};
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
-use super::kind::{self, Dumping};
 use super::link_remap::LinkRemaps;
 use super::memfd;
-use super::open_file::{DescriptorDir, OpenFile, Place, ProcLink};
+use super::open_file::{OpenFile, Place, ProcLink};
 use super::pipe_data::PipeContents;
 use super::tty::Terminals;
-use super::{FileDumpOptions, outside, owner, regular, sharing, survey};
+use super::{FileDumpOptions, outside, regular, sharing, survey};
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
 use crate::obstacle::Obstacle;
@@ -31,16 +29,16 @@ const FIRST_FILES_ID: u32 = 2;
 ///
 /// Dropping it takes back what was made for the dump (link remaps); [`FileTable::keep`] leaves it.
 pub struct FileTable {
-    collected: Collected,
+    pub(super) collected: Collected,
     /// By files id, sorted by kcmp: the task that was asked, and the id.
     sorted_tables: Vec<(Pid, u32)>,
     table_of: HashMap<Pid, u32>,
-    tables: Vec<(u32, Vec<FdinfoEntry>)>,
-    descriptions: HashMap<DescriptionKey, Vec<Description>>,
+    pub(super) tables: Vec<(u32, Vec<FdinfoEntry>)>,
+    pub(super) descriptions: HashMap<DescriptionKey, Vec<Description>>,
     links: HashMap<LinkKey, u32>,
     mapped: HashMap<MappingKey, u32>,
     mapped_memfds: HashMap<(u32, u32), u32>,
-    obstacles: Vec<Obstacle>,
+    pub(super) obstacles: Vec<Obstacle>,
 }
 
 /// What all kinds collect for the images.
@@ -73,21 +71,6 @@ pub struct FileStats {
     pub ghost_bytes: u64,
     /// Bytes found waiting in pipes and fifos.
     pub pipe_bytes: u64,
-}
-
-/// What descriptors of one open file have in common and F_SETFL can't change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct DescriptionKey {
-    dev: u64,
-    ino: u64,
-    flags: u32,
-}
-
-struct Description {
-    pid: Pid,
-    fd: i32,
-    id: u32,
-    fd_type: FdTypes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -198,96 +181,6 @@ impl FileTable {
         Ok(found.is_err())
     }
 
-    fn add_table(&mut self, pid: Pid, shared: &mut SharedDump) -> Result<(), FileDumpError> {
-        let mut dir = DescriptorDir::open(pid)?;
-        let mut task = Duplicator { pid, pidfd: None };
-        let mut table = Vec::new();
-        for fd in dir.numbers()? {
-            let file = dir.look(fd)?;
-            let Some((id, fd_type)) = self.describe(&file, fd, &mut task, shared)? else {
-                continue;
-            };
-            let cloexec = file.info.flags & O_CLOEXEC.cast_unsigned() != 0;
-            table.push(FdinfoEntry {
-                id,
-                flags: if cloexec { fcntl::FD_CLOEXEC } else { 0 },
-                r#type: fd_type.into(),
-                fd: fd.cast_unsigned(),
-                xattr_security_selinux: None,
-            });
-        }
-        self.tables.push((self.files_id(pid), table));
-        Ok(())
-    }
-
-    /// Finds the open file behind a descriptor among those known, or dumps it; None for one that can't
-    /// be dumped, which is noted.
-    fn describe(
-        &mut self,
-        file: &OpenFile,
-        fd: i32,
-        task: &mut Duplicator,
-        shared: &mut SharedDump,
-    ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
-        let pid = file.pid;
-        let known = self
-            .descriptions
-            .entry(DescriptionKey::of(file))
-            .or_default();
-        let found = sharing::search(known, |other| {
-            let resource = Resource::File {
-                fd1: other.fd,
-                fd2: fd,
-            };
-            let other = other.pid;
-            kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare {
-                pid,
-                other,
-                source,
-            })
-        })?;
-        let at = match found {
-            Ok(at) => return Ok(Some((known[at].id, known[at].fd_type))),
-            Err(at) => at,
-        };
-        let obstacles = kind::obstacles(file, &self.collected.options);
-        let kind = match kind::of_file(file) {
-            Some(kind) if obstacles.is_empty() => kind,
-            _ => {
-                self.obstacles.extend(obstacles);
-                return Ok(None);
-            }
-        };
-        let duplicate = task.duplicate(file, fd)?;
-        let fown = duplicate.as_ref().map_or(Ok(FownEntry::default()), |fd| {
-            owner::dump(fd).map_err(|source| query(file, "the signal owner", source))
-        })?;
-        let dumping = Dumping {
-            file,
-            duplicate: duplicate.as_ref().map(AsFd::as_fd),
-            id: self.collected.new_id(),
-            fown,
-        };
-        let id = dumping.id;
-        let mut state = DumpState {
-            shared,
-            collected: &mut self.collected,
-        };
-        let entry = kind.dump(&dumping, &mut state)?;
-        self.collected.entries.push(entry);
-        let fd_type = kind.fd_type();
-        known.insert(
-            at,
-            Description {
-                pid,
-                fd,
-                id,
-                fd_type,
-            },
-        );
-        Ok(Some((id, fd_type)))
-    }
-
     /// Adds a file that a task holds without a descriptor; equal ones share an entry. `flags` are those to
     /// open it with. Returns its number in files.img.
     ///
@@ -382,37 +275,6 @@ impl MappedFiles for FileTable {
         self.collected.entries.push(entry);
         self.mapped_memfds.insert((inode_id, open_flags), id);
         id
-    }
-}
-
-impl DescriptionKey {
-    fn of(file: &OpenFile) -> DescriptionKey {
-        let fixed = (O_ACCMODE | O_PATH | O_DIRECTORY).cast_unsigned();
-        DescriptionKey {
-            dev: file.stat.dev,
-            ino: file.stat.ino,
-            flags: file.info.flags & fixed,
-        }
-    }
-}
-
-/// Duplicates descriptors of one task; its pidfd is opened at the first need.
-struct Duplicator {
-    pid: Pid,
-    pidfd: Option<OwnedFd>,
-}
-
-impl Duplicator {
-    fn duplicate(&mut self, file: &OpenFile, fd: i32) -> Result<Option<OwnedFd>, FileDumpError> {
-        if file.is_path_only() {
-            return Ok(None);
-        }
-        let failed = |source| query(file, "a duplicate", source);
-        let pidfd = match &self.pidfd {
-            Some(pidfd) => pidfd,
-            None => self.pidfd.insert(pidfd::open(self.pid).map_err(failed)?),
-        };
-        pidfd::getfd(pidfd, fd).map(Some).map_err(failed)
     }
 }
 

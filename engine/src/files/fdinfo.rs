@@ -1,5 +1,7 @@
 //! What /proc/PID/fdinfo/N says about every descriptor, whatever its kind.
 
+use firn_sys::file::O_PATH;
+
 /// The lines that all kinds have, and the others as they stand.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct FdInfo {
@@ -7,6 +9,10 @@ pub(super) struct FdInfo {
     pub(super) pos: u64,
     /// Open flags, O_CLOEXEC of the descriptor included.
     pub(super) flags: u32,
+    /// Mount that it was opened through.
+    pub(super) mnt_id: u32,
+    /// Inode number; 0 before Linux 5.14, which does not say.
+    pub(super) ino: u64,
     /// All other lines; each kind parses its own.
     pub(super) lines: Vec<String>,
 }
@@ -31,11 +37,17 @@ impl FdInfo {
                 "flags" => {
                     info.flags = u32::from_str_radix(value.trim(), 8).map_err(|_| bad())?;
                 }
-                "mnt_id" | "ino" => {}
+                "mnt_id" => info.mnt_id = value.trim().parse().map_err(|_| bad())?,
+                "ino" => info.ino = value.trim().parse().map_err(|_| bad())?,
                 _ => info.lines.push(line.to_owned()),
             }
         }
         Ok(info)
+    }
+
+    /// True if it was opened with O_PATH, so that almost no call works on it.
+    pub(super) fn is_path_only(&self) -> bool {
+        self.flags & O_PATH.cast_unsigned() != 0
     }
 
     /// The locks that are held through this descriptor, one text such as `FLOCK ADVISORY WRITE` each.
@@ -64,6 +76,7 @@ mod tests {
         let text = b"pos:\t4096\nflags:\t02102001\nmnt_id:\t29\nino:\t1311\n";
         let info = FdInfo::parse(text).expect("captured from a kernel");
         assert_eq!((info.pos, info.flags), (4096, 0o2102001));
+        assert_eq!((info.mnt_id, info.ino), (29, 1311));
         assert!(info.lines.is_empty());
     }
 

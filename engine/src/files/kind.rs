@@ -71,15 +71,21 @@ pub(super) fn obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<Obsta
         Some(kind) => kind.trouble(file, options),
         None => Some(unsupported::trouble(file)),
     };
-    let locks = file.info.locks().map(|lock| {
-        Trouble::new(
+    let mut found: Vec<Obstacle> = trouble
+        .into_iter()
+        .map(|trouble| file.obstacle(trouble))
+        .collect();
+    found.extend(lock_obstacles(file));
+    found
+}
+
+/// Locks that the task holds through this descriptor. Another task may hold others through the same
+/// open file.
+pub(super) fn lock_obstacles(file: &OpenFile) -> impl Iterator<Item = Obstacle> {
+    file.info.locks().map(|lock| {
+        file.obstacle(Trouble::new(
             format!("the task holds a lock ({lock}), which would be lost"),
             "dump when the lock has been released",
-        )
-    });
-    trouble
-        .into_iter()
-        .chain(locks)
-        .map(|trouble| file.obstacle(trouble))
-        .collect()
+        ))
+    })
 }

@@ -10,7 +10,9 @@
 
 mod build_id;
 mod chardev;
+mod describe;
 mod dump;
+mod entries;
 mod error;
 mod fdinfo;
 mod fifo;

@@ -10,13 +10,13 @@ use firn_sys::file::{
 };
 
 use super::FileRestoreOptions;
+use super::entries::Entries;
 use super::error::FileRestoreError;
 use super::fifo::Fifos;
 use super::ghost_restore::StandIns;
 use super::locate;
 use super::memfd::MemfdRestore;
 use super::pipe::Pipes;
-use super::store::Entries;
 use super::tty::TerminalInfos;
 
 /// Position of files that are not to be moved to any.

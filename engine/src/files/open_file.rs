@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use firn_sys::file::{self, Stat};
@@ -89,7 +89,7 @@ impl OpenFile {
 
     /// True if it was opened with O_PATH, so that almost no call works on it.
     pub(super) fn is_path_only(&self) -> bool {
-        self.info.flags & file::O_PATH.cast_unsigned() != 0
+        self.info.is_path_only()
     }
 
     /// Open flags as images keep them: without O_CLOEXEC, which belongs to the descriptor.
@@ -161,6 +161,14 @@ impl fmt::Display for Place {
     }
 }
 
+/// What is read of every descriptor, also of one whose open file is known already.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) fd: i32,
+    pub(super) link: Vec<u8>,
+    pub(super) info: FdInfo,
+}
+
 /// The descriptors of one task, read relative to its /proc directories.
 pub(super) struct DescriptorDir {
     pid: Pid,
@@ -200,25 +208,40 @@ impl DescriptorDir {
             .map_err(|source| self.failed(&format!("fd {fd}"), source))
     }
 
-    /// Looks at one descriptor.
-    pub(super) fn look(&mut self, fd: i32) -> Result<OpenFile, ProcReadError> {
+    /// Reads link and fdinfo of a descriptor, the least that tells it from others.
+    pub(super) fn see(&mut self, fd: i32) -> Result<Seen, ProcReadError> {
         let name = name_of(fd);
-        let failed = |source| ProcReadError {
-            pid: self.pid,
-            what: format!("fd {fd}"),
-            source,
-        };
-        file::read_at(&self.infos, &name, &mut self.text).map_err(failed)?;
-        Ok(OpenFile {
-            pid: self.pid,
-            place: Place::Fd(fd),
-            link: file::read_link_at(&self.links, &name).map_err(failed)?,
-            stat: file::stat_at(&self.links, &name).map_err(failed)?,
-            info: FdInfo::parse(&self.text).map_err(|_| failed(Errno::EINVAL))?,
+        let read = file::read_at(&self.infos, &name, &mut self.text);
+        read.map_err(|source| self.failed(&format!("fd {fd}"), source))?;
+        let info = FdInfo::parse(&self.text);
+        Ok(Seen {
+            fd,
+            link: self.link(fd)?,
+            info: info.map_err(|_| self.failed(&format!("fd {fd}"), Errno::EINVAL))?,
         })
     }
 
-    fn failed(&self, what: &str, source: Errno) -> ProcReadError {
+    /// Completes what was seen of a descriptor, through a duplicate where there is one.
+    pub(super) fn look(
+        &self,
+        seen: Seen,
+        duplicate: Option<BorrowedFd<'_>>,
+    ) -> Result<OpenFile, ProcReadError> {
+        let stat = match duplicate {
+            Some(duplicate) => file::stat(duplicate),
+            None => file::stat_at(&self.links, &name_of(seen.fd)),
+        };
+        Ok(OpenFile {
+            pid: self.pid,
+            place: Place::Fd(seen.fd),
+            stat: stat.map_err(|source| self.failed(&format!("fd {}", seen.fd), source))?,
+            link: seen.link,
+            info: seen.info,
+        })
+    }
+
+    /// An error about one of the descriptors.
+    pub(super) fn failed(&self, what: &str, source: Errno) -> ProcReadError {
         ProcReadError {
             pid: self.pid,
             what: what.to_owned(),

@@ -5,11 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use firn_images::{ImageDir, ImageKind};
-use firn_proto::{
-    FdTypes, FdinfoEntry, FileEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-};
+use firn_proto::{FdTypes, FdinfoEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType};
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
+use super::entries::{self, Entries};
 use super::error::FileRestoreError;
 use super::fifo::Fifos;
 use super::ghost_restore::StandIns;
@@ -38,51 +37,11 @@ pub struct FileStore {
     limit: Option<RaisedDescriptorLimit>,
 }
 
-/// Entries of files.img by type and number.
-#[derive(Debug, Default)]
-pub(super) struct Entries {
-    by_id: HashMap<(FdTypes, u32), FileEntry>,
-}
-
 /// What stands in for the path of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remap {
     Ghost(u32),
     Link(u32),
-}
-
-impl Entries {
-    /// The entry of that type and number.
-    pub(super) fn get(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
-        self.by_id.get(&(fd_type, id))
-    }
-
-    fn read(images: &ImageDir) -> Result<Entries, FileRestoreError> {
-        let mut entries = Entries::default();
-        for entry in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
-            let id = entry.id;
-            let fd_type = type_of(entry.r#type, id)?;
-            if let Some(reg) = &entry.reg
-                && reg.id != id
-            {
-                return Err(FileRestoreError::corrupt(id, "its two numbers differ"));
-            }
-            if entries.by_id.insert((fd_type, id), entry).is_some() {
-                return Err(FileRestoreError::corrupt(id, "it is there twice"));
-            }
-        }
-        Ok(entries)
-    }
-
-    /// Entries that are opened by path.
-    fn regular(&self) -> impl Iterator<Item = &RegFileEntry> {
-        self.by_id.values().filter_map(|entry| entry.reg.as_ref())
-    }
-}
-
-fn type_of(raw: i32, id: u32) -> Result<FdTypes, FileRestoreError> {
-    FdTypes::try_from(raw)
-        .map_err(|_| FileRestoreError::corrupt(id, format!("there is no kind {raw}")))
 }
 
 impl FileStore {
@@ -96,7 +55,7 @@ impl FileStore {
         for file in images.files()? {
             if file.kind == ImageKind::Fdinfo {
                 let table: Vec<FdinfoEntry> = images.read_all(ImageKind::Fdinfo, file.id)?;
-                check_table(&table, &entries)?;
+                entries::check_table(&table, &entries)?;
                 tables.insert(u32::try_from(file.id).unwrap_or(u32::MAX), table);
             }
         }
@@ -150,7 +109,7 @@ impl FileStore {
 
     /// Entries with paths of terminals, which are replaced by another one.
     fn terminal_paths(&self) -> HashSet<u32> {
-        let entries = self.entries.by_id.values();
+        let entries = self.entries.all();
         entries
             .filter_map(|entry| entry.tty.as_ref()?.regf_id)
             .collect()
@@ -185,7 +144,7 @@ impl FileStore {
             let (fd_type, id) = key;
             let entry = self.entries.get(fd_type, id);
             let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
-            let kind = kind::of_type(fd_type).ok_or_else(|| unsupported(fd_type, id))?;
+            let kind = kind::of_type(fd_type).ok_or_else(|| entries::unsupported(fd_type, id))?;
             opened.insert(key, kind.open(entry, &mut opener)?);
         }
         opener.fifos.fill(&self.images)?;
@@ -342,33 +301,5 @@ impl Remap {
                 kind: "directory of a dead task",
             }),
         }
-    }
-}
-
-fn check_table(table: &[FdinfoEntry], entries: &Entries) -> Result<(), FileRestoreError> {
-    let mut numbers = HashSet::new();
-    for fd in table {
-        let fd_type = type_of(fd.r#type, fd.id)?;
-        if kind::of_type(fd_type).is_none() {
-            return Err(unsupported(fd_type, fd.id));
-        }
-        if entries.get(fd_type, fd.id).is_none() {
-            return Err(FileRestoreError::corrupt(
-                fd.id,
-                "a table has it and files.img does not",
-            ));
-        }
-        if i32::try_from(fd.fd).is_err() || !numbers.insert(fd.fd) {
-            let what = format!("descriptor number {} is not possible", fd.fd);
-            return Err(FileRestoreError::corrupt(fd.id, what));
-        }
-    }
-    Ok(())
-}
-
-fn unsupported(fd_type: FdTypes, id: u32) -> FileRestoreError {
-    FileRestoreError::Unsupported {
-        id,
-        kind: fd_type.as_str_name(),
     }
 }

@@ -48,7 +48,7 @@ fn survey_descriptors(
         return;
     };
     for fd in dir.numbers().unwrap_or_default() {
-        let Ok(file) = dir.look(fd) else {
+        let Ok(file) = dir.see(fd).and_then(|seen| dir.look(seen, None)) else {
             continue;
         };
         found.extend(kind::obstacles(&file, options));

@@ -204,6 +204,7 @@ pub fn list_numbers(dir: impl AsFd) -> Result<Vec<i32>> {
 }
 
 /// Reads a small file of a directory, such as /proc/PID/fdinfo/N, into `buffer`, replacing what it held.
+/// The file must give all it has to a read that has room for it, as files of one record do.
 ///
 /// # Errors
 /// As man 2 openat, read.
@@ -214,11 +215,14 @@ pub fn read_at(dir: impl AsFd, name: &CStr, buffer: &mut Vec<u8>) -> Result<()> 
         let old = buffer.len();
         buffer.resize(old + 1024, 0);
         let got = match rustix::io::read(&fd, &mut buffer[old..]) {
-            Err(rustix::io::Errno::INTR) => 0,
+            Err(rustix::io::Errno::INTR) => {
+                buffer.truncate(old);
+                continue;
+            }
             got => got?,
         };
         buffer.truncate(old + got);
-        if got == 0 {
+        if got < 1024 {
             return Ok(());
         }
     }

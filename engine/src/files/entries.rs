@@ -1,0 +1,88 @@
+//! files.img, and whether the tables refer to what it holds.
+
+use std::collections::{HashMap, HashSet};
+
+use firn_images::{ImageDir, ImageKind};
+use firn_proto::{FdTypes, FdinfoEntry, FileEntry, RegFileEntry};
+
+use super::error::FileRestoreError;
+use super::kind;
+
+/// Entries of files.img by type and number.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    by_id: HashMap<(FdTypes, u32), FileEntry>,
+}
+
+impl Entries {
+    /// All entries, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &FileEntry> {
+        self.by_id.values()
+    }
+
+    /// The entry of that type and number.
+    pub(super) fn get(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
+        self.by_id.get(&(fd_type, id))
+    }
+
+    /// Reads files.img.
+    pub(super) fn read(images: &ImageDir) -> Result<Entries, FileRestoreError> {
+        let mut entries = Entries::default();
+        for entry in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
+            let id = entry.id;
+            let fd_type = type_of(entry.r#type, id)?;
+            if let Some(reg) = &entry.reg
+                && reg.id != id
+            {
+                return Err(FileRestoreError::corrupt(id, "its two numbers differ"));
+            }
+            if entries.by_id.insert((fd_type, id), entry).is_some() {
+                return Err(FileRestoreError::corrupt(id, "it is there twice"));
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Entries that are opened by path.
+    pub(super) fn regular(&self) -> impl Iterator<Item = &RegFileEntry> {
+        self.all().filter_map(|entry| entry.reg.as_ref())
+    }
+}
+
+fn type_of(raw: i32, id: u32) -> Result<FdTypes, FileRestoreError> {
+    FdTypes::try_from(raw)
+        .map_err(|_| FileRestoreError::corrupt(id, format!("there is no kind {raw}")))
+}
+
+/// Checks that all descriptors of a table lead to entries of kinds that are restored.
+pub(super) fn check_table(
+    table: &[FdinfoEntry],
+    entries: &Entries,
+) -> Result<(), FileRestoreError> {
+    let mut numbers = HashSet::new();
+    for fd in table {
+        let fd_type = type_of(fd.r#type, fd.id)?;
+        if kind::of_type(fd_type).is_none() {
+            return Err(unsupported(fd_type, fd.id));
+        }
+        if entries.get(fd_type, fd.id).is_none() {
+            return Err(FileRestoreError::corrupt(
+                fd.id,
+                "a table has it and files.img does not",
+            ));
+        }
+        if i32::try_from(fd.fd).is_err() || !numbers.insert(fd.fd) {
+            let what = format!("descriptor number {} is not possible", fd.fd);
+            return Err(FileRestoreError::corrupt(fd.id, what));
+        }
+    }
+    Ok(())
+}
+
+/// An entry of a kind that is not restored.
+pub(super) fn unsupported(fd_type: FdTypes, id: u32) -> FileRestoreError {
+    FileRestoreError::Unsupported {
+        id,
+        kind: fd_type.as_str_name(),
+    }
+}
