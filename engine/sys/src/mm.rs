@@ -119,7 +119,7 @@ pub struct MmFields {
     pub env_end: u64,
 }
 
-/// Offset of the auxv pointer in the structure that [`MmFields::encode`] makes.
+/// Offset of the auxv pointer in `struct prctl_mm_map`, which [`MmFields::tail`] ends.
 pub const MM_MAP_AUXV: usize = std::mem::offset_of!(prctl_mm_map, auxv);
 /// Size of that structure.
 pub const MM_MAP_SIZE: usize = size_of::<prctl_mm_map>();
