@@ -23,7 +23,7 @@ pub struct Setting {
 /// Which files are read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sources {
-    /// Files that may be absent.
+    /// Files that may be absent or out of sight.
     pub optional: Vec<PathBuf>,
     /// Files that must be there.
     pub required: Vec<PathBuf>,
@@ -63,7 +63,8 @@ impl Sources {
         for path in &self.optional {
             match std::fs::read_to_string(path) {
                 Ok(text) => settings.extend(parse(path, &text)?),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                // As in CRIU, a default file that this user can't see is none of theirs.
+                Err(error) if is_out_of_sight(&error) => {}
                 Err(error) => return Err(unreadable(path, &error)),
             }
         }
@@ -73,6 +74,14 @@ impl Sources {
         }
         Ok(settings)
     }
+}
+
+fn is_out_of_sight(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+    )
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
