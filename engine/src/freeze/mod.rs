@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use firn_sys::{Errno, Pid, ptrace, task as sys_task};
 
 use crate::task::status::StatusError;
-use crate::tree::{Task, Tree};
+use crate::tree::{Task, TaskState, Tree};
 
 pub use cgroup::CgroupFreezeError;
 pub use walk::{running_tree, threads};
@@ -165,7 +165,8 @@ impl FrozenTree {
         match fate {
             Fate::Kill => self.kill(),
             Fate::Stop => {
-                for task in self.tree.alive() {
+                let running = |task: &&Task| task.state == TaskState::Alive;
+                for task in self.tree.alive().filter(running) {
                     // Pending before anybody runs again, so no instruction is executed in between.
                     let _ = sys_task::kill(task.pid, libc_signal::SIGSTOP);
                 }
