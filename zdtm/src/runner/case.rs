@@ -223,17 +223,14 @@ impl Case<'_> {
 
     /// Checks that a tree left stopped is stopped, and continues what was not stopped before.
     fn continue_stopped(&mut self, before: &Snapshot) -> Result<()> {
-        let tree = proc::tree(self.root).context("dump -s: looking at the tree")?;
-        for &pid in &tree {
-            for tid in proc::threads(pid).context("dump -s: listing threads")? {
-                let state = proc::stat(tid).context("dump -s: reading a task's state")?;
-                let state = state[3].as_str();
-                ensure!(
-                    matches!(state, "T" | "Z"),
-                    "dump -s: task {tid} is in state {state}"
-                );
-            }
+        // A task that has been sent SIGSTOP gets to it when it is next scheduled.
+        let root = self.root;
+        let stands = |_: &mut Reaper| moving_task(root).is_none().then_some(());
+        let stood = self.reaper.until("dump -s", Duration::from_secs(2), stands);
+        if let (Err(_), Some((tid, state))) = (stood, moving_task(root)) {
+            bail!("dump -s: task {tid} is in state {state}");
         }
+        let tree = proc::tree(root).context("dump -s: looking at the tree")?;
         for &pid in tree
             .iter()
             .filter(|&&pid| before.state_of(pid) != Some("T"))
@@ -361,4 +358,16 @@ impl Case<'_> {
             })
             .map_err(|_| anyhow!("tasks are left that do not die"))
     }
+}
+
+/// Finds a thread of a tree that is neither stopped nor dead.
+fn moving_task(root: i32) -> Option<(i32, String)> {
+    let threads = proc::tree(root)
+        .ok()?
+        .into_iter()
+        .filter_map(|pid| proc::threads(pid).ok());
+    threads
+        .flatten()
+        .filter_map(|tid| Some((tid, proc::stat(tid).ok()?.get(3)?.clone())))
+        .find(|(_, state)| !matches!(state.as_str(), "T" | "Z"))
 }

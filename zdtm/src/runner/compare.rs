@@ -48,6 +48,10 @@ pub fn differences(
     between: Between,
     moves: &[&str],
 ) -> Vec<Difference> {
+    let (before, after) = match between {
+        Between::SameTasks => (before.clone(), after.clone()),
+        Between::Restored => (before.joined(), after.joined()),
+    };
     let keys = before.lines.keys();
     let new_keys = after
         .lines
@@ -61,7 +65,7 @@ pub fn differences(
             after: after.lines.get(key).cloned(),
         })
         .filter(|difference| difference.before != difference.after)
-        .filter(|difference| !is_by_contract(difference, before, between))
+        .filter(|difference| !is_by_contract(difference, &before, between))
         .collect()
 }
 
@@ -82,14 +86,18 @@ fn is_by_contract(difference: &Difference, whole: &Snapshot, between: Between) -
         // A stopped task comes to stand before or behind the same instruction.
         "syscall" if whole.state_of(key.pid) == Some("T") => true,
         "syscall" => is_restarted(before, after, restored),
-        // The soft-dirty flag says what was written since someone asked, not what the program did.
-        "vmflags" => without_flag(before, "sd") == without_flag(after, "sd"),
+        // Neighbours that differ in nothing else are joined before they are compared.
+        "vmflags" => lasting_flags(before, restored) == lasting_flags(after, restored),
         _ => false,
     }
 }
 
-fn without_flag<'a>(flags: &'a str, flag: &str) -> Vec<&'a str> {
-    flags.split(' ').filter(|f| *f != flag).collect()
+/// Leaves out the soft-dirty flag, which says what was written since someone asked; and, after a
+/// restore, the accounting flag: it tells whether a mapping has ever been writable, no image has a
+/// place for it, and where it keeps neighbours apart the comparison of `maps` shows that.
+pub(super) fn lasting_flags(flags: &str, restored: bool) -> Vec<&str> {
+    let lasting = |flag: &&str| *flag != "sd" && !(restored && *flag == "ac");
+    flags.split(' ').filter(lasting).collect()
 }
 
 const RESTART_SYSCALL: &str = "219";
@@ -163,11 +171,16 @@ mod tests {
     }
 
     #[test]
-    fn soft_dirty_is_no_difference_but_other_flags_are() {
-        let plain = snapshot(&[("vmflags", "1000", "rd wr")]);
-        let dirty = snapshot(&[("vmflags", "1000", "rd wr sd")]);
-        let counted = snapshot(&[("vmflags", "1000", "rd wr ac")]);
+    fn soft_dirty_and_accounting_are_no_difference_but_other_flags_are() {
+        let with = |flags| {
+            let line = "-2000 rw-p 0 0 ";
+            snapshot(&[("maps", "1000", line), ("vmflags", "1000", flags)])
+        };
+        let (plain, dirty) = (with("rd wr"), with("rd wr sd"));
+        let (counted, locked) = (with("rd wr ac"), with("rd wr lo"));
         assert!(names(&plain, &dirty, Between::Restored).is_empty());
-        assert_eq!(names(&plain, &counted, Between::Restored).len(), 1);
+        assert!(names(&plain, &counted, Between::Restored).is_empty());
+        assert_eq!(names(&plain, &counted, Between::SameTasks).len(), 1);
+        assert_eq!(names(&plain, &locked, Between::Restored).len(), 1);
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
+use super::compare::lasting_flags;
 use crate::proc;
 
 /// What one line is about.
@@ -191,6 +192,90 @@ impl Snapshot {
     }
 }
 
+/// One VMA as two lines of a snapshot tell of it.
+struct Area {
+    start: usize,
+    end: usize,
+    perms: String,
+    offset: usize,
+    inode: String,
+    path: String,
+    flags: String,
+}
+
+impl Area {
+    /// Reads `-end perms offset inode path`, as [`Snapshot::add_mm`] writes it.
+    fn parse(start: &str, line: &str, flags: &str) -> Option<Area> {
+        let mut words = line.strip_prefix('-')?.splitn(5, ' ');
+        let hex = |text: &str| usize::from_str_radix(text, 16).ok();
+        Some(Area {
+            start: hex(start)?,
+            end: hex(words.next()?)?,
+            perms: words.next()?.to_owned(),
+            offset: hex(words.next()?)?,
+            inode: words.next()?.to_owned(),
+            path: words.next()?.to_owned(),
+            flags: lasting_flags(flags, true).join(" "),
+        })
+    }
+
+    /// Tells whether `next` goes on where this one ends, with the same of everything.
+    fn goes_on_with(&self, next: &Area) -> bool {
+        let anonymous = self.inode == "0" && !self.path.starts_with('/');
+        let follows = anonymous || self.offset + (self.end - self.start) == next.offset;
+        self.end == next.start
+            && follows
+            && (&self.perms, &self.inode, &self.path, &self.flags)
+                == (&next.perms, &next.inode, &next.path, &next.flags)
+    }
+
+    fn line(&self) -> String {
+        let Area {
+            end,
+            perms,
+            offset,
+            inode,
+            path,
+            ..
+        } = self;
+        format!("-{end:x} {perms} {offset:x} {inode} {path}")
+    }
+}
+
+impl Snapshot {
+    /// The same with VMAs joined that are neighbours and differ in nothing a program can tell. The
+    /// kernel keeps such ones apart by where their pages came from, which a restore makes new.
+    pub fn joined(&self) -> Snapshot {
+        let mut joined = self.clone();
+        joined
+            .lines
+            .retain(|key, _| !matches!(key.aspect, "maps" | "vmflags"));
+        let mut areas: Vec<(i32, Area)> = Vec::new();
+        for (key, line) in self.lines.iter().filter(|(key, _)| key.aspect == "maps") {
+            let flags_key = Key {
+                aspect: "vmflags",
+                ..key.clone()
+            };
+            let flags = self.lines.get(&flags_key).map_or("", String::as_str);
+            areas.extend(Area::parse(&key.detail, line, flags).map(|area| (key.pid, area)));
+        }
+        areas.sort_by_key(|(pid, area)| (*pid, area.start));
+        let mut whole: Vec<(i32, Area)> = Vec::new();
+        for (pid, area) in areas {
+            match whole.last_mut() {
+                Some((of, last)) if *of == pid && last.goes_on_with(&area) => last.end = area.end,
+                _ => whole.push((pid, area)),
+            }
+        }
+        for (pid, area) in whole {
+            let start = format!("{:x}", area.start);
+            joined.add(pid, "vmflags", &start, area.flags.clone());
+            joined.add(pid, "maps", &start, area.line());
+        }
+        joined
+    }
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
@@ -206,6 +291,33 @@ mod tests {
         assert_eq!(names.lasting("socket:[9]"), "socket:#1");
         assert_eq!(names.lasting("pipe:[77]"), "pipe:#0");
         assert_eq!(names.lasting("/tmp/a"), "/tmp/a");
+    }
+
+    #[test]
+    fn neighbours_that_differ_in_nothing_are_joined() {
+        let mut snapshot = Snapshot::empty(5);
+        let areas = [
+            ("1000", "-2000 rw-p 0 0 [heap]", "rd wr ac"),
+            ("2000", "-3000 rw-p 0 0 [heap]", "rd wr"),
+            ("3000", "-4000 rw-p 0 0 [heap]", "rd wr lo"),
+            ("5000", "-6000 r--p 0 7 /a", "rd"),
+            ("6000", "-7000 r--p 1000 7 /a", "rd"),
+            ("7000", "-8000 r--p 1000 7 /a", "rd"),
+        ];
+        for (start, line, flags) in areas {
+            snapshot.add(5, "maps", start, line.to_owned());
+            snapshot.add(5, "vmflags", start, flags.to_owned());
+        }
+        let joined = snapshot.joined();
+        let maps = joined.lines.iter().filter(|(key, _)| key.aspect == "maps");
+        let starts: Vec<&str> = maps.map(|(key, _)| key.detail.as_str()).collect();
+        assert_eq!(starts, ["1000", "3000", "5000", "7000"]);
+        let key = Key {
+            pid: 5,
+            aspect: "maps",
+            detail: "5000".to_owned(),
+        };
+        assert_eq!(joined.lines[&key], "-7000 r--p 0 7 /a");
     }
 
     #[test]

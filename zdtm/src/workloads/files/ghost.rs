@@ -30,13 +30,16 @@ pub static SHARED: Workload = Workload::new(
     "a removed file open in two tasks, opened apart and inherited, and mapped",
     shared,
 );
+// Its old name cannot show in /proc again, since it belongs to the other file.
 pub static NAME_TAKEN: Workload = Workload::new(
     "files/ghost-name-taken",
     "a removed file whose name another has now",
     name_taken,
-);
+)
+.moves(&["fd"]);
+// O_TMPFILE shows in the flags of the first open file, and means nothing any more.
 pub static TEMPORARY: Workload =
-    Workload::new("files/o-tmpfile", "a file that never had a name", temporary);
+    Workload::new("files/o-tmpfile", "a file that never had a name", temporary).moves(&["fd"]);
 
 const RW_NEW: i32 = libc::O_RDWR | libc::O_CREAT;
 

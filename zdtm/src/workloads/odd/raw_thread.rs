@@ -96,7 +96,7 @@ fn run(stage: &Stage, with_stack: bool) -> Result<()> {
     let moves = || {
         let before = counter.load(Ordering::SeqCst);
         let start = sys::clock(libc::CLOCK_MONOTONIC);
-        while counter.load(Ordering::SeqCst) == before {
+        while counter.load(Ordering::SeqCst) == before && !stage.stopping() {
             let passed = sys::clock(libc::CLOCK_MONOTONIC) - start;
             ensure!(passed.as_secs() < 10, "the thread does not count any more");
         }

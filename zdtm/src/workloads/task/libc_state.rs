@@ -1,8 +1,8 @@
 //! What libc has told the kernel about a thread, and keeps in its thread-local memory.
 
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::thread;
 
 use anyhow::{Result, anyhow, ensure};
@@ -26,33 +26,34 @@ pub static TLS: Workload = Workload::new(
     tls,
 );
 
-/// Some threads are joined in the middle of the wait, some end only afterwards.
+/// One thread joins eight others; it sleeps on the word that the kernel clears when one ends.
 fn join(stage: &Stage) -> Result<()> {
-    let lists = Arc::new(Mutex::new(Vec::new()));
-    let handles: Vec<_> = (0..8u32)
-        .map(|index| {
-            let lists = Arc::clone(&lists);
+    let done = Arc::new(AtomicU32::new(0));
+    let started = Arc::new(Barrier::new(10));
+    let handles: Vec<_> = (0..8)
+        .map(|_| {
+            let (done, started) = (Arc::clone(&done), Arc::clone(&started));
             thread::spawn(move || {
+                started.wait();
                 crate::stop::wait();
-                lists.lock().map(|mut list| list.push(index)).is_ok()
+                done.fetch_add(1, Ordering::SeqCst);
             })
         })
         .collect();
-    let (send, receive) = mpsc::channel();
+    let in_joiner = Arc::clone(&started);
     let joiner = thread::spawn(move || {
-        let ended = handles
+        in_joiner.wait();
+        handles
             .into_iter()
-            .map(|handle| handle.join().is_ok_and(|ok| ok));
-        send.send(ended.filter(|ok| *ok).count())
+            .filter_map(|handle| handle.join().ok())
+            .count()
     });
+    started.wait();
     stage.ready_and_wait()?;
-    let count = receive.recv()?;
-    joiner
-        .join()
-        .map_err(|_| anyhow!("the joiner panicked"))??;
-    ensure!(count == 8, "{count} of 8 threads could be joined");
-    let listed = lists.lock().map_err(|_| anyhow!("poisoned"))?.len();
-    ensure!(listed == 8, "{listed} of 8 threads have done their work");
+    let joined = joiner.join().map_err(|_| anyhow!("the joiner panicked"))?;
+    ensure!(joined == 8, "{joined} of 8 threads could be joined");
+    let done = done.load(Ordering::SeqCst);
+    ensure!(done == 8, "{done} of 8 threads have done their work");
     Ok(())
 }
 

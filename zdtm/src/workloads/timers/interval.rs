@@ -8,17 +8,21 @@ use anyhow::{Result, bail, ensure};
 
 use crate::{Stage, Workload, sys};
 
+// A tick may be pending at the moment that is looked at.
 pub static REAL: Workload = Workload::new("timers/real", "ITIMER_REAL goes on ticking", |s| {
     ticking(s, libc::ITIMER_REAL, libc::SIGALRM)
-});
+})
+.moves(&["signals"]);
 pub static VIRTUAL: Workload =
     Workload::new("timers/virtual", "ITIMER_VIRTUAL goes on ticking", |s| {
         ticking(s, libc::ITIMER_VIRTUAL, libc::SIGVTALRM)
-    });
+    })
+    .moves(&["signals"]);
 pub static PROFILING: Workload =
     Workload::new("timers/profiling", "ITIMER_PROF goes on ticking", |s| {
         ticking(s, libc::ITIMER_PROF, libc::SIGPROF)
-    });
+    })
+    .moves(&["signals"]);
 pub static ALARM: Workload = Workload::new(
     "timers/alarm",
     "an alarm that comes once, after the restore",
