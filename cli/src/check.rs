@@ -154,24 +154,24 @@ fn render(rows: &[(Feature, Verdict)]) -> String {
 }
 
 fn summary(rows: &[(Feature, Verdict)], args: &CheckArgs) -> String {
-    let missing: Vec<&str> = rows
-        .iter()
-        .filter(|(_, verdict)| !verdict.is_served())
-        .map(|(feature, _)| feature.name())
-        .collect();
-    let core_is_missing = rows
-        .iter()
-        .any(|(feature, verdict)| feature.group() == Group::Core && !verdict.is_served());
-    if core_is_missing {
+    let missing = |core: bool| -> Vec<&str> {
+        let of_kind = |feature: &Feature| (feature.group() == Group::Core) == core;
+        rows.iter()
+            .filter(|(feature, verdict)| of_kind(feature) && !verdict.is_served())
+            .map(|(feature, _)| feature.name())
+            .collect()
+    };
+    let (core, others) = (missing(true), missing(false));
+    if !core.is_empty() {
         return format!(
-            "Dump and restore do not work here: {} missing.",
-            missing.join(", ")
+            "Dump and restore do not work here without {}.",
+            core.join(", ")
         );
     }
-    if !missing.is_empty() {
+    if !others.is_empty() {
         return format!(
-            "Dump and restore work here; some tasks need {}.",
-            missing.join(", ")
+            "Dump and restore work here; missing: {}.",
+            others.join(", ")
         );
     }
     let more = if args.all {
@@ -196,7 +196,7 @@ mod tests {
         let rows = [
             (Feature::Kcmp, Verdict::Works),
             (Feature::Memfd, back),
-            (Feature::Collapse, missing),
+            (Feature::MemfdHugetlb, missing),
         ];
         let text = render(&rows);
         let lines: Vec<&str> = text.lines().collect();

@@ -56,8 +56,8 @@ pub(super) fn probe(feature: Feature) -> Verdict {
         Feature::SetTid => needed(probe::set_tid(), "tasks can't get their pids back"),
         Feature::ProcessVm => needed(copy_memory(), "memory of tasks can't be copied"),
         Feature::ProcMem => needed(
-            probe::foreign_write(),
-            "read-only private memory can't be restored",
+            probe::foreign_read(),
+            "memory without read permission can't be dumped",
         ),
         Feature::MapFiles => needed(open_mapped(), "mapped files can't be dumped"),
         Feature::Pagemap => needed(present_page(), "no memory can be dumped"),
@@ -96,7 +96,7 @@ fn probe_extra(feature: Feature) -> Verdict {
         Feature::PagemapPfn => replaceable(
             page_numbers(),
             "comparing contents",
-            "pages that tasks share since a fork may be stored twice",
+            "pages that tasks share since a fork are stored once for each task",
         ),
         Feature::CanMapVdso => replaceable(
             probe::map_vdso(),
@@ -128,7 +128,7 @@ fn probe_extra(feature: Feature) -> Verdict {
         Feature::CapSysAdmin => replaceable(
             capability(CAP_SYS_ADMIN),
             "CAP_CHECKPOINT_RESTORE",
-            "no seccomp filters and no freezing by cgroup",
+            "no freezing by cgroup",
         ),
         Feature::Cgroup2Freeze => replaceable(
             cgroup::freeze_v2(),
@@ -143,6 +143,8 @@ fn probe_extra(feature: Feature) -> Verdict {
     }
 }
 
+const NO_TRACKING: &str = "every dump is a full one";
+
 fn probe_experimental(feature: Feature) -> Verdict {
     match feature {
         Feature::TimerIds => needed(
@@ -151,16 +153,16 @@ fn probe_experimental(feature: Feature) -> Verdict {
         ),
         Feature::Uffd => needed(probe::uffd_features().map(drop), "no lazy restore"),
         Feature::UffdNoncoop => needed(uffd_events(), "no lazy restore of tasks that fork"),
-        Feature::WriteTracking => replaceable(
+        Feature::WriteTracking if probe::soft_dirty().is_ok() => replaceable(
             probe::write_tracking(),
-            "soft-dirty bits, where the kernel has them",
-            "incremental dumps are slower, or full ones",
+            "soft_dirty",
+            "finding written pages takes longer",
         ),
-        Feature::SoftDirty => replaceable(
-            probe::soft_dirty(),
-            "uffd_wp_async, where the kernel has it",
-            "none where that works",
-        ),
+        Feature::SoftDirty if probe::write_tracking().is_ok() => {
+            replaceable(probe::soft_dirty(), "uffd_wp_async", "none")
+        }
+        Feature::WriteTracking => needed(probe::write_tracking(), NO_TRACKING),
+        Feature::SoftDirty => needed(probe::soft_dirty(), NO_TRACKING),
         Feature::TcpRepair => needed(probe::tcp_repair(), "no TCP connection can be saved"),
         Feature::Nftables => needed(
             probe::nft_generation(),

@@ -20,7 +20,7 @@ pub use memory::{
 };
 pub use network::{nft_generation, tcp_repair};
 pub use process::{
-    capabilities, foreign_write, set_tid, suspend_seccomp, tid_address, timer_restore_ids,
+    capabilities, foreign_read, set_tid, suspend_seccomp, tid_address, timer_restore_ids,
 };
 pub use tracking::{pagemap_scan, soft_dirty, uffd_features, write_tracking};
 

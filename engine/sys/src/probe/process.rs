@@ -1,6 +1,6 @@
 //! Probes about tasks: ids, tracing, rights.
 
-use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 
 use linux_raw_sys::general::clone_args;
 
@@ -112,20 +112,18 @@ pub fn suspend_seccomp() -> Result<()> {
     ptrace::detach(child.pid(), 0)
 }
 
-/// Writes to a page of a stopped child that the child itself may only read, through /proc/PID/mem.
+/// Reads a page of a stopped child that the child itself may not read, through /proc/PID/mem.
 ///
 /// # Errors
 /// EIO, EACCES: the kernel was told not to allow it (proc_mem.force_override).
-pub fn foreign_write() -> Result<()> {
-    let page = super::memory::Scratch::map(libc::PROT_READ)?;
+pub fn foreign_read() -> Result<()> {
+    let page = super::memory::Scratch::map(libc::PROT_NONE)?;
     let child = IdleChild::spawn()?;
     ptrace::seize(child.pid(), 0)?;
     ptrace::interrupt(child.pid())?;
     wait::wait(child.pid())?;
-    let path = format!("/proc/{}/mem", child.pid());
-    let mut file = std::fs::OpenOptions::new().write(true).open(path)?;
-    file.seek(SeekFrom::Start(page.address()))?;
-    file.write_all(b"x")?;
+    let file = std::fs::File::open(format!("/proc/{}/mem", child.pid()))?;
+    file.read_exact_at(&mut [0; 8], page.address())?;
     ptrace::detach(child.pid(), 0)
 }
 
