@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use firn_sys::clone3::{ProgramEntry, spawn_program};
+use firn_sys::session::AdoptOrphans;
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, task as sys_task, wait};
 
@@ -35,7 +36,10 @@ pub(super) struct NewTree<'a> {
     pub family: &'a Family,
     pub cancel: &'a CancelFlag,
     root: Pid,
+    sibling: bool,
     released: bool,
+    /// What is killed after a failure comes to this process, which reaps it, so that no pid stays taken.
+    _orphans: Option<AdoptOrphans>,
 }
 
 impl<'a> NewTree<'a> {
@@ -57,6 +61,7 @@ impl<'a> NewTree<'a> {
         };
         let flags = if sibling { CLONE_PARENT } else { 0 };
         let exit_signal = if sibling { 0 } else { SIGCHLD };
+        let orphans = AdoptOrphans::begin().ok();
         // SAFETY: the arena is mapped shared here and holds the executor and the program, whose first
         // records give up the rseq area and the memory of this process.
         let spawned = unsafe { spawn_program(flags, exit_signal, Some(pid), entry) };
@@ -77,7 +82,9 @@ impl<'a> NewTree<'a> {
             family,
             cancel,
             root: pid,
+            sibling,
             released: false,
+            _orphans: orphans,
         })
     }
 
@@ -185,7 +192,8 @@ impl<'a> NewTree<'a> {
                     continue;
                 }
                 let _ = sys_task::kill(pid, SIGKILL);
-                if reap(pid) {
+                let is_others_child = pid == self.root && self.sibling;
+                if reap(pid) || is_others_child {
                     ended.insert(pid);
                 } else {
                     left = true;
@@ -214,8 +222,8 @@ fn reap(pid: Pid) -> bool {
             Ok(Some(WaitStatus::Ended(_))) => return true,
             Ok(Some(_)) => {}
             Ok(None) => return false,
-            // Not ours to wait for: its parent dies as well, and whoever inherits it reaps it.
-            Err(_) => return Stat::read(pid).map_or(true, |stat| stat.state == b'Z'),
+            // Not ours to wait for yet: its parent lives, or it was restored as our sibling.
+            Err(_) => return !std::fs::exists(format!("/proc/{pid}")).unwrap_or(false),
         }
     }
 }

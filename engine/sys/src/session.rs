@@ -37,3 +37,37 @@ pub fn close_on_exec_from(first: u32) -> Result<()> {
     };
     Errno::check(result).map(drop)
 }
+
+/// This process adopts orphans of its descendants while the value lives.
+///
+/// Source: man 2 PR_SET_CHILD_SUBREAPER.
+#[derive(Debug)]
+pub struct AdoptOrphans {
+    did_before: bool,
+}
+
+impl AdoptOrphans {
+    /// Begins to adopt.
+    ///
+    /// # Errors
+    /// None since Linux 3.4.
+    pub fn begin() -> Result<AdoptOrphans> {
+        let mut before = 0i32;
+        // SAFETY: the kernel writes one int, which outlives the call.
+        let result = unsafe { libc::prctl(libc::PR_GET_CHILD_SUBREAPER, &raw mut before) };
+        Errno::check(i64::from(result))?;
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        Ok(AdoptOrphans {
+            did_before: before != 0,
+        })
+    }
+}
+
+impl Drop for AdoptOrphans {
+    fn drop(&mut self) {
+        if !self.did_before {
+            // Fails only for arguments that make no sense.
+            let _ = rustix::process::set_child_subreaper(None);
+        }
+    }
+}
