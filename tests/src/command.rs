@@ -67,7 +67,7 @@ impl Finished {
     }
 
     /// Checks for a refusal as people should see it: an exit code that is not zero, and one line that
-    /// names each of `names`. Returns the line.
+    /// names each of `names`, with at most a hint below it. Returns the line.
     #[track_caller]
     pub fn expect_refusal(&self, names: &[&str]) -> String {
         let Self { status, stderr, .. } = self;
@@ -75,11 +75,9 @@ impl Finished {
             status.code().is_some_and(|code| code != 0),
             "not refused: {self:?}"
         );
-        let lines: Vec<_> = stderr
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
         assert!(!stderr.contains("panicked"), "it panicked: {stderr}");
+        let is_said = |line: &&str| !line.trim().is_empty() && !line.starts_with("hint: ");
+        let lines: Vec<_> = stderr.lines().filter(is_said).collect();
         let [line] = lines[..] else {
             panic!("not one line, but {}: {stderr}", lines.len())
         };

@@ -64,7 +64,7 @@ fn killed_dump_leaves_the_source_running() {
             std::fs::remove_dir_all(&images).expect("the images are ours");
         }
         assert!(
-            killed >= 10,
+            killed >= 5,
             "only {killed} of 20 dumps were killed before their end"
         );
         let images = sandbox.make_dir("images");
@@ -99,7 +99,7 @@ fn killed_restore_leaves_no_tasks() {
             settle(sandbox, &task, &dir);
         }
         assert!(
-            killed >= 10,
+            killed >= 5,
             "only {killed} of 20 restores were killed before their end"
         );
         task.restore(&images);
