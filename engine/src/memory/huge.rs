@@ -6,6 +6,7 @@
 //! with UFFDIO_MOVE, which takes no copy. Where the machine gives them to everybody or to nobody, or
 //! pages can't be moved, memory is filled in place.
 
+use firn_sys::mm::TASK_SIZE;
 use firn_sys::uffd;
 
 use super::piece;
@@ -87,13 +88,23 @@ fn candidates(plan: &MemoryPlan, phase: &Phase) -> Vec<(usize, AddressRange)> {
 
 /// A free place for the scratch memory, far from everything that may grow.
 fn find_scratch(plan: &MemoryPlan, hole: AddressRange, len: u64) -> Option<AddressRange> {
-    const DISTANCE: u64 = 1 << 30;
     let mut used = plan.image.used_ranges();
     used.push(hole);
+    widest_gap(used, len)
+}
+
+/// Takes the start of the widest gap between used ranges that has room.
+fn widest_gap(mut used: Vec<AddressRange>, len: u64) -> Option<AddressRange> {
+    const DISTANCE: u64 = 1 << 30;
+    // Between the last stack and vsyscall lies the widest gap of all, and nobody can map there.
+    used.push(AddressRange::new(TASK_SIZE, u64::MAX));
     let used = range::union(used);
     let free = used.windows(2).filter_map(|pair| {
         let start = pair[0].end.checked_add(DISTANCE)?;
         let end = pair[1].start.checked_sub(DISTANCE)?;
+        if start >= end {
+            return None;
+        }
         let gap = AddressRange::new(start, end).aligned_inside(HUGE_PAGE_SIZE);
         (gap.len() >= len).then_some(gap)
     });
@@ -117,4 +128,22 @@ fn redirect(phase: &mut Phase, ranges: &[(usize, AddressRange)], scratch: Addres
     phase
         .filled
         .sort_unstable_by_key(|piece| (piece.file, piece.offset));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_lies_where_a_task_may_map() {
+        let program = AddressRange::new(0x5555_5555_0000, 0x5555_6000_0000);
+        let stack = AddressRange::new(0x7ffd_0000_0000, 0x7ffd_0002_1000);
+        let vsyscall = AddressRange::new(0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000);
+        let scratch = widest_gap(vec![program, stack, vsyscall], 1 << 31).expect("there is room");
+        assert!(
+            scratch.start > program.end && scratch.end < stack.start,
+            "{scratch}"
+        );
+        assert!(widest_gap(vec![stack, vsyscall], 1 << 46).is_none());
+    }
 }
