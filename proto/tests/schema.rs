@@ -147,6 +147,7 @@ fn no_extension_is_required() {
         "inventory_entry.firn=20000",
         "pipe_data_entry.firn=20000",
         "pipe_entry.firn=20000",
+        "reg_file_entry.firn=20000",
         "task_core_entry.firn=20000",
         "thread_core_entry.firn_restart=20000",
         "user_x86_xsave_entry.firn=20000",

@@ -43,6 +43,14 @@ impl Entries {
         Ok(entries)
     }
 
+    /// Entries of files that were opened by a name which is gone, with that name.
+    pub(super) fn removed_names(&self) -> impl Iterator<Item = (&RegFileEntry, &[u8])> {
+        self.regular().filter_map(|entry| {
+            let removed = entry.firn.as_ref()?.removed_name.as_ref()?;
+            Some((entry, removed.as_slice()))
+        })
+    }
+
     /// Entries that are opened by path.
     pub(super) fn regular(&self) -> impl Iterator<Item = &RegFileEntry> {
         self.all().filter_map(|entry| entry.reg.as_ref())

@@ -5,12 +5,13 @@
 //! [`StandIns`] leaves nothing behind.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, FileTimes, Permissions};
 use std::io::{Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use firn_images::{ImageDir, ImageKind, ImageReader};
 use firn_proto::{GhostChunkEntry, GhostFileEntry, Timeval};
@@ -18,6 +19,7 @@ use firn_sys::file::{self, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use firn_sys::{Errno, Pid};
 
 use super::error::FileRestoreError;
+use super::open;
 
 /// Names that exist only while files are opened.
 #[derive(Debug, Default)]
@@ -26,7 +28,20 @@ pub(super) struct StandIns {
     made: Vec<(PathBuf, Made)>,
     /// Path to open, by number of the entry.
     paths: HashMap<u32, PathBuf>,
+    /// Files that never had a name, by number of the entry that made them.
+    nameless: HashMap<u32, OwnedFd>,
     nr_spare_names: u32,
+}
+
+/// An entry that leads to a ghost.
+#[derive(Debug)]
+pub(super) struct GhostName {
+    /// Its number.
+    pub(super) id: u32,
+    /// Its path on this machine.
+    pub(super) old: PathBuf,
+    /// Its flags.
+    pub(super) flags: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,30 +56,61 @@ impl StandIns {
         self.paths.get(&id).map(PathBuf::as_path)
     }
 
-    /// Makes a ghost; `names` are its entries with their old paths on this machine.
+    /// The open file of an entry that made a file without name.
+    pub(super) fn take_nameless(&mut self, id: u32) -> Option<OwnedFd> {
+        self.nameless.remove(&id)
+    }
+
+    /// Makes a ghost with all its entries.
     pub(super) fn make_ghost(
         &mut self,
         images: &ImageDir,
         ghost_id: u32,
-        names: &[(u32, PathBuf)],
+        names: &[GhostName],
     ) -> Result<(), FileRestoreError> {
         let mut reader = images.reader(ImageKind::GhostFile, u64::from(ghost_id))?;
         let entry: GhostFileEntry = reader.expect_entry()?;
-        let Some((id, old)) = names.first() else {
-            return Ok(());
+        let is_file = entry.mode & S_IFMT == S_IFREG;
+        let maker = names
+            .iter()
+            .find(|name| is_file && open::is_nameless(name.flags));
+        let path = match (maker, names.first()) {
+            (Some(maker), _) => self.make_nameless(maker, &entry, &mut reader)?,
+            (None, Some(first)) => {
+                let path = self.free_name(&first.old)?;
+                self.make(&path, &entry, &mut reader)?;
+                path
+            }
+            (None, None) => return Ok(()),
         };
-        let path = self.free_name(old)?;
-        self.make(&path, &entry, &mut reader)?;
-        self.paths.insert(*id, path.clone());
-        for (id, other) in &names[1..] {
-            let standing = if other == old || entry.mode & S_IFMT == S_IFDIR {
+        for name in names {
+            let one_name = maker.is_some() || entry.mode & S_IFMT == S_IFDIR;
+            let standing = if one_name || name.old == names[0].old {
                 path.clone()
             } else {
-                self.link(&path, other)?
+                self.link(&path, &name.old)?
             };
-            self.paths.insert(*id, standing);
+            self.paths.insert(name.id, standing);
         }
         Ok(())
+    }
+
+    /// Makes a file that may be given a name later, which a removed one may not. Returns a path to it.
+    fn make_nameless(
+        &mut self,
+        maker: &GhostName,
+        entry: &GhostFileEntry,
+        reader: &mut ImageReader,
+    ) -> Result<PathBuf, FileRestoreError> {
+        let dir = maker.old.parent().unwrap_or(Path::new("/"));
+        self.make_directories(dir)?;
+        let fd = file::create_nameless(dir, open::harmless(maker.flags), 0o600);
+        let fd = fd.map_err(refused_errno("create a nameless file in", dir))?;
+        let content = open::reopen(&fd, file::O_RDWR.cast_unsigned(), "a nameless file")?;
+        fill(content, entry, reader, &maker.old)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        self.nameless.insert(maker.id, fd);
+        Ok(path)
     }
 
     /// Gives the file at `path` its old name for the time being, for the entry `id`.
@@ -97,27 +143,26 @@ impl StandIns {
                 let content = file::create(path, 0o600);
                 let content = content.map_err(refused_errno("create", path))?;
                 self.made.push((path.to_owned(), Made::Other));
-                fill(content, entry, reader, path)?;
-                None
+                return fill(content, entry, reader, path);
             }
             S_IFDIR => {
                 fs::create_dir(path).map_err(refused("create directory", path))?;
-                Some(Made::Directory)
+                Made::Directory
             }
             S_IFLNK => {
                 let target = entry.symlnk_target.clone().unwrap_or_default();
                 let target = std::ffi::OsStr::from_bytes(&target);
                 std::os::unix::fs::symlink(target, path).map_err(refused("create link", path))?;
-                Some(Made::Other)
+                Made::Other
             }
             _ => {
                 let device = u64::from(entry.rdev.unwrap_or(0));
                 file::make_node(path, entry.mode, device)
                     .map_err(refused_errno("create node", path))?;
-                Some(Made::Other)
+                Made::Other
             }
         };
-        self.made.extend(made.map(|made| (path.to_owned(), made)));
+        self.made.push((path.to_owned(), made));
         set_attributes(path, entry)
     }
 
@@ -184,12 +229,32 @@ fn fill(
             .copy_payload(rest, &mut content)?
             .map_err(refused("write", path))?;
     }
-    match entry.size {
-        Some(size) => content
+    if let Some(size) = entry.size {
+        content
             .set_len(size)
-            .map_err(refused("set the size of", path)),
-        None => Ok(()),
+            .map_err(refused("set the size of", path))?;
     }
+    set_attributes_of(&content, entry).map_err(refused("set the attributes of", path))
+}
+
+/// Sets owner, mode and times of a regular file, in the order in which none changes another.
+fn set_attributes_of(content: &File, entry: &GhostFileEntry) -> std::io::Result<()> {
+    std::os::unix::fs::fchown(content, Some(entry.uid), Some(entry.gid))?;
+    content.set_permissions(Permissions::from_mode(entry.mode & 0o7777))?;
+    match (&entry.atim, &entry.mtim) {
+        (Some(atim), Some(mtim)) => content.set_times(
+            FileTimes::new()
+                .set_accessed(system_time(atim))
+                .set_modified(system_time(mtim)),
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn system_time(time: &Timeval) -> SystemTime {
+    let (_, nanos) = timespec(time);
+    let since = Duration::new(time.tv_sec, nanos);
+    UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
 }
 
 fn set_attributes(path: &Path, entry: &GhostFileEntry) -> Result<(), FileRestoreError> {

@@ -36,10 +36,14 @@ pub(super) struct Opener<'a> {
 impl<'a> Opener<'a> {
     /// Opens the path of an entry, or its stand-in, with these flags.
     pub(super) fn open_regular(
-        &self,
+        &mut self,
         entry: &RegFileEntry,
         flags: u32,
     ) -> Result<OwnedFd, FileRestoreError> {
+        if let Some(fd) = self.stand_ins.take_nameless(entry.id) {
+            seek_to(&fd, entry.pos, entry.id)?;
+            return Ok(fd);
+        }
         match self.stand_ins.path(entry.id) {
             Some(path) => open_entry_at(path, entry, flags),
             None => open_entry_at(&path_of(entry, self.options), entry, flags),
@@ -61,7 +65,12 @@ impl<'a> Opener<'a> {
 
 /// Where the entry's path is on this machine.
 pub(super) fn path_of(entry: &RegFileEntry, options: &FileRestoreOptions) -> PathBuf {
-    let path = locate::to_path(&entry.name);
+    local_path(&entry.name, options)
+}
+
+/// Where a path of an image is on this machine.
+pub(super) fn local_path(name: &[u8], options: &FileRestoreOptions) -> PathBuf {
+    let path = locate::to_path(name);
     match &options.root {
         Some(root) => root.join(path.strip_prefix("/").unwrap_or(&path)),
         None => path,
@@ -100,11 +109,23 @@ pub(super) fn reopen(
 /// The flags to open with: none that would create or empty anything, or take a controlling terminal.
 /// O_ASYNC is set by the task, because the kernel remembers the descriptor's number.
 fn opening(flags: u32) -> u32 {
-    let mut flags = flags;
-    if flags & O_TMPFILE.cast_unsigned() == O_TMPFILE.cast_unsigned() {
-        flags &= !O_TMPFILE.cast_unsigned();
+    let flags = harmless(flags) | O_NOCTTY.cast_unsigned();
+    if is_nameless(flags) {
+        flags & !O_TMPFILE.cast_unsigned()
+    } else {
+        flags
     }
-    flags & !(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC).cast_unsigned() | O_NOCTTY.cast_unsigned()
+}
+
+/// The flags without those that change files or belong to the task.
+pub(super) fn harmless(flags: u32) -> u32 {
+    flags & !(O_CREAT | O_EXCL | O_TRUNC | O_ASYNC).cast_unsigned()
+}
+
+/// Whether a file was made without a name (O_TMPFILE) by opening it.
+pub(super) fn is_nameless(flags: u32) -> bool {
+    // O_DIRECTORY is among the bits.
+    flags & O_TMPFILE.cast_unsigned() == O_TMPFILE.cast_unsigned()
 }
 
 /// Sets the flags that fcntl can change, where there are any, except O_ASYNC.
@@ -133,7 +154,7 @@ mod tests {
     fn nothing_is_created_or_emptied() {
         let dangerous = (O_CREAT | O_EXCL | O_TRUNC).cast_unsigned();
         assert_eq!(opening(dangerous | 2), 2 | O_NOCTTY.cast_unsigned());
-        // A nameless temporary file is an ordinary one when it comes back.
+        // The path of a nameless temporary file leads to a file and not to a directory.
         let flags = opening((O_TMPFILE | file::O_RDWR).cast_unsigned());
         assert_eq!(flags, (file::O_RDWR | O_NOCTTY).cast_unsigned());
     }

@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use firn_proto::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use firn_proto::{FdTypes, FileEntry, FirnRegFileEntry, FownEntry, RegFileEntry};
 use firn_sys::file::{O_ACCMODE, O_APPEND, O_WRONLY, S_IFDIR, S_IFLNK, S_IFREG};
 
 use super::dump::{Collected, DumpState};
@@ -90,6 +90,7 @@ pub(super) fn dump(
     fown: FownEntry,
     collected: &mut Collected,
 ) -> Result<FileEntry, FileDumpError> {
+    let mut removed_name = None;
     let name = match locate::locate(file) {
         Location::Named(path) => path,
         Location::Nameless(old) => {
@@ -97,8 +98,12 @@ pub(super) fn dump(
             old
         }
         Location::Renamed {
-            other: Some(path), ..
-        } => path,
+            old,
+            other: Some(path),
+        } => {
+            removed_name = Some(old);
+            path
+        }
         Location::Renamed { old, other: None } => {
             link_remap(file, &old, id, fown, collected)?;
             old
@@ -108,7 +113,11 @@ pub(super) fn dump(
             return Err(FileDumpError::Obstacles(vec![file.obstacle(trouble)]));
         }
     };
-    Ok(entry(file, id, fown, name, collected))
+    let mut entry = entry(file, id, fown, name, collected);
+    if let (Some(reg), Some(_)) = (&mut entry.reg, &removed_name) {
+        reg.firn = Some(FirnRegFileEntry { removed_name });
+    }
+    Ok(entry)
 }
 
 fn link_remap(

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType};
@@ -11,7 +10,7 @@ use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 use super::entries::{self, Entries};
 use super::error::FileRestoreError;
 use super::fifo::Fifos;
-use super::ghost_restore::StandIns;
+use super::ghost_restore::{GhostName, StandIns};
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
 use super::pipe::{self, Pipes};
@@ -158,7 +157,9 @@ impl FileStore {
         let described = self.tables.values().flatten();
         let described =
             described.filter_map(|fd| Some((FdTypes::try_from(fd.r#type).ok()?, fd.id)));
-        let standing = self.remaps.keys().map(|&id| (FdTypes::Reg, id));
+        let renamed = self.entries.removed_names().map(|(entry, _)| entry.id);
+        let standing = self.remaps.keys().copied().chain(renamed);
+        let standing = standing.map(|id| (FdTypes::Reg, id));
         let keys: HashSet<(FdTypes, u32)> = described.chain(standing).collect();
         let mut keys: Vec<_> = keys.into_iter().collect();
         keys.sort_by_key(|(_, id)| *id);
@@ -167,18 +168,27 @@ impl FileStore {
 
     fn make_stand_ins(&self, options: &FileRestoreOptions) -> Result<StandIns, FileRestoreError> {
         let mut stand_ins = StandIns::default();
-        let mut ghosts: BTreeMap<u32, Vec<(u32, PathBuf)>> = BTreeMap::new();
+        let mut ghosts: BTreeMap<u32, Vec<GhostName>> = BTreeMap::new();
         let mut remaps: Vec<(&u32, &Remap)> = self.remaps.iter().collect();
         remaps.sort_by_key(|(id, _)| **id);
         for (&id, remap) in remaps {
-            let old = open::path_of(self.path_entry(id)?, options);
+            let entry = self.path_entry(id)?;
+            let old = open::path_of(entry, options);
             match *remap {
-                Remap::Ghost(ghost_id) => ghosts.entry(ghost_id).or_default().push((id, old)),
+                Remap::Ghost(ghost_id) => ghosts.entry(ghost_id).or_default().push(GhostName {
+                    id,
+                    old,
+                    flags: entry.flags,
+                }),
                 Remap::Link(link_id) => {
                     let link = open::path_of(self.path_entry(link_id)?, options);
                     stand_ins.stand_in(id, &link, &old)?;
                 }
             }
+        }
+        for (entry, removed) in self.entries.removed_names() {
+            let old = open::local_path(removed, options);
+            stand_ins.stand_in(entry.id, &open::path_of(entry, options), &old)?;
         }
         for (ghost_id, names) in &ghosts {
             stand_ins.make_ghost(&self.images, *ghost_id, names)?;

@@ -111,6 +111,16 @@ pub fn create(path: &Path, mode: u32) -> Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::from_raw_mode(mode))?)
 }
 
+/// Makes a file without a name in a directory and opens it; `flags` are `O_*` with the access mode, which
+/// must let it be written. It may be given a name later.
+///
+/// # Errors
+/// EOPNOTSUPP where the filesystem has no such files. Source: man 2 open, O_TMPFILE (Linux 3.11).
+pub fn create_nameless(dir: &Path, flags: u32, mode: u32) -> Result<OwnedFd> {
+    let flags = with_cloexec(flags) | OFlags::TMPFILE;
+    Ok(rustix::fs::open(dir, flags, Mode::from_raw_mode(mode))?)
+}
+
 /// Makes a fifo, a device node or a socket node; `mode` holds the type, `device` the number in the encoding of
 /// [`Stat::rdev`].
 ///

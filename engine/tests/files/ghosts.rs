@@ -1,10 +1,14 @@
 //! Files without a name come back without one, and nothing is left on disk.
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use firn_engine::files::{FileDumpError, FileDumpOptions};
 
-use crate::stage::{Holder, Shell, dump, restore, table_of};
+use firn_sys::file;
+
+use crate::stage::{Holder, Shell, dump, restore, table_of, tree_of};
 
 fn names(dir: &std::path::Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(dir)
@@ -122,6 +126,7 @@ fn a_file_with_other_names_keeps_them() {
         ..FileDumpOptions::default()
     };
     let dumped = dump(&shell.tree(), images.path(), &options).expect("dump");
+    let before = table_of(shell.pid());
     let inode = std::fs::metadata(dir.path().join("sub/other"))
         .expect("stat")
         .ino();
@@ -129,6 +134,7 @@ fn a_file_with_other_names_keeps_them() {
     drop(shell);
     let store = restore(&dumped.images).expect("restore");
     let holder = Holder::start(&store, dumped.files_ids[0]);
+    assert_eq!(table_of(holder.pid), before);
     assert_eq!(holder.file(3).metadata().expect("stat").ino(), inode);
     assert_eq!(holder.file(4).metadata().expect("stat").ino(), twin);
     assert_eq!(
@@ -138,4 +144,34 @@ fn a_file_with_other_names_keeps_them() {
     );
     store.remove_link_remaps();
     assert_eq!(names(dir.path()), ["h", "sub"]);
+}
+
+#[test]
+fn a_file_that_never_had_a_name_may_still_get_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nameless = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(file::O_TMPFILE)
+        .open(dir.path())
+        .expect("a filesystem with nameless files");
+    nameless.write_all_at(b"content", 0).expect("write");
+    let again = File::open(format!("/proc/self/fd/{}", nameless.as_raw_fd())).expect("reopen");
+    let shell = Shell::start_with(dir.path(), "exec 3<&0", nameless.into());
+    let reader = Shell::start_with(dir.path(), "", again.into());
+    let images = tempfile::tempdir().expect("a directory");
+    let tree = tree_of(&[shell.pid(), reader.pid()]);
+    let dumped = dump(&tree, images.path(), &FileDumpOptions::default()).expect("dump");
+    let flags = |table: &str| table.rsplit(' ').next().map(str::to_owned);
+    let before = flags(&table_of(shell.pid())[&3]);
+    let store = restore(&dumped.images).expect("restore");
+    let holder = Holder::start(&store, dumped.files_ids[0]);
+    let reader = Holder::start(&store, dumped.files_ids[1]);
+    assert_eq!(flags(&table_of(holder.pid)[&3]), before);
+    assert_eq!(names(dir.path()), Vec::<String>::new());
+    let name = dir.path().join("name");
+    file::link_descriptor(holder.file(3), &name).expect("a name for it");
+    assert_eq!(std::fs::read(&name).expect("read"), b"content");
+    let inode = |file: File| file.metadata().expect("stat").ino();
+    assert_eq!(inode(holder.file(3)), inode(reader.file(0)));
 }

@@ -3024,11 +3024,25 @@ pub struct RegFileEntry {
     pub checksum_config: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "14")]
     pub checksum_parameter: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnRegFileEntry>,
 }
 impl ::prost::Name for RegFileEntry {
 const NAME: &'static str = "reg_file_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "reg_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/reg_file_entry".into() }}
+/// More about an open file.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnRegFileEntry {
+    /// Name that it was opened by, where that was removed and another one is given above.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub removed_name: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FirnRegFileEntry {
+const NAME: &'static str = "firn_reg_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_reg_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_reg_file_entry".into() }}
 /// Says what to open instead of the path in entry orig_id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemapFilePathEntry {

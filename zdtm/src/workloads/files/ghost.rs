@@ -214,5 +214,10 @@ fn temporary(stage: &Stage) -> Result<()> {
     let number = file.as_raw_fd();
     let data = fs::metadata(format!("/proc/self/fd/{number}"))?;
     ensure!(data.nlink() == 0, "the file has {} names", data.nlink());
+    let flags = sys::fcntl(&file, libc::F_GETFL, 0)?;
+    ensure!(
+        flags & libc::O_TMPFILE == libc::O_TMPFILE,
+        "the flags are {flags:o}"
+    );
     Ok(())
 }
