@@ -405,7 +405,12 @@ fn inherited() -> Result<Inherited, RestoreError> {
     let creds: CredsEntry = creds::to_image(&status, firn_sys::task::securebits());
     let sched = sched::sched_getattr(Pid::from_raw(0))
         .map_err(|source| RestoreError::Spawn { pid: me, source })?;
-    Ok(Inherited { creds, sched })
+    let personality = attributes::personality(me).unwrap_or(0);
+    Ok(Inherited {
+        creds,
+        sched,
+        personality,
+    })
 }
 
 /// Descriptors of working and root directory of each task.

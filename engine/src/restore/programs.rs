@@ -529,7 +529,7 @@ impl<'a> Builder<'a> {
         let process = task.process();
         signals::plan_forget_sigchld(p);
         signals::plan_actions(p, &process.sigactions);
-        attributes::plan_personality(p, process.personality);
+        attributes::plan_personality(p, process.personality, self.from.own.personality);
         let id = self.from.family.of_task(nth);
         let subreaper = process.child_subreaper == Some(true);
         if subreaper != self.birth_of(id).subreaper {

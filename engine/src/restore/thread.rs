@@ -21,6 +21,8 @@ const ROBUST_LIST_LEN: u32 = 24;
 pub(super) struct Inherited {
     pub creds: CredsEntry,
     pub sched: SchedAttr,
+    /// As images store it.
+    pub personality: u32,
 }
 
 /// The thread's part of its core image.
@@ -78,18 +80,19 @@ fn plan_rseq(p: &mut Program, thread: &ThreadCoreEntry) {
     }
 }
 
+/// Sets the alternate signal stack, also to none: a forked task comes with that of the thread that forked
+/// it, whose memory is gone.
 fn plan_altstack(p: &mut Program, thread: &ThreadCoreEntry) {
-    let Some(stack) = thread
-        .sas
-        .as_ref()
-        .filter(|stack| stack.ss_flags & SS_DISABLE == 0)
-    else {
-        return;
+    let (address, flags, size) = match &thread.sas {
+        Some(stack) if stack.ss_flags & SS_DISABLE == 0 => {
+            (stack.ss_sp, stack.ss_flags & !SS_ONSTACK, stack.ss_size)
+        }
+        _ => (0, SS_DISABLE, 0),
     };
     // stack_t: address, flags, padding, size.
-    let mut bytes = stack.ss_sp.to_le_bytes().to_vec();
-    bytes.extend(u64::from(stack.ss_flags & !SS_ONSTACK).to_le_bytes());
-    bytes.extend(stack.ss_size.to_le_bytes());
+    let mut bytes = address.to_le_bytes().to_vec();
+    bytes.extend(u64::from(flags).to_le_bytes());
+    bytes.extend(size.to_le_bytes());
     let value = p.data(&bytes);
     let args = [value.into(), 0.into()];
     p.call(

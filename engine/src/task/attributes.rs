@@ -275,10 +275,11 @@ pub fn personality(pid: Pid) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Adds the call that sets the personality of an image, unless it is the default.
-pub fn plan_personality(p: &mut Program, stored: u32) {
-    if let Ok(personality) = u32::from_str_radix(&stored.to_string(), 16)
-        && personality != 0
+/// Adds the call that sets the personality of an image, where the restoring process's own, which every
+/// task inherits, is another one.
+pub fn plan_personality(p: &mut Program, stored: u32, own: u32) {
+    if stored != own
+        && let Ok(personality) = u32::from_str_radix(&stored.to_string(), 16)
     {
         p.call(
             nr::PERSONALITY,
@@ -296,9 +297,9 @@ mod tests {
     #[test]
     fn a_personality_of_hex_digits_comes_back() {
         let mut p = Program::new("test");
-        plan_personality(&mut p, 40000);
+        plan_personality(&mut p, 40000, 0);
         assert_eq!(p.describe(0), "personality(0x40000)");
-        plan_personality(&mut p, 0);
+        plan_personality(&mut p, 0, 0);
         assert_eq!(p.len(), 1);
     }
 
