@@ -62,6 +62,17 @@ pub enum FreezeError {
         /// How long it was waited for.
         timeout: Duration,
     },
+    /// A task waits for the child that borrows its memory.
+    #[error(
+        "task {tid} waits in vfork for task {child} to execute a program or to exit; \
+         try again when it has"
+    )]
+    Vfork {
+        /// The task.
+        tid: Pid,
+        /// Its child.
+        child: Pid,
+    },
     /// ptrace refused.
     #[error("can't trace task {tid}")]
     Refused {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, ptrace, wait};
 
@@ -11,6 +12,8 @@ use crate::tree::{Task, TaskState, Tree};
 
 /// Rounds after which a tree that still grows is given up.
 const MAX_ROUNDS: usize = 10_000;
+/// How long a vfork may take before it is taken for one that does not end.
+const VFORK_PATIENCE: Duration = Duration::from_millis(500);
 /// Seizing options: mark syscall stops, so that they can't be taken for a SIGTRAP.
 const OPTIONS: u32 = ptrace::O_TRACESYSGOOD;
 
@@ -177,6 +180,7 @@ fn why_not_seized(pid: Pid, tid: Pid, source: Errno) -> Result<bool, FreezeError
 /// Waits until an interrupted thread has stopped, letting through the signals it was about to take.
 fn await_stop(tid: Pid, deadline: Instant, timeout: Duration) -> Result<Stopped, FreezeError> {
     let mut pause = Duration::from_micros(10);
+    let begun = Instant::now();
     loop {
         match wait::try_wait(tid) {
             Ok(Some(WaitStatus::Stopped {
@@ -197,6 +201,11 @@ fn await_stop(tid: Pid, deadline: Instant, timeout: Duration) -> Result<Stopped,
                 let _ = ptrace::cont(tid, 0);
             }
             Ok(Some(WaitStatus::Continued) | None) => {
+                if begun.elapsed() > VFORK_PATIENCE
+                    && let Some(child) = vfork_child(tid)
+                {
+                    return Err(FreezeError::Vfork { tid, child });
+                }
                 if Instant::now() > deadline {
                     return Err(wont_stop(tid, timeout));
                 }
@@ -206,6 +215,18 @@ fn await_stop(tid: Pid, deadline: Instant, timeout: Duration) -> Result<Stopped,
             Ok(Some(WaitStatus::Ended(_))) | Err(_) => return Ok(Stopped::Ended),
         }
     }
+}
+
+/// The child that a task in vfork waits for: the one that uses its memory.
+fn vfork_child(tid: Pid) -> Option<Pid> {
+    let waits = Status::read(tid, tid).is_ok_and(|status| status.state == b'D');
+    let children = if waits {
+        walk::children(tid, &walk::threads(tid))
+    } else {
+        Vec::new()
+    };
+    let shares = |child: &Pid| kcmp(tid, *child, Resource::Vm).is_ok_and(|order| order.is_eq());
+    children.into_iter().find(shares)
 }
 
 fn wont_stop(tid: Pid, timeout: Duration) -> FreezeError {

@@ -536,6 +536,8 @@ impl<'a> Builder<'a> {
             attributes::plan_subreaper(p, subreaper);
         }
         attributes::plan_membarrier(p, process.membarrier_registration_mask.unwrap_or(0));
+        let lock_future = process.firn.as_ref().and_then(|firn| firn.lock_future);
+        attributes::plan_lock_future(p, lock_future.unwrap_or(0));
         if let Some(wanted) = &process.rlimits {
             let raise = self.from.may_raise_limits;
             for said in limits::plan(p, wanted, self.from.own_limits, raise) {

@@ -21,6 +21,9 @@ const PR_GET_TID_ADDRESS: u32 = 40;
 const PR_SET_THP_DISABLE: u32 = 41;
 const PR_GET_THP_DISABLE: u32 = 42;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u32 = 1 << 9;
+const MCL_FUTURE: u32 = 2;
+const MCL_ONFAULT: u32 = 4;
+const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
 
@@ -32,6 +35,8 @@ pub struct ProcessQuestions {
     thp_disabled: Slot,
     membarrier: Slot,
     subreaper: Data,
+    locked: Slot,
+    resident: Data,
 }
 
 /// Answers to [`ProcessQuestions`].
@@ -47,6 +52,8 @@ pub struct ProcessAnswers {
     pub membarrier: u32,
     /// PR_SET_CHILD_SUBREAPER.
     pub subreaper: bool,
+    /// Flags of mlockall for memory that is mapped later, or 0.
+    pub lock_future: u32,
 }
 
 /// Adds the questions about a process.
@@ -76,12 +83,60 @@ pub fn ask_process(p: &mut Program) -> ProcessQuestions {
         Rule::Ok,
         "reading the subreaper attribute",
     );
+    let (locked, resident) = ask_lock_future(p);
     ProcessQuestions {
+        locked,
+        resident,
         brk,
         dumpable,
         thp_disabled,
         membarrier,
         subreaper,
+    }
+}
+
+/// Maps a page and looks what became of it, since nothing else tells whether mlockall(MCL_FUTURE) is in
+/// force: a locked page refuses MS_INVALIDATE, and one that was not locked on fault is there at once.
+///
+/// Source: man 2 mlockall, msync (EBUSY), mincore.
+fn ask_lock_future(p: &mut Program) -> (Slot, Data) {
+    const READ_WRITE: u32 = 3;
+    const PRIVATE_ANONYMOUS: u32 = 0x22;
+    const MS_INVALIDATE: u32 = 2;
+    const PAGE: u32 = 4096;
+    let args = [
+        0.into(),
+        PAGE.into(),
+        READ_WRITE.into(),
+        PRIVATE_ANONYMOUS.into(),
+        (-1).into(),
+        0.into(),
+    ];
+    let page = p.call_to_slot(nr::MMAP, &args, Rule::Ok, "mapping a page to look at");
+    let args = [page.into(), PAGE.into(), MS_INVALIDATE.into()];
+    let locked = p.call_to_slot(nr::MSYNC, &args, Rule::Any, "asking whether it is locked");
+    let resident = p.space(8);
+    let args = [page.into(), PAGE.into(), resident.into()];
+    p.call(nr::MINCORE, &args, Rule::Ok, "asking whether it is there");
+    p.call(
+        nr::MUNMAP,
+        &[page.into(), PAGE.into()],
+        Rule::Ok,
+        "unmapping it again",
+    );
+    (locked, resident)
+}
+
+/// Adds the call that locks memory that is mapped later; the last of all that map.
+pub fn plan_lock_future(p: &mut Program, flags: u32) {
+    if flags & MCL_FUTURE != 0 {
+        let flags = flags & (MCL_FUTURE | MCL_ONFAULT);
+        p.call(
+            nr::MLOCKALL,
+            &[flags.into()],
+            Rule::Ok,
+            "locking memory to come",
+        );
     }
 }
 
@@ -94,6 +149,11 @@ impl ProcessQuestions {
             thp_disabled: arena.slot(id, self.thp_disabled) & 1 != 0,
             membarrier: u32::try_from(arena.slot(id, self.membarrier)).unwrap_or(0),
             subreaper: arena.read(id, self.subreaper)[..4] != [0; 4],
+            lock_future: match arena.slot(id, self.locked) {
+                locked if locked != -i64::from(EBUSY) => 0,
+                _ if arena.read(id, self.resident)[0] & 1 == 1 => MCL_FUTURE,
+                _ => MCL_FUTURE | MCL_ONFAULT,
+            },
         }
     }
 }

@@ -245,12 +245,12 @@ fn dump_process(
         child_subreaper: answers.process.subreaper.then_some(true),
         stop_signo,
         membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
-        firn: Some(extension(pid)?),
+        firn: Some(extension(pid, answers)?),
         ..TaskCoreEntry::default()
     })
 }
 
-fn extension(pid: Pid) -> Result<FirnTaskEntry, CoreDumpError> {
+fn extension(pid: Pid, answers: &TaskAnswers) -> Result<FirnTaskEntry, CoreDumpError> {
     let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = cmdline.strip_suffix(b"\0").unwrap_or(&cmdline);
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
@@ -262,5 +262,6 @@ fn extension(pid: Pid) -> Result<FirnTaskEntry, CoreDumpError> {
             .collect(),
         exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
         wait_status: None,
+        lock_future: Some(answers.process.lock_future).filter(|flags| *flags != 0),
     })
 }

@@ -49,10 +49,10 @@ pub fn to_image(answers: &[u8]) -> TaskTimersEntry {
 /// Adds the calls that arm the timers that were armed.
 pub fn plan(program: &mut Program, timers: &TaskTimersEntry) {
     for (which, timer) in (0u32..3).zip([&timers.real, &timers.virt, &timers.prof]) {
-        if timer.vsec == 0 && timer.vusec == 0 {
+        let Some((sec, usec)) = time_left(timer) else {
             continue;
-        }
-        let fields = [timer.isec, timer.iusec, timer.vsec, timer.vusec];
+        };
+        let fields = [timer.isec, timer.iusec, sec, usec];
         let bytes: Vec<u8> = fields
             .iter()
             .flat_map(|field| field.to_le_bytes())
@@ -64,9 +64,32 @@ pub fn plan(program: &mut Program, timers: &TaskTimersEntry) {
     }
 }
 
+/// Time until the next tick; None for a timer that is not armed.
+///
+/// The kernel arms a repeating real timer again only when its signal is taken: caught with the signal
+/// pending, it has an interval but no time left. The tick that is pending comes anyway, so the next one
+/// is an interval away.
+fn time_left(timer: &ItimerEntry) -> Option<(u64, u64)> {
+    [(timer.vsec, timer.vusec), (timer.isec, timer.iusec)]
+        .into_iter()
+        .find(|time| *time != (0, 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repeating_timer_with_its_tick_pending_goes_on() {
+        let timer = ItimerEntry {
+            isec: 0,
+            iusec: 20,
+            vsec: 0,
+            vusec: 0,
+        };
+        assert_eq!(time_left(&timer), Some((0, 20)));
+        assert_eq!(time_left(&ItimerEntry::default()), None);
+    }
 
     #[test]
     fn only_armed_timers_are_armed_again() {

@@ -1171,6 +1171,9 @@ pub struct FirnTaskEntry {
     /// Complete wait status of a zombie.
     #[prost(uint32, optional, tag = "4")]
     pub wait_status: ::core::option::Option<u32>,
+    /// Flags of mlockall for memory that is mapped later (MCL_FUTURE 2, MCL_ONFAULT 4).
+    #[prost(uint32, optional, tag = "5")]
+    pub lock_future: ::core::option::Option<u32>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";

@@ -113,7 +113,7 @@ static VFORK: Workload = Workload::new(
     "a parent that waits in vfork for its child",
     vfork,
 )
-.refused(&["uninterruptible"]);
+.refused(&["waits in vfork"]);
 static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
 
