@@ -1,22 +1,26 @@
 //! Copying pages of a frozen task, or of a shared memory object, into a pages file.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
-use firn_sys::window::Window;
+use firn_sys::window::{FileAccess, FileWindow, Window, is_on_tmpfs};
 use firn_sys::{Errno, Pid};
 
 use super::address_space::PageStats;
 use super::error::MemoryDumpError;
 use super::pages::Run;
-use super::range::AddressRange;
+use super::range::{AddressRange, HUGE_PAGE_SIZE};
 use crate::cancel::CancelFlag;
 
-/// Bytes that one worker reads and then writes: small enough to stay in a core's cache.
+/// Bytes that one worker reads and then writes: small enough to stay in a core's cache. Batches end at
+/// multiples of it in the pages file.
 const BATCH_BYTES: usize = 512 << 10;
+/// Bytes of the pages file that one worker takes at a time.
+const UNIT_BYTES: u64 = 16 << 20;
 /// From here on two workers are faster than one.
 const PARALLEL_BYTES: u64 = 4 << 20;
 
@@ -49,7 +53,7 @@ pub fn dump(
     runs: &[Run],
     images: &ImageSetWriter,
     pages_id: u32,
-    copy: &PageCopy<'_>,
+    page_copy: &PageCopy<'_>,
 ) -> Result<PageStats, MemoryDumpError> {
     let id = u64::from(pid.to_image());
     let mut pagemap = PagemapWriter::new(images, ImageKind::Pagemap, id, pages_id)?;
@@ -64,7 +68,7 @@ pub fn dump(
     let pages = images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
     let source = Source::Task { pid };
     let batches = batches(runs);
-    copy_batches(&source, &batches, &pages, pages_id, copy)?;
+    copy_batches(&source, &batches, &pages, pages_id, page_copy)?;
     Ok(PageStats {
         scanned: written,
         written,
@@ -94,20 +98,21 @@ fn batches(runs: &[Run]) -> Vec<Batch> {
     for run in runs {
         let mut range = run.range;
         while !range.is_empty() {
-            let room = batches.last().map_or(0, |last| {
-                let full = last.is_hidden != run.is_hidden || last.ranges.len() == MAX_RANGES;
-                if full { 0 } else { BATCH_BYTES - last.len }
+            let needs_new = batches.last().is_none_or(|last| {
+                last.is_hidden != run.is_hidden
+                    || last.ranges.len() == MAX_RANGES
+                    || room_in_batch(offset) == BATCH_BYTES
             });
-            if room == 0 {
+            if needs_new {
                 batches.push(Batch {
                     ranges: Vec::new(),
                     is_hidden: run.is_hidden,
                     offset,
                     len: 0,
                 });
-                continue;
             }
-            let len = usize::try_from(range.len()).unwrap_or(usize::MAX).min(room);
+            let wanted = usize::try_from(range.len()).unwrap_or(usize::MAX);
+            let len = wanted.min(room_in_batch(offset));
             let last = batches.last_mut().expect("one was pushed");
             last.ranges.push(RemoteRange {
                 address: range.start,
@@ -128,7 +133,7 @@ pub(super) fn copy_file(
     ranges: &[AddressRange],
     pages: &File,
     pages_id: u32,
-    copy: &PageCopy<'_>,
+    page_copy: &PageCopy<'_>,
 ) -> Result<(), MemoryDumpError> {
     let runs: Vec<Run> = ranges
         .iter()
@@ -143,102 +148,202 @@ pub(super) fn copy_file(
         &batches(&runs),
         pages,
         pages_id,
-        copy,
+        page_copy,
     )
 }
 
-/// Copies all batches; big jobs with several workers, each of which reads a batch and writes it at its
-/// place: while one holds the lock of the pages file, the others read.
+/// Bytes up to the end of the batch that a byte of the pages file belongs to.
+fn room_in_batch(offset: u64) -> usize {
+    let batch = to_u64(BATCH_BYTES);
+    usize::try_from(batch - offset % batch).expect("a batch fits memory")
+}
+
+/// What all workers of a copy have in common.
+struct Job<'a> {
+    source: &'a Source<'a>,
+    units: Vec<&'a [Batch]>,
+    pages: &'a File,
+    pages_id: u32,
+    page_copy: &'a PageCopy<'a>,
+    next: AtomicUsize,
+    /// Whether huge pages of the pages file are worth a try.
+    use_huge_pages: AtomicBool,
+}
+
+/// Copies all batches; big jobs with several workers.
+///
+/// On a tmpfs a worker makes huge pages in the pages file and reads straight into them. Elsewhere it
+/// reads a batch and writes it at its place: while one holds the lock of the file, the others read.
 fn copy_batches(
     source: &Source<'_>,
     batches: &[Batch],
     pages: &File,
     pages_id: u32,
-    copy: &PageCopy<'_>,
+    page_copy: &PageCopy<'_>,
 ) -> Result<(), MemoryDumpError> {
     let Some(last) = batches.last() else {
         return Ok(());
     };
     let total = last.offset + to_u64(last.len);
-    let next = AtomicUsize::new(0);
+    let is_large = total >= PARALLEL_BYTES;
+    let units = batches.chunk_by(|a, b| a.offset / UNIT_BYTES == b.offset / UNIT_BYTES);
+    let job = Job {
+        source,
+        units: units.collect(),
+        pages,
+        pages_id,
+        page_copy,
+        next: AtomicUsize::new(0),
+        use_huge_pages: AtomicBool::new(is_large && is_on_tmpfs(pages)),
+    };
+    if job.use_huge_pages.load(Ordering::Relaxed) {
+        let sized = pages.set_len(total);
+        sized.map_err(|error| job.write_error(error.into()))?;
+    }
     let failure = Mutex::new(None);
     let work = || {
-        if let Err(error) = worker(source, batches, &next, pages, pages_id, copy) {
-            // The others stop at their next batch.
-            next.store(batches.len(), Ordering::Relaxed);
+        if let Err(error) = job.work() {
+            // The others stop at their next unit.
+            job.next.store(job.units.len(), Ordering::Relaxed);
             let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
             failure.get_or_insert(error);
         }
     };
-    if total < PARALLEL_BYTES || copy.workers < 2 {
-        work();
-    } else {
-        std::thread::scope(|scope| {
-            for _ in 1..copy.workers {
+    std::thread::scope(|scope| {
+        if is_large {
+            for _ in 1..page_copy.workers.min(job.units.len()) {
                 scope.spawn(work);
             }
-            work();
-        });
-    }
+        }
+        work();
+    });
     let failure = failure.into_inner().unwrap_or_else(|e| e.into_inner());
     failure.map_or(Ok(()), Err)
 }
 
-fn worker(
-    source: &Source<'_>,
-    batches: &[Batch],
-    next: &AtomicUsize,
-    pages: &File,
-    pages_id: u32,
-    copy: &PageCopy<'_>,
-) -> Result<(), MemoryDumpError> {
-    let write_error = |source| MemoryDumpError::Write {
-        path: ImageKind::Pages.file_name(u64::from(pages_id)),
-        source,
-    };
-    let first = batches.first().map_or(0, |batch| batch.len);
-    let size = if batches.len() == 1 {
-        first
-    } else {
-        BATCH_BYTES
-    };
-    let window = Window::anonymous(size.max(1)).map_err(write_error)?;
-    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-        if copy.cancel.is_cancelled() {
-            return Err(MemoryDumpError::Cancelled);
+impl Job<'_> {
+    fn write_error(&self, source: Errno) -> MemoryDumpError {
+        MemoryDumpError::Write {
+            path: ImageKind::Pages.file_name(u64::from(self.pages_id)),
+            source,
         }
-        source.read(batch, &window)?;
+    }
+
+    fn work(&self) -> Result<(), MemoryDumpError> {
+        let mut buffer = None;
+        let mut huge = None;
+        while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            if self.page_copy.cancel.is_cancelled() {
+                return Err(MemoryDumpError::Cancelled);
+            }
+            let start = unit[0].offset;
+            let in_place = self.make_huge_pages(unit, &mut huge)?;
+            for batch in *unit {
+                let end = batch.offset - start + to_u64(batch.len);
+                match &huge {
+                    Some(huge) if end <= in_place => {
+                        let (window, base) = huge.window();
+                        let at = usize::try_from(batch.offset - start).expect("inside a unit");
+                        self.source.read(batch, window, base + at)?;
+                    }
+                    _ => self.copy_through(batch, &mut buffer)?,
+                }
+                let copied = &self.page_copy.copied;
+                copied.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes huge pages of as much of a unit as it fills, and maps them; returns how many bytes.
+    fn make_huge_pages(
+        &self,
+        unit: &[Batch],
+        huge: &mut Option<FileWindow>,
+    ) -> Result<u64, MemoryDumpError> {
+        let start = unit[0].offset;
+        let last = &unit[unit.len() - 1];
+        let len = last.offset + to_u64(last.len) - start;
+        let whole = len - len % HUGE_PAGE_SIZE;
+        if whole == 0
+            || !start.is_multiple_of(HUGE_PAGE_SIZE)
+            || !self.use_huge_pages.load(Ordering::Relaxed)
+        {
+            return Ok(0);
+        }
+        let failed = |error| self.write_error(error);
+        // Holes do not become huge pages; and a full file system says so here, in a call.
+        for at in (start..start + whole).step_by(usize::try_from(HUGE_PAGE_SIZE).expect("small")) {
+            let touched = self.pages.write_all_at(&[0], at);
+            touched.map_err(|error| failed(error.into()))?;
+        }
+        let window = match huge {
+            Some(window) => window,
+            None => {
+                let max = usize::try_from(UNIT_BYTES).expect("small");
+                huge.insert(FileWindow::reserve(max).map_err(failed)?)
+            }
+        };
+        let bytes = usize::try_from(whole).expect("inside a unit");
+        window
+            .map(self.pages, start, bytes, FileAccess::ReadWrite)
+            .map_err(failed)?;
+        match window.collapse(bytes) {
+            Ok(()) => Ok(whole),
+            Err(error) => {
+                tracing::debug!("no huge pages for the pages file: {error}");
+                self.use_huge_pages.store(false, Ordering::Relaxed);
+                Ok(0)
+            }
+        }
+    }
+
+    /// Copies a batch through a buffer.
+    fn copy_through(
+        &self,
+        batch: &Batch,
+        buffer: &mut Option<Window>,
+    ) -> Result<(), MemoryDumpError> {
+        let failed = |error| self.write_error(error);
+        let window = match buffer {
+            Some(window) if window.len() >= batch.len => window,
+            _ => {
+                let is_alone = self.units.len() == 1 && self.units[0].len() == 1;
+                let len = if is_alone { batch.len } else { BATCH_BYTES };
+                buffer.insert(Window::anonymous(len).map_err(failed)?)
+            }
+        };
+        self.source.read(batch, window, 0)?;
         let mut done = 0;
         while done < batch.len {
             let at = batch.offset + to_u64(done);
-            match window.write_file(pages, at, done, batch.len - done) {
-                Ok(0) => return Err(write_error(Errno::EIO)),
+            match window.write_file(self.pages, at, done, batch.len - done) {
+                Ok(0) => return Err(failed(Errno::EIO)),
                 Ok(written) => done += written,
                 Err(Errno::EINTR) => {}
-                Err(error) => return Err(write_error(error)),
+                Err(error) => return Err(failed(error)),
             }
         }
-        copy.copied.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+        Ok(())
     }
-    Ok(())
 }
 
 impl Source<'_> {
-    /// Fills the window with the pages of a batch.
-    fn read(&self, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
+    /// Reads the pages of a batch into the window, from `at` on.
+    fn read(&self, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
         match self {
-            Source::Task { pid } if batch.is_hidden => read_hidden(*pid, batch, window),
-            Source::Task { pid } => read_task(*pid, batch, window),
-            Source::File { file, name } => read_file(file, name, batch, window),
+            Source::Task { pid } if batch.is_hidden => read_hidden(*pid, batch, window, at),
+            Source::Task { pid } => read_task(*pid, batch, window, at),
+            Source::File { file, name } => read_file(file, name, batch, window, at),
         }
     }
 }
 
-fn read_task(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
-    match window.read_process(pid, &batch.ranges, 0) {
+fn read_task(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
+    match window.read_process(pid, &batch.ranges, at) {
         Ok(read) if read == batch.len => Ok(()),
         // Something in the middle is not readable this way: the slow way reads it or names it.
-        Ok(_) | Err(Errno::EFAULT) => read_hidden(pid, batch, window),
+        Ok(_) | Err(Errno::EFAULT) => read_hidden(pid, batch, window, at),
         Err(source) => {
             let range = batch
                 .ranges
@@ -250,13 +355,13 @@ fn read_task(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDumpE
 }
 
 /// Reads memory that the task itself may not read.
-fn read_hidden(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
+fn read_hidden(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
     let mem = File::open(format!("/proc/{pid}/mem")).map_err(|source| MemoryDumpError::Read {
         pid,
         what: "mem",
         source: source.into(),
     })?;
-    read_each(batch, window, &mem, AtEnd::Gone, |range, source| {
+    read_each(batch, (window, at), &mem, AtEnd::Gone, |range, source| {
         MemoryDumpError::Pages { pid, range, source }
     })
 }
@@ -266,8 +371,9 @@ fn read_file(
     name: &str,
     batch: &Batch,
     window: &Window,
+    at: usize,
 ) -> Result<(), MemoryDumpError> {
-    read_each(batch, window, file, AtEnd::Zeros, |_, source| {
+    read_each(batch, (window, at), file, AtEnd::Zeros, |_, source| {
         MemoryDumpError::Shared {
             name: name.to_owned(),
             source,
@@ -286,12 +392,11 @@ enum AtEnd {
 
 fn read_each(
     batch: &Batch,
-    window: &Window,
+    (window, mut at): (&Window, usize),
     file: &File,
     at_end: AtEnd,
     failed: impl Fn(AddressRange, Errno) -> MemoryDumpError,
 ) -> Result<(), MemoryDumpError> {
-    let mut at = 0;
     for range in &batch.ranges {
         let mut done = 0;
         while done < range.len {
@@ -318,4 +423,70 @@ fn range_of(range: &RemoteRange) -> AddressRange {
 
 fn to_u64(len: usize) -> u64 {
     u64::try_from(len).expect("lengths fit 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use firn_sys::memfd;
+    use proptest::prelude::*;
+
+    fn run(start: u64, nr_pages: u64) -> Run {
+        Run {
+            range: AddressRange::new(start, start + nr_pages * 4096),
+            is_lazy: false,
+            is_hidden: false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn batches_follow_each_other_and_keep_to_their_borders(
+            lens in proptest::collection::vec((1u64..3000, any::<bool>()), 1..20),
+        ) {
+            let mut start = 0;
+            let mut runs = Vec::new();
+            for (nr_pages, is_hidden) in lens {
+                runs.push(Run { is_hidden, ..run(start, nr_pages) });
+                start += (nr_pages + 1) * 4096;
+            }
+            let mut offset = 0;
+            let mut copied = Vec::new();
+            for batch in batches(&runs) {
+                prop_assert_eq!(batch.offset, offset);
+                prop_assert!(batch.len <= room_in_batch(batch.offset) && batch.len > 0);
+                prop_assert!(batch.ranges.len() <= MAX_RANGES);
+                copied.extend(batch.ranges.iter().map(range_of));
+                offset += to_u64(batch.len);
+            }
+            let wanted = runs.iter().map(|run| run.range).collect();
+            prop_assert_eq!(super::super::range::union(copied), super::super::range::union(wanted));
+        }
+    }
+
+    #[test]
+    fn large_objects_are_copied_on_a_tmpfs_and_elsewhere() {
+        let nr_pages = 9 * 512 + 3;
+        let source = memfd::create(c"source", memfd::flag::CLOEXEC).expect("memfd");
+        let contents: Vec<u8> = (0..nr_pages * 512u64)
+            .flat_map(|word| (word ^ 0x5a5a_5a5a_0000).to_le_bytes())
+            .collect();
+        source.write_all_at(&contents, 0).expect("write");
+        let on_tmpfs = memfd::create(c"pages", memfd::flag::CLOEXEC).expect("memfd");
+        let elsewhere = tempfile::tempfile().expect("file");
+        let (copied, cancel) = (AtomicU64::new(0), CancelFlag::new());
+        let page_copy = PageCopy {
+            copied: &copied,
+            cancel: &cancel,
+            workers: 2,
+        };
+        let ranges = [run(0, nr_pages).range];
+        for pages in [on_tmpfs, elsewhere] {
+            copy_file(&source, "source", &ranges, &pages, 1, &page_copy).expect("copied");
+            let mut out = vec![0; contents.len() + 1];
+            assert_eq!(pages.read_at(&mut out, 0).ok(), Some(contents.len()));
+            assert!(out[..contents.len()] == contents);
+        }
+        assert_eq!(copied.into_inner(), 2 * nr_pages * 4096);
+    }
 }

@@ -3,20 +3,23 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use firn_images::PagesFile;
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
-use firn_sys::window::Window;
+use firn_sys::window::{FileAccess, FileWindow, Window, is_on_tmpfs};
 use firn_sys::{Errno, Pid};
 
 use super::image::MemoryImage;
 use super::piece::Piece;
 use super::plan::MemoryPlan;
-use super::range::{AddressRange, HUGE_PAGE_SIZE};
+use super::range::AddressRange;
 use crate::cancel::CancelFlag;
 
 /// Bytes read and then written at once: small enough to stay in a core's cache.
 const BATCH_BYTES: u64 = 512 << 10;
-/// From here on several workers are faster than one.
-const PARALLEL_UNITS: usize = 4;
+const BATCH_LEN: usize = 512 << 10;
+/// Bytes of a task that one worker takes at a time: whole huge pages.
+const UNIT_BYTES: u64 = 16 << 20;
+const UNIT_LEN: usize = 16 << 20;
 
 /// Failure to fill the memory of a task.
 #[derive(Debug, thiserror::Error)]
@@ -117,13 +120,11 @@ fn push_batches<'a>(
     for piece in pieces {
         let mut rest = *piece;
         while !rest.is_empty() {
-            let room = batches.last().map_or(0, |last| {
-                let goes_on = last.huge_page() == (pid, rest.target / HUGE_PAGE_SIZE)
+            let room = batches.last().map_or(0, |last: &Batch<'_>| {
+                let end = last.pieces.last();
+                let goes_on = last.unit() == (pid, rest.target / UNIT_BYTES)
                     && last.pieces.len() < MAX_RANGES
-                    && last
-                        .pieces
-                        .last()
-                        .is_some_and(|before| before.is_followed_in_file_by(&rest));
+                    && end.is_some_and(|before| before.is_followed_in_file_by(&rest));
                 match goes_on {
                     true => BATCH_BYTES.saturating_sub(to_u64(last.len)),
                     false => 0,
@@ -138,7 +139,7 @@ fn push_batches<'a>(
                 });
             }
             let room = if room == 0 { BATCH_BYTES } else { room };
-            let room = room.min(HUGE_PAGE_SIZE - rest.target % HUGE_PAGE_SIZE);
+            let room = room.min(UNIT_BYTES - rest.target % UNIT_BYTES);
             let end = rest.range.end.min(rest.range.start + room);
             let part = rest.within(AddressRange::new(rest.range.start, end));
             let last = batches.last_mut().expect("one was pushed");
@@ -149,11 +150,15 @@ fn push_batches<'a>(
     }
 }
 
-fn run(batches: &[Batch<'_>], how: &PageFill<'_>) -> Result<(), MemoryFillError> {
+/// Batches that one worker fills: together in the task, and in a pages file.
+fn units<'b, 'a>(batches: &'b [Batch<'a>]) -> Vec<&'b [Batch<'a>]> {
     // Two workers in one huge page would both make it, and one of them for nothing.
-    let units: Vec<&[Batch<'_>]> = batches
-        .chunk_by(|a, b| a.huge_page() == b.huge_page())
-        .collect();
+    let together = batches.chunk_by(|a, b| a.unit() == b.unit() && a.is_followed_in_file_by(b));
+    together.collect()
+}
+
+fn run(batches: &[Batch<'_>], how: &PageFill<'_>) -> Result<(), MemoryFillError> {
+    let units = units(batches);
     if units.is_empty() {
         return Ok(());
     }
@@ -167,18 +172,21 @@ fn run(batches: &[Batch<'_>], how: &PageFill<'_>) -> Result<(), MemoryFillError>
             failure.get_or_insert(error);
         }
     };
-    if units.len() < PARALLEL_UNITS || how.workers < 2 {
+    std::thread::scope(|scope| {
+        for _ in 1..how.workers.min(units.len()) {
+            scope.spawn(work);
+        }
         work();
-    } else {
-        std::thread::scope(|scope| {
-            for _ in 1..how.workers {
-                scope.spawn(work);
-            }
-            work();
-        });
-    }
+    });
     let failure = failure.into_inner().unwrap_or_else(|e| e.into_inner());
     failure.map_or(Ok(()), Err)
+}
+
+/// Memory of one worker, made when it is first needed.
+#[derive(Default)]
+struct Buffers {
+    through: Option<Window>,
+    mapped: Option<FileWindow>,
 }
 
 fn worker(
@@ -186,54 +194,109 @@ fn worker(
     next: &AtomicUsize,
     how: &PageFill<'_>,
 ) -> Result<(), MemoryFillError> {
-    let largest = units.iter().copied().flatten().map(|batch| batch.len).max();
-    let window =
-        Window::anonymous(largest.unwrap_or(1)).map_err(|source| MemoryFillError::Read {
-            path: "pages".to_owned(),
-            source,
-        })?;
+    let mut buffers = Buffers::default();
     while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
         if how.cancel.is_cancelled() {
             return Err(MemoryFillError::Cancelled);
         }
-        for batch in *unit {
-            batch.read(&window)?;
-            batch.write(&window)?;
-            how.written.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+        match is_on_tmpfs(unit[0].pages_file().file()) {
+            true => fill_from_mapping(unit, &mut buffers.mapped, how)?,
+            false => fill_through_buffer(unit, &mut buffers.through, how)?,
         }
     }
     Ok(())
 }
 
+/// Fills a unit from the pages file where that is memory already: nothing is copied twice.
+fn fill_from_mapping(
+    unit: &[Batch<'_>],
+    mapped: &mut Option<FileWindow>,
+    how: &PageFill<'_>,
+) -> Result<(), MemoryFillError> {
+    let first = &unit[0];
+    let start = first.pieces[0].offset;
+    let len: usize = unit.iter().map(|batch| batch.len).sum();
+    let failed = |source| first.read_error(source);
+    let window = match mapped {
+        Some(window) => window,
+        None => mapped.insert(FileWindow::reserve(UNIT_LEN).map_err(failed)?),
+    };
+    let file = first.pages_file().file();
+    window
+        .map(file, start, len, FileAccess::Read)
+        .map_err(failed)?;
+    for batch in unit {
+        let (window, base) = window.window();
+        let at = usize::try_from(batch.pieces[0].offset - start).expect("inside a unit");
+        batch.write(window, base + at)?;
+        how.written.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Fills a unit by reading, which reads ahead on a disk.
+fn fill_through_buffer(
+    unit: &[Batch<'_>],
+    buffer: &mut Option<Window>,
+    how: &PageFill<'_>,
+) -> Result<(), MemoryFillError> {
+    let window = match buffer {
+        Some(window) => window,
+        None => {
+            let made = Window::anonymous(BATCH_LEN);
+            buffer.insert(made.map_err(|source| unit[0].read_error(source))?)
+        }
+    };
+    for batch in unit {
+        batch.read(window)?;
+        batch.write(window, 0)?;
+        how.written.fetch_add(to_u64(batch.len), Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 impl Batch<'_> {
-    /// The huge page that it begins in.
-    fn huge_page(&self) -> (Pid, u64) {
+    /// The unit that it belongs to: batches do not cross the borders of units.
+    fn unit(&self) -> (Pid, u64) {
         let target = self.pieces.first().map_or(0, |piece| piece.target);
-        (self.pid, target / HUGE_PAGE_SIZE)
+        (self.pid, target / UNIT_BYTES)
+    }
+
+    fn is_followed_in_file_by(&self, next: &Batch<'_>) -> bool {
+        let (last, first) = (self.pieces.last(), next.pieces.first());
+        let pair = last.zip(first);
+        pair.is_some_and(|(last, first)| last.is_followed_in_file_by(first))
+    }
+
+    fn pages_file(&self) -> &PagesFile {
+        &self.image.pages().files()[self.pieces[0].file]
+    }
+
+    fn read_error(&self, source: Errno) -> MemoryFillError {
+        MemoryFillError::Read {
+            path: self.pages_file().path().display().to_string(),
+            source,
+        }
     }
 
     fn read(&self, window: &Window) -> Result<(), MemoryFillError> {
-        let first = &self.pieces[0];
-        let pages = &self.image.pages().files()[first.file];
-        let failed = |source| MemoryFillError::Read {
-            path: pages.path().display().to_string(),
-            source,
-        };
+        let file = self.pages_file().file();
         let mut done = 0;
         while done < self.len {
-            let offset = first.offset + to_u64(done);
-            match window.read_file(pages.file(), offset, done, self.len - done) {
+            let offset = self.pieces[0].offset + to_u64(done);
+            match window.read_file(file, offset, done, self.len - done) {
                 // Its size was checked when it was opened: somebody has cut it since.
-                Ok(0) => return Err(failed(Errno::EIO)),
+                Ok(0) => return Err(self.read_error(Errno::EIO)),
                 Ok(read) => done += read,
                 Err(Errno::EINTR) => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(self.read_error(error)),
             }
         }
         Ok(())
     }
 
-    fn write(&self, window: &Window) -> Result<(), MemoryFillError> {
+    /// Writes the bytes that stand at `at` of the window into place.
+    fn write(&self, window: &Window, at: usize) -> Result<(), MemoryFillError> {
         let ranges: Vec<RemoteRange> = self
             .pieces
             .iter()
@@ -247,7 +310,7 @@ impl Batch<'_> {
             range: self.pieces[0].range,
             source,
         };
-        match window.write_process(self.pid, &ranges, 0) {
+        match window.write_process(self.pid, &ranges, at) {
             Ok(written) if written == self.len => Ok(()),
             Ok(_) => Err(failed(Errno::EFAULT)),
             Err(error) => Err(failed(error)),

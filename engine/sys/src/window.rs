@@ -184,6 +184,120 @@ impl Drop for Window {
     }
 }
 
+/// How a file window is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileAccess {
+    /// Its bytes go elsewhere.
+    Read,
+    /// Bytes are put into it.
+    ReadWrite,
+}
+
+/// A place where parts of files are mapped, one after the other, so that huge pages of the file stay
+/// whole.
+///
+/// The part before is unmapped by the next one: what is mapped counts as memory of this process.
+#[derive(Debug)]
+pub struct FileWindow {
+    area: Window,
+    /// Offset in the area of what is mapped, and its length.
+    mapped: (usize, usize),
+}
+
+const HUGE_PAGE: usize = 2 << 20;
+
+impl FileWindow {
+    /// Reserves addresses for parts of at most `max_len` bytes.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn reserve(max_len: usize) -> Result<FileWindow> {
+        let len = max_len + 2 * HUGE_PAGE;
+        let (at, flags) = (
+            std::ptr::null_mut(),
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        );
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let got = unsafe { mmap_anonymous(at, len, ProtFlags::empty(), flags) }?;
+        let area = Window {
+            start: non_null(got),
+            len,
+        };
+        Ok(FileWindow {
+            area,
+            mapped: (0, 0),
+        })
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, which is a multiple of the page size.
+    ///
+    /// # Errors
+    /// As man 2 mmap.
+    ///
+    /// # Panics
+    /// If the part is longer than what was reserved.
+    pub fn map(&mut self, file: &File, offset: u64, len: usize, access: FileAccess) -> Result<()> {
+        self.unmap()?;
+        let offset_in_huge_page = offset % u64::try_from(HUGE_PAGE).expect("small");
+        let offset_in_huge_page = usize::try_from(offset_in_huge_page).expect("small");
+        let to_boundary = self.area.start.addr().get().wrapping_neg() % HUGE_PAGE;
+        let base = to_boundary + offset_in_huge_page;
+        let at = self.area.at(base, len).cast();
+        let prot = match access {
+            FileAccess::Read => ProtFlags::READ,
+            FileAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        };
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: the range lies inside the reserved area, to which nobody holds a reference.
+        unsafe { mmap(at, len, prot, flags, file.as_fd(), offset) }?;
+        self.mapped = (base, len);
+        Ok(())
+    }
+
+    /// Makes the first `len` bytes of what is mapped huge pages of the file (Linux 6.1).
+    ///
+    /// # Errors
+    /// EINVAL where file system or kernel do not have them, or a huge page of the file is a hole.
+    /// Source: man 2 madvise, MADV_COLLAPSE.
+    ///
+    /// # Panics
+    /// If less is mapped.
+    pub fn collapse(&self, len: usize) -> Result<()> {
+        /// Not named by rustix.
+        const MADV_COLLAPSE: i32 = 25;
+        assert!(len <= self.mapped.1, "inside what is mapped");
+        let at = self.area.at(self.mapped.0, len);
+        // SAFETY: the call does not change the contents of the range, which belongs to this value.
+        let result = unsafe { libc::madvise(at.cast(), len, MADV_COLLAPSE) };
+        Errno::check(i64::from(result)).map(drop)
+    }
+
+    /// The memory, and the offset in it at which the mapped part begins.
+    pub fn window(&self) -> (&Window, usize) {
+        (&self.area, self.mapped.0)
+    }
+
+    fn unmap(&mut self) -> Result<()> {
+        let (base, len) = std::mem::take(&mut self.mapped);
+        if len == 0 {
+            return Ok(());
+        }
+        let at = self.area.at(base, len).cast();
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the range lies inside the reserved area, to which nobody holds a reference.
+        unsafe { mmap_anonymous(at, len, ProtFlags::empty(), flags) }?;
+        Ok(())
+    }
+}
+
+/// Whether a file lies on a tmpfs.
+///
+/// Source: man 2 fstatfs.
+pub fn is_on_tmpfs(file: &File) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
+}
+
 /// Shared anonymous memory, mapped here as long as the value lives.
 ///
 /// The memory lives on in descriptors that were opened through /proc/self/map_files.
@@ -255,6 +369,30 @@ mod tests {
         let mut out = [0u8; 12];
         to.copy_out(100, &mut out);
         assert_eq!(&out, b"across pages");
+    }
+
+    #[test]
+    fn parts_of_a_file_follow_each_other_in_a_file_window() {
+        use std::os::unix::fs::FileExt;
+        let file = crate::memfd::create(c"parts", 1).expect("memfd");
+        file.set_len(4 << 20).expect("size");
+        file.write_all_at(b"first", 8192).expect("write");
+        let mut parts = FileWindow::reserve(1 << 20).expect("room");
+        parts
+            .map(&file, 4096, 8192, FileAccess::ReadWrite)
+            .expect("map");
+        let (window, base) = parts.window();
+        let mut out = [0; 5];
+        window.copy_out(base + 4096, &mut out);
+        assert_eq!(&out, b"first");
+        window.fill(base, b"second");
+        let part = 3 << 20;
+        parts
+            .map(&file, part, 1 << 20, FileAccess::Read)
+            .expect("map");
+        let mut written = [0; 6];
+        file.read_exact_at(&mut written, 4096).expect("read");
+        assert_eq!(&written, b"second");
     }
 
     #[test]
