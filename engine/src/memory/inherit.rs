@@ -75,7 +75,6 @@ fn can_inherit(parent: &Vma, child: &Vma) -> bool {
     let heap = status::HEAP;
     is_mappable
         && parent.range.covers(child.range)
-        && parent.prot == child.prot
         && parent.flags & !map::LOCKED == child.flags & !map::LOCKED
         && parent.status & !heap == child.status & !heap
         && parent.shmid == child.shmid
@@ -115,9 +114,12 @@ mod tests {
         assert!(can_inherit(&parent, &vma(0x2000, 0x3000)));
         assert!(!can_inherit(&parent, &vma(0x2000, 0xa000)));
         let mut other = vma(0x1000, 0x9000);
-        other.prot = 1;
+        other.flags |= map::NORESERVE;
         assert!(!can_inherit(&parent, &other));
+        // The protection is given again at the end.
         let mut other = vma(0x1000, 0x9000);
+        other.prot = 1;
+        assert!(can_inherit(&parent, &other));
         other.advice = 1 << advice::HUGEPAGE;
         assert!(!can_inherit(&parent, &other));
         other.advice = 1 << advice::DONTFORK;

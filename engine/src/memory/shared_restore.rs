@@ -125,7 +125,7 @@ impl SharedRestore {
         let object = Object {
             name: entry.name.clone(),
             size: entry.size,
-            huge: entry.hugetlb_flag.unwrap_or(0) & (memfd::flag::HUGETLB | map::HUGE_MASK),
+            huge: map_flags(entry.hugetlb_flag.unwrap_or(0)),
             pages,
             file: None,
             read_only: OnceLock::new(),
@@ -244,6 +244,22 @@ fn anonymous<'a>(tasks: impl IntoIterator<Item = &'a MemoryImage>) -> BTreeMap<u
     found
 }
 
+/// The flags of mmap for the huge pages that flags of memfd_create ask for.
+fn map_flags(memfd_flags: u32) -> u32 {
+    match memfd_flags & memfd::flag::HUGETLB {
+        0 => 0,
+        _ => map::HUGETLB | memfd_flags & map::HUGE_MASK,
+    }
+}
+
+/// The other way round.
+fn memfd_flags(map_flags: u32) -> u32 {
+    match map_flags & map::HUGETLB {
+        0 => 0,
+        _ => memfd::flag::HUGETLB | map_flags & map::HUGE_MASK,
+    }
+}
+
 impl Object {
     fn title(&self) -> String {
         String::from_utf8_lossy(&self.name).into_owned()
@@ -324,7 +340,7 @@ impl Object {
     fn make_memfd(&self) -> Result<File, SharedRestoreError> {
         let name = CString::new(self.name.as_slice())
             .map_err(|_| self.corrupt("has a zero byte in its name"))?;
-        let flags = memfd::flag::CLOEXEC | memfd::flag::ALLOW_SEALING | self.huge;
+        let flags = memfd::flag::CLOEXEC | memfd::flag::ALLOW_SEALING | memfd_flags(self.huge);
         let file = match memfd::create(&name, flags) {
             // Huge pages took no seals before Linux 4.16.
             Err(Errno::EINVAL) if self.huge != 0 => {
