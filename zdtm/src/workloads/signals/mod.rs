@@ -16,6 +16,7 @@ pub static ALL: &[&Workload] = &[
     &pending::CHILD,
     &pending::KILLED,
     &stacks::ALTSTACK,
+    &stacks::NONE,
     &stacks::THREADS,
     &stacks::ON_STACK,
     &stacks::NESTED,

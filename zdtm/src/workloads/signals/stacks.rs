@@ -15,6 +15,11 @@ pub static ALTSTACK: Workload = Workload::new(
     "a handler runs on the alternative stack",
     altstack,
 );
+pub static NONE: Workload = Workload::new(
+    "signals/no-altstack",
+    "tasks without an alternative stack, and handlers that would use one",
+    none,
+);
 pub static THREADS: Workload = Workload::new(
     "signals/altstack-threads",
     "a stack of its own for every thread",
@@ -60,6 +65,34 @@ fn altstack(stage: &Stage) -> Result<()> {
     let now = sys::altstack()?;
     ensure!(now == (stack, 0), "the stack was {stack:x?}, is {now:x?}");
     check_runs_on(stack)
+}
+
+/// A task that had none must not come by one: a handler would run wherever that lies.
+fn none(stage: &Stage) -> Result<()> {
+    sys::handle(libc::SIGUSR1, note_stack, libc::SA_ONSTACK)?;
+    let nothing = Region { addr: 0, len: 0 };
+    // The runtime has set one up for the main thread.
+    sys::set_altstack(nothing, libc::SS_DISABLE)?;
+    let check = || -> Result<()> {
+        let (stack, flags) = sys::altstack()?;
+        ensure!(
+            flags == libc::SS_DISABLE,
+            "there was no stack, is {stack:x?} ({flags:#x})"
+        );
+        let local = black_box(0u8);
+        let here = (&raw const local).addr();
+        check_runs_on(Region {
+            addr: here - (1 << 16),
+            len: 1 << 16,
+        })
+    };
+    let child = stage.child(|stage| {
+        stage.ready_and_wait()?;
+        check()
+    })?;
+    stage.ready_and_wait()?;
+    check()?;
+    child.finish()
 }
 
 fn threads(stage: &Stage) -> Result<()> {
