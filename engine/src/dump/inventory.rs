@@ -9,6 +9,7 @@ use firn_proto::{
     Timespec,
 };
 use firn_sys::clock;
+use firn_sys::procfs;
 
 use crate::arch::{self, XsaveLayout};
 use crate::task::core_image::ROOT_CG_SET;
@@ -77,7 +78,7 @@ pub fn inventory(_images_dir: &Path) -> InventoryEntry {
 }
 
 fn run_id() -> Option<String> {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
+    let id = procfs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
     Some(id.trim().to_owned())
 }
 
@@ -86,7 +87,7 @@ fn extension() -> FirnInventoryEntry {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").ok();
+    let kernel = procfs::read_to_string("/proc/sys/kernel/osrelease").ok();
     FirnInventoryEntry {
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         xfeatures: Some(layout.features()),

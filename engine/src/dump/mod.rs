@@ -5,8 +5,8 @@
 //! freeze      every thread stops
 //! ask         one program in each task answers what only it can tell; it leaves no trace
 //! files       descriptors, paths, contents of pipes and deleted files
-//! memory      pages, straight from the stopped tasks
 //! describe    core, ids, fs, pstree images
+//! memory      pages, straight from the stopped tasks
 //! seal        the images are complete on disk; the inventory makes them a checkpoint
 //! let go      kill, resume or leave stopped
 //! ```
@@ -30,7 +30,9 @@ use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
 use crate::files::{self, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
-use crate::memory::{self, AddressSpace, MmAnswers, PageCopy, PageStats, SharedDump};
+use crate::memory::{
+    self, AddressSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats, SharedDump,
+};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -105,10 +107,13 @@ impl Operation<'_> {
     /// Lists everything that can't be dumped, before anything is stopped.
     fn survey(&mut self) -> Result<(), DumpError> {
         self.reporter.phase(Phase::Survey);
+        // A tree with this very process in it would be full of obstacles that are none.
+        freeze::check_root(self.options.pid)?;
         let pids = freeze::running_tree(self.options.pid);
         let mut found: Vec<Obstacle> = Vec::new();
+        let own = survey::OwnNamespaces::read();
         for &pid in &pids {
-            found.extend(survey::survey(pid));
+            found.extend(survey::survey(pid, &own));
             found.extend(memory::survey(pid));
         }
         found.extend(files::survey(&pids, &self.options.file_options()));
@@ -144,14 +149,20 @@ impl Operation<'_> {
         let mut files = FileTable::new(&self.options.file_options());
         files.add_tasks(tree, &mut shared)?;
 
+        self.reporter.phase(Phase::Describe);
+        // Reading the memory maps takes the kernel about as long as everything else about the tasks.
+        let spaces = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| read_address_spaces(tree));
+            self.describe(tree, &answers, &mut files, images)?;
+            let spaces = reader.join().expect("the reader does not panic");
+            Ok::<_, DumpError>(spaces?)
+        })?;
+
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();
         let (pages, shared_pages) =
-            self.dump_memory(tree, &answers, &mut files, &mut shared, images)?;
+            self.dump_memory(tree, &spaces, &answers, &mut files, &mut shared, images)?;
         let memory_time = begun.elapsed();
-
-        self.reporter.phase(Phase::Describe);
-        self.describe(tree, &answers, &mut files, images)?;
         files.write(images)?;
         let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
         let warnings = survey::cgroup_warnings(&pids);
@@ -182,6 +193,7 @@ impl Operation<'_> {
     fn dump_memory(
         &mut self,
         tree: &Tree,
+        spaces: &[AddressSpace],
         answers: &[TaskAnswers],
         files: &mut FileTable,
         shared: &mut SharedDump,
@@ -195,8 +207,7 @@ impl Operation<'_> {
         };
         let mut pages = PageStats::default();
         let mut next_pages_id = 1;
-        for (task, answers) in tree.alive().zip(answers) {
-            let space = AddressSpace::read(task.pid)?;
+        for ((task, space), answers) in tree.alive().zip(spaces).zip(answers) {
             let answers = MmAnswers {
                 brk: answers.process.brk,
                 dumpable: answers.process.dumpable,
@@ -316,6 +327,12 @@ impl Operation<'_> {
         };
         Ok(self.options.scripts.run(action, &context)?)
     }
+}
+
+fn read_address_spaces(tree: &Tree) -> Result<Vec<AddressSpace>, MemoryDumpError> {
+    tree.alive()
+        .map(|task| AddressSpace::read(task.pid))
+        .collect()
 }
 
 fn copy_workers() -> usize {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use firn_sys::Pid;
+use firn_sys::procfs;
 
 use super::{FreezeOptions, walk};
 
@@ -96,7 +97,7 @@ impl Drop for FrozenGroup {
 
 /// The v2 group of `root`, if it and its subgroups hold exactly the tree below `root`.
 fn own_group(root: Pid) -> Option<PathBuf> {
-    let membership = fs::read_to_string(format!("/proc/{root}/cgroup")).ok()?;
+    let membership = procfs::read_to_string(format!("/proc/{root}/cgroup")).ok()?;
     let name = membership
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))?;
@@ -113,7 +114,7 @@ fn own_group(root: Pid) -> Option<PathBuf> {
 
 /// Where the v2 hierarchy is mounted.
 fn mount_point() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = procfs::read_to_string("/proc/self/mountinfo").ok()?;
     mounts.lines().find_map(|line| {
         let (mount, fs) = line.split_once(" - ")?;
         fs.starts_with("cgroup2 ")
@@ -122,7 +123,7 @@ fn mount_point() -> Option<PathBuf> {
 }
 
 fn members(path: &Path) -> Option<Vec<Pid>> {
-    let text = fs::read_to_string(path.join("cgroup.procs")).ok()?;
+    let text = procfs::read_to_string(path.join("cgroup.procs")).ok()?;
     let mut all: Vec<Pid> = text
         .lines()
         .filter_map(|line| line.parse().ok())
@@ -141,7 +142,7 @@ fn is_set(path: &Path) -> Result<bool, CgroupFreezeError> {
 }
 
 fn read(path: &Path) -> Result<String, CgroupFreezeError> {
-    fs::read_to_string(path).map_err(|source| CgroupFreezeError::Access {
+    procfs::read_to_string(path).map_err(|source| CgroupFreezeError::Access {
         path: path.to_owned(),
         source,
     })

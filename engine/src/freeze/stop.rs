@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::wait::Status as WaitStatus;
-use firn_sys::{Errno, Pid, ptrace, wait};
+use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
 use super::{FreezeError, FrozenTree, walk};
 use crate::task::status::{Stat, Status, StatusError};
@@ -166,7 +166,7 @@ fn why_not_seized(pid: Pid, tid: Pid, source: Errno) -> Result<bool, FreezeError
         Status { kthread: true, .. } => Err(FreezeError::KernelThread(tid)),
         Status { tracer, .. } if tracer != 0 => {
             let tracer = Pid::from_raw(tracer);
-            let name = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+            let name = procfs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
             Err(FreezeError::Traced {
                 tid,
                 tracer,
@@ -231,7 +231,7 @@ fn vfork_child(tid: Pid) -> Option<Pid> {
 
 fn wont_stop(tid: Pid, timeout: Duration) -> FreezeError {
     let state = Status::read(tid, tid).map_or('?', |status| char::from(status.state));
-    let place = std::fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+    let place = procfs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
     FreezeError::WontStop {
         tid,
         state: format!("{state} in {}", place.trim_end()),

@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::sync::OnceLock;
 
 use firn_sys::Pid;
+use firn_sys::procfs;
 
 use super::FreezeError;
 use crate::task::status::{Stat, StatusError};
@@ -20,7 +22,7 @@ pub fn children(pid: Pid, threads: &[Pid]) -> Vec<Pid> {
     let mut all = Vec::new();
     for tid in threads {
         // Unreadable for a thread that has just exited, and on kernels without CONFIG_PROC_CHILDREN.
-        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
+        if let Ok(text) = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
             all.extend(
                 text.split_whitespace()
                     .filter_map(|n| n.parse().ok())
@@ -34,9 +36,13 @@ pub fn children(pid: Pid, threads: &[Pid]) -> Vec<Pid> {
     all
 }
 
+/// Whether the kernel has `children` files (CONFIG_PROC_CHILDREN); it does not change while it runs.
 fn has_children_files() -> bool {
-    let me = std::process::id();
-    fs::exists(format!("/proc/{me}/task/{me}/children")).unwrap_or(false)
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let me = std::process::id();
+        fs::exists(format!("/proc/{me}/task/{me}/children")).unwrap_or(false)
+    })
 }
 
 /// Looks through all of /proc for children of `pid`, where the kernel has no `children` files.
@@ -58,6 +64,9 @@ fn numbers_in(dir: &str) -> Vec<Pid> {
 }
 
 /// Refuses roots that can't be frozen at all.
+///
+/// # Errors
+/// The process is gone, dead, a kernel thread, or this process or one of its ancestors.
 pub fn check_root(root: Pid) -> Result<(), FreezeError> {
     let stat = match Stat::read(root) {
         Ok(stat) => stat,

@@ -1,11 +1,9 @@
 //! Single system calls made by a stopped task, through a `syscall` instruction that it has anyway.
 
-use std::fs;
-
 use firn_sys::process_vm::{self, RemoteRange};
 use firn_sys::ptrace::GeneralRegs;
 use firn_sys::wait::Status;
-use firn_sys::{Errno, Pid, nr, ptrace, wait};
+use firn_sys::{Errno, Pid, nr, procfs, ptrace, wait};
 
 use super::{InjectError, trace};
 use crate::arch::regs;
@@ -190,7 +188,7 @@ pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectE
 /// # Errors
 /// The task has none, or its maps can't be read.
 pub fn find_syscall_instruction(pid: Pid) -> Result<u64, InjectError> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = procfs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let mut executable: Vec<(u64, u64, bool)> = maps.lines().filter_map(executable_range).collect();
     executable.sort_by_key(|(.., is_vdso)| !is_vdso);
     executable

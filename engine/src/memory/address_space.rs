@@ -4,6 +4,7 @@ use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::MmEntry;
 use firn_sys::Pid;
 use firn_sys::mm::MmFields;
+use firn_sys::procfs;
 
 use super::classify::{self, Backing};
 use super::copy::{self, PageCopy};
@@ -207,7 +208,7 @@ fn guard(range: AddressRange) -> Vma {
 }
 
 fn read_proc(pid: Pid, what: &'static str) -> Result<Vec<u8>, MemoryDumpError> {
-    std::fs::read(format!("/proc/{pid}/{what}")).map_err(|source| MemoryDumpError::Read {
+    procfs::read(format!("/proc/{pid}/{what}")).map_err(|source| MemoryDumpError::Read {
         pid,
         what,
         source: source.into(),

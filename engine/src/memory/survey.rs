@@ -1,6 +1,7 @@
 //! A quick look at the memory of a running task, before anything is stopped.
 
 use firn_sys::Pid;
+use firn_sys::procfs;
 
 use super::classify::{self, Refusal};
 use super::smaps::{self, Mapping};
@@ -11,7 +12,7 @@ use crate::obstacle::Obstacle;
 /// Only /proc/PID/maps is read, which does not walk the pages; what only the flags of a mapping tell
 /// (userfaultfd, shadow stacks) is found when the task stands still. A task that is gone has none.
 pub fn survey(pid: Pid) -> Vec<Obstacle> {
-    let Ok(text) = std::fs::read(format!("/proc/{pid}/maps")) else {
+    let Ok(text) = procfs::read(format!("/proc/{pid}/maps")) else {
         return Vec::new();
     };
     // Lines that make no sense are reported by the dump itself, with the line.

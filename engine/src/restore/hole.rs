@@ -2,7 +2,7 @@
 //!
 //! It keeps a distance from everything, because stacks and heaps grow while the tasks are rebuilt.
 
-use std::fs;
+use firn_sys::procfs;
 
 use crate::memory::AddressRange;
 
@@ -39,7 +39,7 @@ pub(super) fn find(used: &[AddressRange]) -> Option<AddressRange> {
 
 /// What this process has mapped.
 pub(super) fn own_ranges() -> Vec<AddressRange> {
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps = procfs::read_to_string("/proc/self/maps").unwrap_or_default();
     let range = |line: &str| {
         let (start, end) = line.split_whitespace().next()?.split_once('-')?;
         let parse = |hex| u64::from_str_radix(hex, 16).ok();

@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use firn_sys::{Pid, nr};
+use firn_sys::{Pid, nr, procfs};
 
 use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
 
@@ -304,7 +304,7 @@ pub fn plan_membarrier(p: &mut Program, registered: u32) {
 
 /// Reads /proc/PID/oom_score_adj.
 pub fn oom_score_adj(pid: Pid) -> Option<i32> {
-    fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
+    procfs::read_to_string(format!("/proc/{pid}/oom_score_adj"))
         .ok()?
         .trim()
         .parse()
@@ -321,7 +321,7 @@ pub fn set_oom_score_adj(pid: Pid, value: i32) -> std::io::Result<()> {
 
 /// Reads /proc/PID/loginuid; 0xffffffff when it is not set or not known.
 pub fn loginuid(pid: Pid) -> u32 {
-    let text = fs::read_to_string(format!("/proc/{pid}/loginuid"));
+    let text = procfs::read_to_string(format!("/proc/{pid}/loginuid"));
     text.ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(u32::MAX)
@@ -331,7 +331,7 @@ pub fn loginuid(pid: Pid) -> u32 {
 ///
 /// CRIU reads it so, and both engines must agree.
 pub fn personality(pid: Pid) -> Option<u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/personality")).ok()?;
+    let text = procfs::read_to_string(format!("/proc/{pid}/personality")).ok()?;
     text.trim().parse().ok()
 }
 

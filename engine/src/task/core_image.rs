@@ -9,7 +9,7 @@ use firn_proto::{
     TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
 };
 use firn_sys::ptrace::{GeneralRegs, SignalQueue};
-use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
+use firn_sys::{Errno, Pid, process_vm, procfs, ptrace, task as sys_task};
 
 use super::attributes::{self, ThreadAnswers};
 use super::questions::TaskAnswers;
@@ -251,7 +251,7 @@ fn dump_process(
 }
 
 fn extension(pid: Pid, answers: &TaskAnswers) -> Result<FirnTaskEntry, CoreDumpError> {
-    let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let cmdline = procfs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = cmdline.strip_suffix(b"\0").unwrap_or(&cmdline);
     let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
     Ok(FirnTaskEntry {

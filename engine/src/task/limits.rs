@@ -9,7 +9,7 @@
 use std::path::PathBuf;
 
 use firn_proto::{RlimitEntry, TaskRlimitsEntry};
-use firn_sys::{Pid, nr};
+use firn_sys::{Pid, nr, procfs};
 
 use super::status::StatusError;
 use crate::program::{Program, Rule};
@@ -43,7 +43,7 @@ const INFINITY: u64 = u64::MAX;
 /// The process is gone, or /proc has another form than documented.
 pub fn read(pid: Pid) -> Result<TaskRlimitsEntry, StatusError> {
     let path = PathBuf::from(format!("/proc/{pid}/limits"));
-    let text = std::fs::read_to_string(&path).map_err(|source| StatusError::Read {
+    let text = procfs::read_to_string(&path).map_err(|source| StatusError::Read {
         path: path.clone(),
         source,
     })?;

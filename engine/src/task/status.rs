@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use firn_sys::Pid;
+use firn_sys::procfs;
 
 /// Failure to read or understand a task's status.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +67,7 @@ impl Status {
     /// The thread is gone, or /proc has another form than documented.
     pub fn read(pid: Pid, tid: Pid) -> Result<Status, StatusError> {
         let path = PathBuf::from(format!("/proc/{pid}/task/{tid}/status"));
-        let text = std::fs::read(&path).map_err(|source| StatusError::Read {
+        let text = procfs::read(&path).map_err(|source| StatusError::Read {
             path: path.clone(),
             source,
         })?;
@@ -174,7 +175,7 @@ impl Stat {
     /// The process is gone, or /proc has another form than documented.
     pub fn read(pid: Pid) -> Result<Stat, StatusError> {
         let path = PathBuf::from(format!("/proc/{pid}/stat"));
-        let text = std::fs::read(&path).map_err(|source| StatusError::Read {
+        let text = procfs::read(&path).map_err(|source| StatusError::Read {
             path: path.clone(),
             source,
         })?;

@@ -1,9 +1,11 @@
 //! Per-task state that can't be dumped yet, found before anything is stopped.
 
 use std::fs;
+use std::path::PathBuf;
 
 use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
+use firn_sys::procfs;
 
 use super::status::Status;
 use crate::obstacle::Obstacle;
@@ -13,7 +15,7 @@ use crate::tree::Tree;
 const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
 
 /// Looks at a task, running or stopped, for state that a dump would lose.
-pub fn survey(pid: Pid) -> Vec<Obstacle> {
+pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
     // A task that has just gone is no obstacle.
     let Ok(status) = Status::read(pid, pid) else {
@@ -23,9 +25,9 @@ pub fn survey(pid: Pid) -> Vec<Obstacle> {
         survey_dead_leader(pid, &mut found);
         return found;
     }
-    survey_namespaces(pid, &mut found);
+    survey_namespaces(pid, own, &mut found);
     survey_seccomp(pid, &mut found);
-    if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
+    if procfs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
         found.push(obstacle(
             pid,
             "POSIX timers",
@@ -52,12 +54,22 @@ fn survey_dead_leader(pid: Pid, found: &mut Vec<Obstacle>) {
     }
 }
 
-fn survey_namespaces(pid: Pid, found: &mut Vec<Obstacle>) {
-    for name in NAMESPACES {
+/// The dumper's own namespaces, looked up once for all tasks.
+#[derive(Debug)]
+pub struct OwnNamespaces([Option<PathBuf>; NAMESPACES.len()]);
+
+impl OwnNamespaces {
+    /// Looks them up.
+    pub fn read() -> OwnNamespaces {
+        OwnNamespaces(NAMESPACES.map(|name| fs::read_link(format!("/proc/self/ns/{name}")).ok()))
+    }
+}
+
+fn survey_namespaces(pid: Pid, own: &OwnNamespaces, found: &mut Vec<Obstacle>) {
+    for (name, own) in NAMESPACES.iter().zip(&own.0) {
         let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}"));
-        let own = fs::read_link(format!("/proc/self/ns/{name}"));
-        if let (Ok(theirs), Ok(own)) = (theirs, own)
-            && theirs != own
+        if let (Ok(theirs), Some(own)) = (theirs, own)
+            && theirs != *own
         {
             found.push(Obstacle {
                 pid,
@@ -166,11 +178,11 @@ fn survey_sharing(pid: Pid, parent: Pid, found: &mut Vec<Obstacle>) {
 
 /// A sentence for each task that is in another cgroup than the dumper: the restore won't put it back.
 pub fn cgroup_warnings(pids: &[Pid]) -> Vec<String> {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = procfs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let elsewhere: Vec<String> = pids
         .iter()
         .filter(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|theirs| theirs != own)
+            procfs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|theirs| theirs != own)
         })
         .map(ToString::to_string)
         .collect();

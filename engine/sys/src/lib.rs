@@ -21,6 +21,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod probe;
 pub mod process_vm;
+pub mod procfs;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;

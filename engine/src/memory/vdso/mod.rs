@@ -15,7 +15,7 @@ use std::os::fd::AsRawFd;
 
 use firn_sys::mm::{map, prot, remap};
 use firn_sys::process_vm::{self, RemoteRange};
-use firn_sys::{Errno, Pid, memfd, nr};
+use firn_sys::{Errno, Pid, memfd, nr, procfs};
 
 use super::image::MemoryImage;
 use super::piece;
@@ -79,7 +79,7 @@ impl KernelVdso {
     /// # Errors
     /// The own memory map can't be read.
     pub fn read() -> Result<Option<KernelVdso>, VdsoError> {
-        let text = std::fs::read("/proc/self/maps").map_err(|e| VdsoError::Own(e.into()))?;
+        let text = procfs::read("/proc/self/maps").map_err(|e| VdsoError::Own(e.into()))?;
         let mappings = smaps::parse(&text).map_err(|_| VdsoError::Own(Errno::EINVAL))?;
         let names: [&[u8]; 3] = [b"[vvar]", b"[vvar_vclock]", b"[vdso]"];
         let mine = mappings
