@@ -7,10 +7,11 @@ use crate::{Need, Workload};
 
 const COUNT: &str = "/proc/sys/vm/nr_hugepages";
 
-/// Holds a reservation; the old number comes back when it is dropped.
+/// Holds a reservation and takes back as many pages as it added when it is dropped, so that runners
+/// at the same time do not undo each other.
 #[derive(Debug)]
 pub struct HugePages {
-    before: u64,
+    added: u64,
 }
 
 impl HugePages {
@@ -26,16 +27,18 @@ impl HugePages {
         let Some(wanted) = wanted else {
             return Ok(None);
         };
-        let before = read()?;
-        fs::write(COUNT, (before + wanted * at_once as u64).to_string())?;
-        Ok(Some(HugePages { before }))
+        let (before, added) = (read()?, wanted * at_once as u64);
+        fs::write(COUNT, (before + added).to_string())?;
+        Ok(Some(HugePages { added }))
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(COUNT, self.before.to_string()) {
-            eprintln!("cannot put {COUNT} back to {}: {error}", self.before);
+        let added = self.added;
+        let given = read().and_then(|now| fs::write(COUNT, now.saturating_sub(added).to_string()));
+        if let Err(error) = given {
+            eprintln!("cannot take {added} pages out of {COUNT} again: {error}");
         }
     }
 }
