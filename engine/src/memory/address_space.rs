@@ -123,12 +123,19 @@ impl AddressSpace {
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
         let mut vmas = self.describe(files, shared)?;
-        let found = pages::find(self.pid, &vmas)?;
+        let found = pages::find(self.pid, &vmas, &self.partly_shared())?;
         let stats = copy::dump(self.pid, &found.runs, images, pages_id, page_copy)?;
         vmas.extend(found.guards.iter().map(|range| guard(*range)));
         let mm = self.to_image(answers, &vmas);
         images.write_one(ImageKind::Mm, u64::from(self.pid.to_image()), &mm)?;
         Ok(stats)
+    }
+
+    /// Private mappings some pages of which are in other address spaces as well.
+    fn partly_shared(&self) -> Vec<AddressRange> {
+        let private = self.mappings.iter().filter(|mapping| !mapping.is_shared);
+        let partly = private.filter(|mapping| mapping.shared > 0);
+        partly.map(|mapping| mapping.range).collect()
     }
 
     fn describe(

@@ -12,7 +12,7 @@ use firn_sys::{Errno, Pid};
 
 use super::address_space::PageStats;
 use super::error::MemoryDumpError;
-use super::pages::Run;
+use super::pages::{ReadWay, Run};
 use super::range::{AddressRange, HUGE_PAGE_SIZE};
 use crate::cancel::CancelFlag;
 
@@ -39,7 +39,7 @@ pub struct PageCopy<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Batch {
     ranges: Vec<RemoteRange>,
-    is_hidden: bool,
+    way: ReadWay,
     offset: u64,
     len: usize,
 }
@@ -99,14 +99,14 @@ fn batches(runs: &[Run]) -> Vec<Batch> {
         let mut range = run.range;
         while !range.is_empty() {
             let needs_new = batches.last().is_none_or(|last| {
-                last.is_hidden != run.is_hidden
+                last.way != run.way
                     || last.ranges.len() == MAX_RANGES
                     || room_in_batch(offset) == BATCH_BYTES
             });
             if needs_new {
                 batches.push(Batch {
                     ranges: Vec::new(),
-                    is_hidden: run.is_hidden,
+                    way: run.way,
                     offset,
                     len: 0,
                 });
@@ -140,7 +140,7 @@ pub(super) fn copy_file(
         .map(|range| Run {
             range: *range,
             is_lazy: false,
-            is_hidden: false,
+            way: ReadWay::Direct,
         })
         .collect();
     copy_batches(
@@ -332,7 +332,9 @@ impl Source<'_> {
     /// Reads the pages of a batch into the window, from `at` on.
     fn read(&self, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
         match self {
-            Source::Task { pid } if batch.is_hidden => read_hidden(*pid, batch, window, at),
+            Source::Task { pid } if batch.way == ReadWay::Proc => {
+                read_proc(*pid, batch, window, at)
+            }
             Source::Task { pid } => read_task(*pid, batch, window, at),
             Source::File { file, name } => read_file(file, name, batch, window, at),
         }
@@ -343,7 +345,7 @@ fn read_task(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), 
     match window.read_process(pid, &batch.ranges, at) {
         Ok(read) if read == batch.len => Ok(()),
         // Something in the middle is not readable this way: the slow way reads it or names it.
-        Ok(_) | Err(Errno::EFAULT) => read_hidden(pid, batch, window, at),
+        Ok(_) | Err(Errno::EFAULT) => read_proc(pid, batch, window, at),
         Err(source) => {
             let range = batch
                 .ranges
@@ -354,8 +356,8 @@ fn read_task(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), 
     }
 }
 
-/// Reads memory that the task itself may not read.
-fn read_hidden(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
+/// Reads memory whatever its protection, and leaves it shared.
+fn read_proc(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
     let mem = File::open(format!("/proc/{pid}/mem")).map_err(|source| MemoryDumpError::Read {
         pid,
         what: "mem",
@@ -435,7 +437,7 @@ mod tests {
         Run {
             range: AddressRange::new(start, start + nr_pages * 4096),
             is_lazy: false,
-            is_hidden: false,
+            way: ReadWay::Direct,
         }
     }
 
@@ -446,8 +448,9 @@ mod tests {
         ) {
             let mut start = 0;
             let mut runs = Vec::new();
-            for (nr_pages, is_hidden) in lens {
-                runs.push(Run { is_hidden, ..run(start, nr_pages) });
+            for (nr_pages, is_direct) in lens {
+                let way = if is_direct { ReadWay::Direct } else { ReadWay::Proc };
+                runs.push(Run { way, ..run(start, nr_pages) });
                 start += (nr_pages + 1) * 4096;
             }
             let mut offset = 0;

@@ -1,10 +1,14 @@
 //! Finding the pages of a frozen task that have to be saved.
+//!
+//! Pages that a task shares copy-on-write with another one are told apart: process_vm_readv pins what
+//! it reads, and the kernel gives the task a copy of its own before it pins such a page. A dump that
+//! leaves the tasks running would have taken their sharing away, and their memory would have grown.
 
 use firn_sys::pagemap::{PageQuery, PageRegion, Pagemap, category, entry};
 use firn_sys::{Errno, Pid};
 
 use super::error::MemoryDumpError;
-use super::range::{AddressRange, PAGE_SIZE};
+use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::{Vma, status};
 
 /// Mappings further apart than this are scanned one by one.
@@ -16,8 +20,17 @@ pub struct Run {
     pub range: AddressRange,
     /// A lazy restore may leave them for later.
     pub is_lazy: bool,
-    /// The task itself may not read them.
-    pub is_hidden: bool,
+    /// How they are read.
+    pub way: ReadWay,
+}
+
+/// How pages of a task are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadWay {
+    /// By process_vm_readv, which is fast.
+    Direct,
+    /// Through /proc/PID/mem: the task itself may not read them, or they are shared copy-on-write.
+    Proc,
 }
 
 /// What a scan found.
@@ -31,9 +44,15 @@ pub struct Found {
 
 /// Finds the pages of a frozen task that have to be saved, and its guard regions.
 ///
+/// `partly_shared` are the ranges, ascending, in which pages may be shared with other tasks.
+///
 /// # Errors
 /// The pagemap can't be read.
-pub fn find(pid: Pid, vmas: &[Vma]) -> Result<Found, MemoryDumpError> {
+pub fn find(
+    pid: Pid,
+    vmas: &[Vma],
+    partly_shared: &[AddressRange],
+) -> Result<Found, MemoryDumpError> {
     let failed = |source| MemoryDumpError::Read {
         pid,
         what: "pagemap",
@@ -48,7 +67,59 @@ pub fn find(pid: Pid, vmas: &[Vma]) -> Result<Found, MemoryDumpError> {
         let regions = scan(&pagemap, range).map_err(failed)?;
         sort_out(cluster, &regions, &mut found);
     }
+    found.runs = set_shared_apart(&pagemap, &found.runs, partly_shared).map_err(failed)?;
     Ok(found)
+}
+
+/// Splits runs so that pages which other tasks have as well are read in the way that leaves them shared.
+fn set_shared_apart(
+    pagemap: &Pagemap,
+    runs: &[Run],
+    partly_shared: &[AddressRange],
+) -> firn_sys::Result<Vec<Run>> {
+    let mut split = Vec::with_capacity(runs.len());
+    for run in runs {
+        let own = [run.range];
+        for range in range::subtract(&own, partly_shared) {
+            split.push(Run { range, ..*run });
+        }
+        for range in range::intersect(&own, partly_shared) {
+            for (range, is_exclusive) in exclusive_parts(pagemap, range)? {
+                let way = if is_exclusive { run.way } else { ReadWay::Proc };
+                split.push(Run { range, way, ..*run });
+            }
+        }
+    }
+    split.sort_unstable_by_key(|run| run.range.start);
+    Ok(split)
+}
+
+/// Parts of a range of present pages, and whether they are mapped by this task only.
+fn exclusive_parts(
+    pagemap: &Pagemap,
+    range: AddressRange,
+) -> firn_sys::Result<Vec<(AddressRange, bool)>> {
+    let mut parts: Vec<(AddressRange, bool)> = Vec::new();
+    let mut entries = vec![0u64; 8192];
+    let mut address = range.start;
+    while address < range.end {
+        let left = usize::try_from(AddressRange::new(address, range.end).nr_pages());
+        let wanted = left.unwrap_or(usize::MAX).min(entries.len());
+        let read = pagemap.entries(address, &mut entries[..wanted])?;
+        if read == 0 {
+            break;
+        }
+        for bits in &entries[..read] {
+            let is_exclusive = bits & entry::EXCLUSIVE != 0;
+            let end = address + PAGE_SIZE;
+            match parts.last_mut() {
+                Some((last, kind)) if *kind == is_exclusive => last.end = end,
+                _ => parts.push((AddressRange::new(address, end), is_exclusive)),
+            }
+            address = end;
+        }
+    }
+    Ok(parts)
 }
 
 /// All regions of own pages and guards in a range.
@@ -154,12 +225,15 @@ fn push_run(found: &mut Found, vma: &Vma, range: AddressRange) {
     let run = Run {
         range,
         is_lazy: vma.may_be_lazy(),
-        is_hidden: vma.prot & firn_sys::mm::prot::READ == 0,
+        way: match vma.prot & firn_sys::mm::prot::READ {
+            0 => ReadWay::Proc,
+            _ => ReadWay::Direct,
+        },
     };
     match found.runs.last_mut() {
         Some(last)
             if last.range.end == range.start
-                && (last.is_lazy, last.is_hidden) == (run.is_lazy, run.is_hidden) =>
+                && (last.is_lazy, last.way) == (run.is_lazy, run.way) =>
         {
             last.range.end = range.end;
         }

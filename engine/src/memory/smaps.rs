@@ -26,6 +26,8 @@ pub struct Mapping {
     pub page_size: u64,
     /// Bytes in memory or swapped out: nothing to save when 0.
     pub resident: u64,
+    /// Bytes in memory that other mappings have as well.
+    pub shared: u64,
     /// Flags.
     pub flags: VmFlags,
 }
@@ -185,6 +187,7 @@ fn header(line: &[u8]) -> Option<Mapping> {
         name: name.to_vec(),
         page_size: 0,
         resident: 0,
+        shared: 0,
         flags: VmFlags::default(),
     })
 }
@@ -196,6 +199,9 @@ fn detail(mapping: &mut Mapping, line: &[u8]) -> Option<()> {
         b"KernelPageSize" => mapping.page_size = kib(value)?,
         b"Rss" | b"Swap" | b"Private_Hugetlb" | b"Shared_Hugetlb" => {
             mapping.resident = mapping.resident.checked_add(kib(value)?)?;
+        }
+        b"Shared_Clean" | b"Shared_Dirty" => {
+            mapping.shared = mapping.shared.checked_add(kib(value)?)?;
         }
         b"VmFlags" => mapping.flags = VmFlags::parse(value),
         _ => {}
@@ -241,6 +247,8 @@ VmFlags: rd wr sh mr mw me ms de ht lo
 7fff79453000-7fff79474000 rw-p 00000000 00:00 0                          [stack]
 KernelPageSize:        4 kB
 Rss:                  12 kB
+Shared_Clean:          0 kB
+Shared_Dirty:          8 kB
 VmFlags: rd wr mr mw me gd ac
 7fff79500000-7fff79501000 ---p 00000000 00:00 0 
 VmFlags: mr mw me nr zz
@@ -262,6 +270,7 @@ VmFlags: mr mw me nr zz
         assert_eq!((huge.page_size, huge.resident), (2 << 20, 2 << 20));
         assert!(huge.flags.has(VmFlags::HUGETLB) && huge.flags.has(VmFlags::LOCKED));
         assert!(mappings[2].flags.has(VmFlags::GROWS_DOWN));
+        assert_eq!((mappings[0].shared, mappings[2].shared), (0, 8 << 10));
         assert_eq!((mappings[3].prot, mappings[3].name.len()), (0, 0));
         assert!(mappings[3].flags.has(VmFlags::NO_RESERVE));
     }

@@ -132,6 +132,8 @@ pub mod entry {
     pub const FILE: u64 = 1 << 61;
     /// Guard region.
     pub const GUARD: u64 = 1 << 58;
+    /// Mapped here only.
+    pub const EXCLUSIVE: u64 = 1 << 56;
 }
 
 const _: () = assert!(size_of::<pm_scan_arg>() == 96);

@@ -204,7 +204,12 @@ fn a_child_shares_the_pages_it_had_in_common() {
     // One page changes, one is new.
     victim.write_to(child, at + 3 * PAGE, &page(33));
     victim.write_to(child, at + 12 * PAGE, &page(12));
+    let own = victim.child.0;
+    let frames = |pid| (0..16).map(move |n| rebuilt::frame(pid, at + n * PAGE));
+    let before: Vec<u64> = frames(own).chain(frames(child)).collect();
     let dumped = victim.dump_tree(child);
+    let after: Vec<u64> = frames(own).chain(frames(child)).collect();
+    assert_eq!(before, after, "the dump leaves shared pages shared");
     let (parent, rebuilt) = Rebuilt::of_tree(&dumped);
     // Before anything reads, which would bring the common page of zeros in.
     let shared: Vec<bool> = (0..16)

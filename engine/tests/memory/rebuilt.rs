@@ -105,6 +105,7 @@ impl Rebuilt {
         // The victim's arena is shared memory like any other, with a new number.
         let comparable = |mut mapping: smaps::Mapping| {
             mapping.resident = 0;
+            mapping.shared = 0;
             if mapping.name.starts_with(b"/dev/zero") || mapping.name.starts_with(b"/memfd") {
                 mapping.inode = 0;
             }
@@ -169,13 +170,18 @@ impl Rebuilt {
 
     /// Number of the physical page, 0 where there is none.
     pub fn frame(&self, at: u64) -> u64 {
-        let pagemap = File::open(format!("/proc/{}/pagemap", self.pid)).expect("pagemap");
-        let mut entry = [0u8; 8];
-        pagemap
-            .read_exact_at(&mut entry, at / PAGE * 8)
-            .expect("entry");
-        u64::from_le_bytes(entry) & ((1 << 55) - 1)
+        frame(self.pid, at)
     }
+}
+
+/// Number of the physical page, 0 where there is none.
+pub fn frame(pid: Pid, at: u64) -> u64 {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).expect("pagemap");
+    let mut entry = [0u8; 8];
+    pagemap
+        .read_exact_at(&mut entry, at / PAGE * 8)
+        .expect("entry");
+    u64::from_le_bytes(entry) & ((1 << 55) - 1)
 }
 
 fn memory(pid: Pid) -> File {
