@@ -131,7 +131,7 @@ impl FrozenTree {
     /// # Preconditions
     /// The calling thread becomes the tracer and must make all further ptrace calls.
     pub fn freeze(root: Pid, options: &FreezeOptions) -> Result<FrozenTree, FreezeError> {
-        walk::check_root(root)?;
+        check_root(root)?;
         let begun = Instant::now();
         let mut frozen = FrozenTree {
             tree: Tree { tasks: Vec::new() },
