@@ -36,8 +36,10 @@ use crate::memory::{
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
+use crate::task::core_image::{self, CoreDumpError};
+use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
-use crate::task::{core_image, status::Status, survey};
+use crate::task::survey;
 use crate::tree::{Task, TaskState, Tree};
 
 pub use error::DumpError;
@@ -110,13 +112,14 @@ impl Operation<'_> {
         // A tree with this very process in it would be full of obstacles that are none.
         freeze::check_root(self.options.pid)?;
         let pids = freeze::running_tree(self.options.pid);
-        let mut found: Vec<Obstacle> = Vec::new();
-        let own = survey::OwnNamespaces::read();
-        for &pid in &pids {
-            found.extend(survey::survey(pid, &own));
-            found.extend(memory::survey(pid));
-        }
-        found.extend(files::survey(&pids, &self.options.file_options()));
+        let options = self.options.file_options();
+        let found: Vec<Obstacle> = std::thread::scope(|scope| {
+            let tasks = scope.spawn(|| survey_tasks(&pids));
+            let files = files::survey(&pids, &options);
+            let mut found = tasks.join().expect("the survey does not panic");
+            found.extend(files);
+            found
+        });
         if found.is_empty() {
             Ok(())
         } else {
@@ -141,19 +144,24 @@ impl Operation<'_> {
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(tree)?;
-        let answers = questions::ask(tree)?;
-        self.check_cancel()?;
-
-        self.reporter.phase(Phase::Files);
         let mut shared = SharedDump::new()?;
         let mut files = FileTable::new(&self.options.file_options());
-        files.add_tasks(tree, &mut shared)?;
+        // What /proc tells is read beside what the tracer has to do.
+        let (answers, outside) = std::thread::scope(|scope| {
+            let reader = scope.spawn(|| Outside::read_all(tree));
+            let answers = questions::ask(tree)?;
+            self.reporter.phase(Phase::Files);
+            files.add_tasks(tree, &mut shared)?;
+            let outside = reader.join().expect("the reader does not panic");
+            Ok::<_, DumpError>((answers, outside.map_err(CoreDumpError::from)?))
+        })?;
+        self.check_cancel()?;
 
         self.reporter.phase(Phase::Describe);
         // Reading the memory maps takes the kernel about as long as everything else about the tasks.
         let spaces = std::thread::scope(|scope| {
             let reader = scope.spawn(|| read_address_spaces(tree));
-            self.describe(tree, &answers, &mut files, images)?;
+            self.describe(tree, &answers, &outside, &mut files, images)?;
             let spaces = reader.join().expect("the reader does not panic");
             Ok::<_, DumpError>(spaces?)
         })?;
@@ -236,16 +244,18 @@ impl Operation<'_> {
         &mut self,
         tree: &Tree,
         answers: &[TaskAnswers],
+        outside: &[Outside],
         files: &mut FileTable,
         images: &ImageSetWriter,
     ) -> Result<(), DumpError> {
         let layout = XsaveLayout::of_this_cpu();
-        for (nth, (task, answers)) in (0u32..).zip(tree.alive().zip(answers)) {
-            core_image::dump(task, answers, &layout, images)?;
+        let known = answers.iter().zip(outside);
+        for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
+            core_image::dump(task, answers, outside, &layout, images)?;
             let ids = inventory::task_ids(nth, files.files_id(task.pid));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;
-            images.write_one(ImageKind::Fs, pid, &dump_fs(task, files)?)?;
+            images.write_one(ImageKind::Fs, pid, &dump_fs(task, outside, files)?)?;
         }
         for task in &tree.tasks {
             if let TaskState::Zombie(status) = task.state {
@@ -329,6 +339,12 @@ impl Operation<'_> {
     }
 }
 
+fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
+    let own = survey::OwnNamespaces::read();
+    let of_task = |pid: &Pid| [survey::survey(*pid, &own), memory::survey(*pid)].concat();
+    pids.iter().flat_map(of_task).collect()
+}
+
 fn read_address_spaces(tree: &Tree) -> Result<Vec<AddressSpace>, MemoryDumpError> {
     tree.alive()
         .map(|task| AddressSpace::read(task.pid))
@@ -341,13 +357,11 @@ fn copy_workers() -> usize {
         .min(MAX_COPY_WORKERS)
 }
 
-fn dump_fs(task: &Task, files: &mut FileTable) -> Result<FsEntry, DumpError> {
+fn dump_fs(task: &Task, outside: &Outside, files: &mut FileTable) -> Result<FsEntry, DumpError> {
     Ok(FsEntry {
         cwd_id: files.add_link(task.pid, ProcLink::Cwd, O_PATH_LIKE)?,
         root_id: files.add_link(task.pid, ProcLink::Root, O_PATH_LIKE)?,
-        umask: Status::read(task.pid, task.pid)
-            .map_err(core_image::CoreDumpError::from)?
-            .umask,
+        umask: outside.threads[0].umask,
     })
 }
 

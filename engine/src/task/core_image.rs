@@ -9,12 +9,13 @@ use firn_proto::{
     TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
 };
 use firn_sys::ptrace::{GeneralRegs, SignalQueue};
-use firn_sys::{Errno, Pid, process_vm, procfs, ptrace, task as sys_task};
+use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
 
-use super::attributes::{self, ThreadAnswers};
+use super::attributes::ThreadAnswers;
+use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::status::{Stat, Status, StatusError};
-use super::{creds, limits, scheduling, signals};
+use super::{creds, scheduling, signals};
 use crate::arch::{XsaveError, XsaveLayout, regs};
 use crate::tree::{Task, TaskState};
 
@@ -63,7 +64,6 @@ pub enum CoreDumpError {
 struct ThreadState {
     core: ThreadCoreEntry,
     info: ThreadInfoX86,
-    status: Status,
 }
 
 /// Writes the core images of a living task.
@@ -76,13 +76,19 @@ struct ThreadState {
 pub fn dump(
     task: &Task,
     answers: &TaskAnswers,
+    outside: &Outside,
     layout: &XsaveLayout,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
-    for (nth, (tid, thread)) in task.threads.iter().zip(&answers.threads).enumerate() {
-        let state = dump_thread(task.pid, *tid, thread, layout)?;
+    let threads = task
+        .threads
+        .iter()
+        .zip(&answers.threads)
+        .zip(&outside.threads);
+    for (nth, ((tid, thread), status)) in threads.enumerate() {
+        let state = dump_thread(*tid, thread, status, layout)?;
         let tc = if nth == 0 {
-            Some(dump_process(task, answers, &state)?)
+            Some(dump_process(task, answers, outside, &state)?)
         } else {
             None
         };
@@ -126,9 +132,9 @@ pub fn dump_zombie(pid: Pid, status: i32, images: &ImageSetWriter) -> Result<(),
 }
 
 fn dump_thread(
-    pid: Pid,
     tid: Pid,
     answers: &ThreadAnswers,
+    status: &Status,
     layout: &XsaveLayout,
 ) -> Result<ThreadState, CoreDumpError> {
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
@@ -137,7 +143,6 @@ fn dump_thread(
     let fpregs = layout
         .to_image(&area)
         .map_err(|source| CoreDumpError::Xsave { tid, source })?;
-    let status = Status::read(pid, tid)?;
     let mask = ptrace::signal_mask(tid).map_err(failed("the signal mask"))?;
     let queue =
         ptrace::pending_signals(tid, SignalQueue::Thread).map_err(failed("the pending signals"))?;
@@ -155,7 +160,7 @@ fn dump_thread(
         }),
         pdeath_sig: (answers.pdeath_signal != 0).then_some(answers.pdeath_signal),
         signals_p: Some(signals::queue_to_image(&queue)),
-        creds: Some(creds::to_image(&status, answers.securebits)),
+        creds: Some(creds::to_image(status, answers.securebits)),
         seccomp_mode: Some(SeccompMode::Disabled.into()),
         comm: Some(status.name.clone()),
         rseq_entry: dump_rseq(tid),
@@ -170,7 +175,7 @@ fn dump_thread(
         fpregs,
         tls: Vec::new(),
     };
-    Ok(ThreadState { core, info, status })
+    Ok(ThreadState { core, info })
 }
 
 fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
@@ -209,6 +214,7 @@ fn read_timespec(tid: Pid, address: u64) -> Option<(u64, u64)> {
 fn dump_process(
     task: &Task,
     answers: &TaskAnswers,
+    outside: &Outside,
     leader: &ThreadState,
 ) -> Result<TaskCoreEntry, CoreDumpError> {
     let pid = task.pid;
@@ -230,38 +236,32 @@ fn dump_process(
         } else {
             state::ALIVE
         },
-        personality: attributes::personality(pid).unwrap_or(0),
+        personality: outside.personality,
         blk_sigset: leader.core.blk_sigset.unwrap_or(0),
-        comm: leader.status.name.clone(),
+        comm: outside.threads[0].name.clone(),
         timers: Some(TaskTimersEntry {
             posix: Vec::new(),
             ..answers.timers.clone()
         }),
-        rlimits: Some(limits::read(pid)?),
+        rlimits: Some(outside.limits.clone()),
         signals_s: Some(signals::queue_to_image(&queue)),
-        loginuid: Some(attributes::loginuid(pid)),
-        oom_score_adj: attributes::oom_score_adj(pid),
+        loginuid: Some(outside.loginuid),
+        oom_score_adj: outside.oom_score_adj,
         sigactions: signals::actions_to_image(&answers.actions),
         child_subreaper: answers.process.subreaper.then_some(true),
         stop_signo,
         membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
-        firn: Some(extension(pid, answers)?),
+        firn: Some(extension(answers, outside)),
         ..TaskCoreEntry::default()
     })
 }
 
-fn extension(pid: Pid, answers: &TaskAnswers) -> Result<FirnTaskEntry, CoreDumpError> {
-    let cmdline = procfs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let arguments = cmdline.strip_suffix(b"\0").unwrap_or(&cmdline);
-    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    Ok(FirnTaskEntry {
-        exit_signal: Some(Stat::read(pid)?.exit_signal.cast_unsigned()),
-        cmdline: arguments
-            .split(|byte| *byte == 0)
-            .map(<[u8]>::to_vec)
-            .collect(),
-        exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
+fn extension(answers: &TaskAnswers, outside: &Outside) -> FirnTaskEntry {
+    FirnTaskEntry {
+        exit_signal: Some(outside.exit_signal.cast_unsigned()),
+        cmdline: outside.cmdline.clone(),
+        exe: outside.exe.clone(),
         wait_status: None,
         lock_future: Some(answers.process.lock_future).filter(|flags| *flags != 0),
-    })
+    }
 }

@@ -5,6 +5,7 @@ pub mod core_image;
 pub mod creds;
 pub mod itimers;
 pub mod limits;
+pub mod outside;
 pub mod questions;
 pub mod relations;
 pub mod scheduling;

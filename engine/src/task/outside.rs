@@ -1,0 +1,90 @@
+//! What /proc tells about a task without asking it: read for all tasks by a thread of its own, beside the
+//! work that only the tracer can do.
+
+use firn_sys::{Pid, procfs};
+
+use super::status::{Stat, Status, StatusError};
+use super::{attributes, limits};
+use crate::tree::{Task, Tree};
+use firn_proto::TaskRlimitsEntry;
+
+/// State of a living task as /proc shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outside {
+    /// Of each thread, in the order of the task's threads.
+    pub threads: Vec<Status>,
+    /// Resource limits.
+    pub limits: TaskRlimitsEntry,
+    /// Personality, as images store it.
+    pub personality: u32,
+    /// Login uid, or all ones.
+    pub loginuid: u32,
+    /// oom_score_adj.
+    pub oom_score_adj: Option<i32>,
+    /// Signal to the parent at exit.
+    pub exit_signal: i32,
+    /// Arguments.
+    pub cmdline: Vec<Vec<u8>>,
+    /// Path of the executable.
+    pub exe: Option<Vec<u8>>,
+}
+
+impl Outside {
+    /// Reads one task.
+    ///
+    /// # Errors
+    /// It is gone, or /proc has another form than documented.
+    pub fn read(task: &Task) -> Result<Outside, StatusError> {
+        let pid = task.pid;
+        let status = |tid: &Pid| Status::read(pid, *tid);
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        Ok(Outside {
+            threads: task.threads.iter().map(status).collect::<Result<_, _>>()?,
+            limits: limits::read(pid)?,
+            personality: attributes::personality(pid).unwrap_or(0),
+            loginuid: attributes::loginuid(pid),
+            oom_score_adj: attributes::oom_score_adj(pid),
+            exit_signal: Stat::read(pid)?.exit_signal,
+            cmdline: cmdline(pid),
+            exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
+        })
+    }
+
+    /// Reads all living tasks of a frozen tree, in the order of [`Tree::alive`].
+    ///
+    /// # Errors
+    /// As [`Outside::read`].
+    pub fn read_all(tree: &Tree) -> Result<Vec<Outside>, StatusError> {
+        tree.alive().map(Outside::read).collect()
+    }
+}
+
+fn cmdline(pid: Pid) -> Vec<Vec<u8>> {
+    let text = procfs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = text.strip_suffix(b"\0").unwrap_or(&text);
+    let arguments = arguments.split(|byte| *byte == 0);
+    arguments.map(<[u8]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::TaskState;
+
+    #[test]
+    fn reads_this_process() {
+        let me = Pid::this();
+        let task = Task {
+            pid: me,
+            ppid: me,
+            pgid: me,
+            sid: me,
+            state: TaskState::Alive,
+            threads: vec![me],
+        };
+        let outside = Outside::read(&task).unwrap();
+        assert_eq!(outside.threads.len(), 1);
+        assert_eq!(outside.limits.rlimits.len(), 16);
+        assert!(!outside.cmdline.is_empty() && outside.exe.is_some());
+    }
+}
