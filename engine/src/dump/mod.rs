@@ -49,6 +49,9 @@ pub(crate) use report::micros;
 
 /// Flags to open directories and executables of tasks with.
 const O_PATH_LIKE: u32 = 0;
+/// A tree in motion may be in its own way for a moment.
+const MAX_TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// Threads that copy pages: more than a few only wait for memory.
 const MAX_COPY_WORKERS: usize = 4;
 
@@ -86,6 +89,26 @@ struct Operation<'a> {
 impl Operation<'_> {
     fn run(&mut self) -> Result<DumpReport, DumpError> {
         self.survey()?;
+        self.script(ScriptAction::PreDump)?;
+        for _ in 1..MAX_TRIES {
+            match self.try_once() {
+                // What the survey did not see may be on its way out, such as a child that has lost its
+                // parent and still holds a pipe; the survey tells what stays.
+                Err(DumpError::Obstacles(found)) => {
+                    tracing::info!(
+                        count = found.len(),
+                        "in the way of a stopped tree, once more"
+                    );
+                    std::thread::sleep(BETWEEN_TRIES);
+                    self.survey()?;
+                }
+                result => return result,
+            }
+        }
+        self.try_once()
+    }
+
+    fn try_once(&mut self) -> Result<DumpReport, DumpError> {
         let images = ImageSetWriter::create(&self.options.images_dir)?;
         let mut warnings = Vec::new();
         if let Some(parent) = &self.options.prev_images_dir {
@@ -96,7 +119,6 @@ impl Operation<'_> {
                     .to_owned(),
             );
         }
-        self.script(ScriptAction::PreDump)?;
         self.reporter.phase(Phase::Freeze);
         let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
         let captured = self.capture(&frozen, &images)?;

@@ -10,6 +10,7 @@ use firn_sys::{Pid, file};
 use super::open_file::{DescriptorDir, OpenFile};
 use super::survey::held_outside;
 use crate::obstacle::Obstacle;
+use crate::task::status::Stat;
 
 /// One obstacle for each of the files (by link text) that a process other than `inside` has open.
 pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> Vec<Obstacle> {
@@ -28,6 +29,7 @@ pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> V
                 continue;
             };
             if let Some(file) = files.get(&link)
+                && !belongs_to(pid, &inside)
                 && named.insert(link)
             {
                 let holder = format!("process {pid} (fd {fd})");
@@ -36,6 +38,23 @@ pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> V
         }
     }
     found
+}
+
+/// True for a process that was born into the tree after its list was made, and for one that is gone
+/// already: a tree that is not stopped yet forks while it is looked at.
+fn belongs_to(pid: Pid, inside: &HashSet<Pid>) -> bool {
+    let mut seen = HashSet::new();
+    let mut at = pid;
+    while at.raw() > 0 && seen.insert(at) {
+        if inside.contains(&at) {
+            return true;
+        }
+        match Stat::read(at) {
+            Ok(stat) => at = stat.ppid,
+            Err(_) => return at == pid,
+        }
+    }
+    false
 }
 
 fn all_pids() -> Vec<Pid> {

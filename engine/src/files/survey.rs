@@ -1,6 +1,7 @@
 //! A look at running tasks: which of their files stand in the way of a dump.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use firn_sys::Pid;
 use firn_sys::file::S_IFIFO;
@@ -34,7 +35,20 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
             .collect();
         found.extend(threads_with_own_table(pid, &tids));
     }
-    found.extend(outside::obstacles(&pipes, pids));
+    found.extend(lasting_holders(&pipes, pids));
+    found
+}
+
+/// Holders outside of the tree that are still there at a second look: a child that has lost its parent
+/// and is about to end looks like one, too.
+fn lasting_holders(pipes: &HashMap<Vec<u8>, OpenFile>, pids: &[Pid]) -> Vec<Obstacle> {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+    let mut found = outside::obstacles(pipes, pids);
+    if !found.is_empty() {
+        std::thread::sleep(BETWEEN_LOOKS);
+        let again = outside::obstacles(pipes, pids);
+        found.retain(|obstacle| again.contains(obstacle));
+    }
     found
 }
 
