@@ -24,7 +24,7 @@ use firn_sys::{Errno, Pid, nr, process_vm, ptrace, task as sys_task, wait};
 use crate::arch::regs;
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
-pub use remote::{RemoteCall, call_all};
+pub use remote::{RemoteCall, call_all, find_syscall_instruction};
 
 /// How long the programs of one task may take; they hold nothing but calls that answer at once.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
@@ -229,7 +229,7 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     let lens: Vec<usize> = jobs.iter().map(|job| job.set.place(0).len()).collect();
     let mut calls = Vec::with_capacity(jobs.len());
     for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
-        let syscall_at = remote::find_syscall_instruction(job.pid)?;
+        let syscall_at = find_syscall_instruction(job.pid)?;
         let leader = &threads[0];
         calls.push(RemoteCall::new(
             leader.tid,

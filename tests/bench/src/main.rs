@@ -10,6 +10,7 @@ mod engine;
 mod floors;
 mod kernel;
 mod measure;
+mod programs;
 mod report;
 mod tree;
 mod workload;
@@ -53,6 +54,12 @@ enum Part {
         /// Size of the memory workload.
         #[arg(long, default_value_t = 2048)]
         memory_mib: usize,
+    },
+    /// Compare one syscall program with the same calls injected one by one.
+    Programs {
+        /// Rounds that count
+        #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
+        runs: u16,
     },
     /// Run one bare loop and print its microseconds.
     Floor {
@@ -103,6 +110,7 @@ fn main() -> Result<ExitCode> {
             dir,
             memory_mib,
         }) => workload::run(kind, &dir, memory_mib)?,
+        Some(Part::Programs { runs }) => programs::run(runs)?,
         Some(Part::Floor { floor }) => floors::run(&floor)?,
         None => return bench(&cli.options),
     }
