@@ -19,6 +19,7 @@ mod options;
 pub(crate) mod report;
 
 use std::os::fd::AsFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,8 @@ use crate::cancel::CancelFlag;
 use crate::files::{self, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::memory::{
-    self, AddressSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats, SharedDump,
+    self, AddressSpace, Buffers, DescribedSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats,
+    SharedDump,
 };
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
@@ -52,6 +54,8 @@ const O_PATH_LIKE: u32 = 0;
 /// A tree in motion may be in its own way for a moment.
 const MAX_TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+/// How often a caller hears of copied bytes.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Threads that copy pages: more than a few only wait for memory.
 const MAX_COPY_WORKERS: usize = 4;
 
@@ -229,14 +233,14 @@ impl Operation<'_> {
         shared: &mut SharedDump,
         images: &ImageSetWriter,
     ) -> Result<(PageStats, PageStats), DumpError> {
-        let copied = AtomicU64::new(0);
+        let (copied, buffers) = (AtomicU64::new(0), Buffers::default());
         let page_copy = PageCopy {
             copied: &copied,
             cancel: self.cancel,
             workers: copy_workers(),
+            buffers: &buffers,
         };
-        let mut pages = PageStats::default();
-        let mut next_pages_id = 1;
+        let mut described = Vec::with_capacity(spaces.len());
         for ((task, space), answers) in tree.alive().zip(spaces).zip(answers) {
             let answers = MmAnswers {
                 brk: answers.process.brk,
@@ -244,11 +248,10 @@ impl Operation<'_> {
                 thp_disabled: answers.process.thp_disabled,
                 exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
             };
-            pages += space.dump(&answers, files, shared, images, next_pages_id, &page_copy)?;
-            next_pages_id += 1;
-            self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
-            self.check_cancel()?;
+            described.push(space.describe(&answers, files, shared)?);
         }
+        let pages = self.write_spaces(described, images, &page_copy)?;
+        let mut next_pages_id = 1 + u32::try_from(spaces.len()).expect("few tasks");
         let shared_pages = shared.write(
             images,
             || {
@@ -259,6 +262,56 @@ impl Operation<'_> {
         )?;
         self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
         Ok((pages, shared_pages))
+    }
+
+    /// Writes the pages of all tasks, several at a time; tasks and pages files have the same order.
+    fn write_spaces(
+        &mut self,
+        described: Vec<DescribedSpace<'_>>,
+        images: &ImageSetWriter,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, DumpError> {
+        let workers = page_copy.workers.min(described.len());
+        let queue = Mutex::new((1u32..).zip(described));
+        let work = &|| -> Result<PageStats, MemoryDumpError> {
+            let mut pages = PageStats::default();
+            loop {
+                let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
+                let Some((pages_id, space)) = next else {
+                    return Ok(pages);
+                };
+                pages += space.write(images, pages_id, page_copy)?;
+            }
+        };
+        let reporter = &mut self.reporter;
+        let listening = reporter.is_heard();
+        std::thread::scope(|scope| {
+            let me = std::thread::current();
+            let start = |_| {
+                let me = me.clone();
+                scope.spawn(move || {
+                    let result = work();
+                    me.unpark();
+                    result
+                })
+            };
+            // This thread works, too, unless somebody wants to hear how far the others are.
+            let others: Vec<_> = (if listening { 0 } else { 1 }..workers)
+                .map(start)
+                .collect();
+            let mut pages = PageStats::default();
+            if !listening {
+                pages += work()?;
+            }
+            while others.iter().any(|worker| !worker.is_finished()) {
+                reporter.bytes(page_copy.copied.load(Ordering::Relaxed), 0);
+                std::thread::park_timeout(REPORT_INTERVAL);
+            }
+            for worker in others {
+                pages += worker.join().expect("a worker does not panic")?;
+            }
+            Ok(pages)
+        })
     }
 
     /// Writes the small images of every task and the tree.

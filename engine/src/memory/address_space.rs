@@ -55,6 +55,36 @@ pub struct AddressSpace {
     mappings: Vec<Mapping>,
 }
 
+/// An address space of which only the pages are missing.
+#[derive(Debug)]
+pub struct DescribedSpace<'a> {
+    space: &'a AddressSpace,
+    answers: MmAnswers,
+    vmas: Vec<Vma>,
+}
+
+impl DescribedSpace<'_> {
+    /// Writes mm, pagemap and pages of the task; several threads may do so for several tasks.
+    ///
+    /// # Errors
+    /// Pages that can't be read, images that can't be written.
+    pub fn write(
+        mut self,
+        images: &ImageSetWriter,
+        pages_id: u32,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, MemoryDumpError> {
+        let space = self.space;
+        let found = pages::find(space.pid, &self.vmas, &space.partly_shared())?;
+        let stats = copy::dump(space.pid, &found.runs, images, pages_id, page_copy)?;
+        self.vmas
+            .extend(found.guards.iter().map(|range| guard(*range)));
+        let mm = space.to_image(&self.answers, &self.vmas);
+        images.write_one(ImageKind::Mm, u64::from(space.pid.to_image()), &mm)?;
+        Ok(stats)
+    }
+}
+
 /// Counts of a dump, as its statistics image has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PageStats {
@@ -122,13 +152,25 @@ impl AddressSpace {
         pages_id: u32,
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
-        let mut vmas = self.describe(files, shared)?;
-        let found = pages::find(self.pid, &vmas, &self.partly_shared())?;
-        let stats = copy::dump(self.pid, &found.runs, images, pages_id, page_copy)?;
-        vmas.extend(found.guards.iter().map(|range| guard(*range)));
-        let mm = self.to_image(answers, &vmas);
-        images.write_one(ImageKind::Mm, u64::from(self.pid.to_image()), &mm)?;
-        Ok(stats)
+        let described = self.describe(answers, files, shared)?;
+        described.write(images, pages_id, page_copy)
+    }
+
+    /// Notes the files and shared memory behind the mappings: the part that goes task by task.
+    ///
+    /// # Errors
+    /// A mapped file that can't be dumped.
+    pub fn describe(
+        &self,
+        answers: &MmAnswers,
+        files: &mut dyn MappedFiles,
+        shared: &mut SharedDump,
+    ) -> Result<DescribedSpace<'_>, MemoryDumpError> {
+        Ok(DescribedSpace {
+            space: self,
+            answers: *answers,
+            vmas: self.describe_mappings(files, shared)?,
+        })
     }
 
     /// Private mappings some pages of which are in other address spaces as well.
@@ -138,7 +180,7 @@ impl AddressSpace {
         partly.map(|mapping| mapping.range).collect()
     }
 
-    fn describe(
+    fn describe_mappings(
         &self,
         files: &mut dyn MappedFiles,
         shared: &mut SharedDump,

@@ -33,6 +33,23 @@ pub struct PageCopy<'a> {
     pub cancel: &'a CancelFlag,
     /// Most threads that copy at the same time.
     pub workers: usize,
+    /// What they copy through.
+    pub buffers: &'a Buffers,
+}
+
+/// Buffers that workers take over from each other, task after task, so that their pages are made once.
+#[derive(Debug, Default)]
+pub struct Buffers(Mutex<Vec<Window>>);
+
+impl Buffers {
+    fn take(&self) -> Option<Window> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).pop()
+    }
+
+    fn give_back(&self, buffer: Option<Window>) {
+        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        all.extend(buffer);
+    }
 }
 
 /// Some pages on their way into the pages file.
@@ -230,7 +247,13 @@ impl Job<'_> {
     }
 
     fn work(&self) -> Result<(), MemoryDumpError> {
-        let mut buffer = None;
+        let mut buffer = self.page_copy.buffers.take();
+        let result = self.work_with(&mut buffer);
+        self.page_copy.buffers.give_back(buffer);
+        result
+    }
+
+    fn work_with(&self, buffer: &mut Option<Window>) -> Result<(), MemoryDumpError> {
         let mut huge = None;
         while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             if self.page_copy.cancel.is_cancelled() {
@@ -246,7 +269,7 @@ impl Job<'_> {
                         let at = usize::try_from(batch.offset - start).expect("inside a unit");
                         self.source.read(batch, window, base + at)?;
                     }
-                    _ => self.copy_through(batch, &mut buffer)?,
+                    _ => self.copy_through(batch, buffer)?,
                 }
                 let copied = &self.page_copy.copied;
                 copied.fetch_add(to_u64(batch.len), Ordering::Relaxed);
@@ -306,12 +329,8 @@ impl Job<'_> {
     ) -> Result<(), MemoryDumpError> {
         let failed = |error| self.write_error(error);
         let window = match buffer {
-            Some(window) if window.len() >= batch.len => window,
-            _ => {
-                let is_alone = self.units.len() == 1 && self.units[0].len() == 1;
-                let len = if is_alone { batch.len } else { BATCH_BYTES };
-                buffer.insert(Window::anonymous(len).map_err(failed)?)
-            }
+            Some(window) => window,
+            None => buffer.insert(Window::anonymous(BATCH_BYTES).map_err(failed)?),
         };
         self.source.read(batch, window, 0)?;
         let mut done = 0;
@@ -478,10 +497,12 @@ mod tests {
         let on_tmpfs = memfd::create(c"pages", memfd::flag::CLOEXEC).expect("memfd");
         let elsewhere = tempfile::tempfile().expect("file");
         let (copied, cancel) = (AtomicU64::new(0), CancelFlag::new());
+        let buffers = Buffers::default();
         let page_copy = PageCopy {
             copied: &copied,
             cancel: &cancel,
             workers: 2,
+            buffers: &buffers,
         };
         let ranges = [run(0, nr_pages).range];
         for pages in [on_tmpfs, elsewhere] {

@@ -30,8 +30,8 @@ pub mod vma;
 
 mod survey;
 
-pub use address_space::{AddressSpace, MappedFiles, MmAnswers, PageStats};
-pub use copy::PageCopy;
+pub use address_space::{AddressSpace, DescribedSpace, MappedFiles, MmAnswers, PageStats};
+pub use copy::{Buffers, PageCopy};
 pub use descriptors::Descriptors;
 pub use emit::{MappingFdError, MappingFds, MoveResults};
 pub use error::MemoryDumpError;

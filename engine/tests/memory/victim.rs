@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
 use firn_engine::memory::{
-    AddressRange, AddressSpace, KernelVdso, MappedFiles, MmAnswers, PageCopy, SharedDump, smaps,
+    AddressRange, AddressSpace, Buffers, KernelVdso, MappedFiles, MmAnswers, PageCopy, SharedDump,
+    smaps,
 };
 use firn_engine::program::{
     Arena, CloneSpec, Program, ProgramId, ProgramSet, Rule, WaitOutcome, Word,
@@ -210,10 +211,12 @@ impl Victim {
         let mut shared = SharedDump::new().expect("shared");
         let mut files = Files::default();
         let (copied, cancel) = (AtomicU64::new(0), CancelFlag::new());
+        let buffers = Buffers::default();
         let copy = PageCopy {
             copied: &copied,
             cancel: &cancel,
             workers: 2,
+            buffers: &buffers,
         };
         let next_pages_id = AtomicU32::new(1);
         let new_id = || next_pages_id.fetch_add(1, Ordering::Relaxed);
