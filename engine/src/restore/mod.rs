@@ -26,7 +26,7 @@ mod thread;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use firn_images::ImageDir;
 use firn_proto::CredsEntry;
@@ -54,6 +54,8 @@ pub use options::{Restore, RestoreOptions};
 pub use report::RestoreReport;
 
 const CAP_SYS_RESOURCE: u32 = 24;
+/// How long dead tasks that hold a wanted pid are waited for.
+const ZOMBIE_PATIENCE: Duration = Duration::from_secs(3);
 /// The arena begins this far behind the start of the hole; the vdso is parked before it.
 const PARKING_LEN: u64 = 2 << 20;
 
@@ -174,9 +176,10 @@ impl Operation<'_> {
 
     /// Refuses what can't work, before anything is made.
     fn check(&self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
+        let zombies_until = Instant::now() + ZOMBIE_PATIENCE;
         for (task, loaded) in checkpoint.tree.tasks.iter().zip(&checkpoint.tasks) {
             for tid in &task.threads {
-                if std::fs::exists(format!("/proc/{tid}")).unwrap_or(false) {
+                if is_taken(*tid, zombies_until) {
                     return Err(RestoreError::PidTaken {
                         pid: *tid,
                         by: who_has(*tid),
@@ -276,7 +279,7 @@ impl Operation<'_> {
         prepared: &Prepared,
         root: Pid,
         pages: u64,
-        fork_time: std::time::Duration,
+        fork_time: Duration,
         warnings: Vec<String>,
     ) -> RestoreReport {
         let shared = prepared
@@ -459,6 +462,21 @@ fn repair_moves(
         plan.repair_moves(pid, &prepared.programs.moved[nth], result, how)?;
     }
     Ok(())
+}
+
+/// Whether somebody has a pid. What was killed by a dump just before may still wait for its parent, or for
+/// init, to reap it: zombies get until then to go.
+fn is_taken(pid: Pid, zombies_until: Instant) -> bool {
+    loop {
+        if !std::fs::exists(format!("/proc/{pid}")).unwrap_or(false) {
+            return false;
+        }
+        let is_zombie = Status::read(pid, pid).is_ok_and(|status| status.state == b'Z');
+        if !is_zombie || Instant::now() >= zombies_until {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Who has a pid, in words.
