@@ -272,9 +272,12 @@ fn an_interrupted_dump_takes_everything_back() {
     let mut victim = scene.victim();
     let ready = scene.path().join("ready");
     // The script runs while the tasks are frozen, so the signal meets a dump in its middle.
+    let go_on = scene.path().join("go-on");
     let script = format!(
-        "[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || {{ touch {}; sleep 1; }}",
-        ready.display()
+        "[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || \
+         {{ touch {}; while [ ! -e {} ]; do sleep 0.02; done; }}",
+        ready.display(),
+        go_on.display()
     );
     let images = scene.images();
     let dump = firn(&[
@@ -301,6 +304,7 @@ fn an_interrupted_dump_takes_everything_back() {
                 .success()
         );
     }
+    std::fs::write(go_on, "").unwrap();
     let said = Said::of(dump.wait_with_output().unwrap());
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(scene.nothing_was_written(), "{said:?}");
