@@ -13,6 +13,7 @@
 //!
 //! Until the last step an error kills what was made and removes it.
 
+mod births;
 mod error;
 mod hole;
 mod load;
