@@ -101,15 +101,16 @@ mod tests {
 
     #[test]
     fn a_termination_signal_raises_the_flag_while_the_guard_lives() {
+        // Not SIGHUP or SIGINT: whoever runs the tests may ignore those, and then they stay ignored.
         let flag = Arc::new(AtomicBool::new(false));
         let guard = TerminationFlag::install(Arc::clone(&flag)).unwrap();
-        nix::sys::signal::raise(Signal::SIGHUP).unwrap();
+        nix::sys::signal::raise(Signal::SIGTERM).unwrap();
         assert!(flag.load(Ordering::Relaxed));
         drop(guard);
         // SAFETY: reads the action by setting what install is expected to have put back.
         let now = unsafe {
             sigaction(
-                Signal::SIGHUP,
+                Signal::SIGTERM,
                 &SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty()),
             )
         };
