@@ -139,13 +139,24 @@ impl Operation<'_> {
         freeze::check_root(self.options.pid)?;
         let pids = freeze::running_tree(self.options.pid);
         let options = self.options.file_options();
-        let found: Vec<Obstacle> = std::thread::scope(|scope| {
-            let tasks = scope.spawn(|| survey_tasks(&pids));
-            let files = files::survey(&pids, &options);
-            let mut found = tasks.join().expect("the survey does not panic");
-            found.extend(files);
-            found
-        });
+        let look = || -> Vec<Obstacle> {
+            std::thread::scope(|scope| {
+                let tasks = scope.spawn(|| survey_tasks(&pids));
+                let files = files::survey(&pids, &options);
+                let mut found = tasks.join().expect("the survey does not panic");
+                found.extend(files);
+                found
+            })
+        };
+        let mut found = look();
+        // A task that runs may change a descriptor between two questions about it: what counts stays.
+        for _ in 1..MAX_TRIES {
+            if !found.is_empty() {
+                std::thread::sleep(BETWEEN_TRIES);
+                let again = look();
+                found.retain(|obstacle| again.contains(obstacle));
+            }
+        }
         if found.is_empty() {
             Ok(())
         } else {
