@@ -13,7 +13,8 @@
 //! println!("{} tasks, frozen for {:?}", report.tasks, report.frozen);
 //!
 //! let mut restored = Restore::new(images).run()?;
-//! println!("process {} ended with {}", restored.pid, restored.wait()?);
+//! let status = restored.wait()?;
+//! println!("process {} ended with {status}", restored.pid);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
