@@ -190,7 +190,6 @@ fn the_command_after_a_restore_is_the_parent() {
     let mut victim = scene.victim();
     scene.dump(&victim, &[]).good();
     victim.0.wait().unwrap();
-    scene.let_go();
     let script =
         "grep PPid /proc/$CRTOOLS_INIT_PID/status > ppid; echo $$ $CRTOOLS_SCRIPT_ACTION >> ppid";
     let images = scene.images();
@@ -207,6 +206,8 @@ fn the_command_after_a_restore_is_the_parent() {
     .current_dir(scene.path())
     .output();
     Said::of(output.unwrap()).good();
+    // Not before: a shell that waits for grep reaps any other child that ended as well.
+    scene.let_go();
     let told = read(&scene.path().join("ppid"));
     let words: Vec<&str> = told.split_whitespace().collect();
     assert_eq!((words[1], words[3]), (words[2], "post-resume"), "{told}");
