@@ -106,6 +106,8 @@ pub enum Validation {
     Filesize,
     /// By the build-id of an ELF file, else by its size
     Buildid,
+    /// By the time of its last change, and by its size
+    Mtime,
 }
 
 /// Options of dump.
@@ -144,7 +146,7 @@ pub struct DumpArgs {
     /// Track memory changes for a following dump
     #[arg(long)]
     pub track_mem: bool,
-    /// What is stored to recognize files
+    /// What is stored to recognize files; size and time of last change always are
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = Validation::Buildid)]
     pub file_validation: Validation,
     /// Shell command to run at each stage; may repeat, the last one runs first

@@ -83,6 +83,7 @@ pub fn validation(validation: Validation) -> FileValidation {
     match validation {
         Validation::Filesize => FileValidation::FileSize,
         Validation::Buildid => FileValidation::BuildId,
+        Validation::Mtime => FileValidation::Mtime,
     }
 }
 

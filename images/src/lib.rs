@@ -23,6 +23,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod date;
 mod dir;
 mod error;
 mod framing;
@@ -33,6 +34,7 @@ mod set;
 pub mod tools;
 mod writer;
 
+pub use date::utc_date;
 pub use dir::{ImageDir, ImageFile};
 pub use error::{EntryPlace, ImageReadError, ImageWriteError};
 pub use framing::{IMG_COMMON, IMG_SERVICE, IMG_VERSION, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES};

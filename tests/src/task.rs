@@ -108,6 +108,11 @@ impl<'a> Task<'a> {
 
     /// Runs the restore, whatever comes of it.
     pub fn try_restore(&self, images: &Path) -> Finished {
+        self.try_restore_with(images, &[])
+    }
+
+    /// As [`Task::try_restore`], with further options.
+    pub fn try_restore_with(&self, images: &Path, options: &[&str]) -> Finished {
         let pidfile = images.join("pid");
         let _ = std::fs::remove_file(&pidfile);
         self.sandbox.forget(self.pid);
@@ -115,7 +120,7 @@ impl<'a> Task<'a> {
         command
             .args(["restore", "-d", "-v4", "-o", "restore.log", "-D"])
             .arg(images);
-        command.arg("--pidfile").arg(pidfile);
+        command.arg("--pidfile").arg(pidfile).args(options);
         self.sandbox
             .run_logged(&mut command, &images.join("restore.log"))
     }

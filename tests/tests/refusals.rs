@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use firn_tests::{Sandbox, Task, firn_path, isolated};
 
@@ -251,6 +252,37 @@ fn restore_with_an_open_file_of_another_size() {
                 .expect_refusal(&["count", "20 bytes"]);
             std::fs::write(&counter.file, right).expect("the file is writable");
             restore_after_all(&counter, &images);
+        },
+    );
+}
+
+#[test]
+fn restore_with_an_open_file_written_to_since() {
+    isolated(
+        "restore_with_an_open_file_written_to_since",
+        &[],
+        |sandbox| {
+            let counter = Counter::start(sandbox, 0);
+            let images = sandbox.make_dir("images");
+            counter.task.dump(&images, &[]).expect_success("dump");
+            let by_mtime = ["--file-validation", "mtime"];
+            let by_mtime = || counter.task.try_restore_with(&images, &by_mtime);
+            let written = std::fs::metadata(&counter.file).expect("it is there");
+            let written = written.modified().expect("it has a time");
+            let file = std::fs::File::options().write(true).open(&counter.file);
+            let file = file.expect("it is writable");
+            let later = written + Duration::from_nanos(1);
+            file.set_modified(later).expect("it is ours");
+            by_mtime().expect_refusal(&["count", "last written to"]);
+            sandbox.assert_nothing_left();
+            // Neither the usual way to recognise files nor the right time has anything against it.
+            counter.task.restore(&images);
+            counter.assert_counting();
+            counter.task.kill();
+            file.set_modified(written).expect("it is ours");
+            by_mtime().expect_success("restore");
+            counter.assert_counting();
+            counter.task.kill();
         },
     );
 }

@@ -68,6 +68,8 @@ pub enum FileValidation {
     /// By the build id of ELF files, and by size.
     #[default]
     BuildId,
+    /// By the time of the last change of content, and by size.
+    Mtime,
 }
 
 /// What a restore is to do with files.

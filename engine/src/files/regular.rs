@@ -1,14 +1,14 @@
 //! Regular files and directories: everything that is opened again by its path.
 //!
 //! Position and flags are in fdinfo. The entry also says how large the file was and which build id it
-//! had, so that a restore notices when it is another one; files that the tasks only append to are
-//! expected to grow and have no size. Directories are entries of the same type. A file whose path does
+//! had and when its content was last changed, so that a restore notices when it is another one; files that
+//! the tasks only append to are expected to grow and have none of these. Directories are entries of the same type. A file whose path does
 //! not lead to it any more has a stand-in: see [`super::ghost`] and [`super::link_remap`].
 
 use std::os::fd::OwnedFd;
 
 use firn_proto::{FdTypes, FileEntry, FirnRegFileEntry, FownEntry, RegFileEntry};
-use firn_sys::file::{O_ACCMODE, O_APPEND, O_WRONLY, S_IFDIR, S_IFLNK, S_IFREG};
+use firn_sys::file::{O_ACCMODE, O_APPEND, O_WRONLY, S_IFDIR, S_IFLNK, S_IFREG, Stat};
 
 use super::dump::{Collected, DumpState};
 use super::error::{FileDumpError, FileRestoreError};
@@ -115,7 +115,7 @@ pub(super) fn dump(
     };
     let mut entry = entry(file, id, fown, name, collected);
     if let (Some(reg), Some(_)) = (&mut entry.reg, &removed_name) {
-        reg.firn = Some(FirnRegFileEntry { removed_name });
+        reg.firn.get_or_insert_default().removed_name = removed_name;
     }
     Ok(entry)
 }
@@ -148,7 +148,7 @@ fn entry(
     // Data files have no build id, and opening each of a thousand of them would show.
     let may_be_elf = matches!(file.place, Place::Link(_)) || file.stat.mode & 0o111 != 0;
     let build_id = match collected.options.validation {
-        FileValidation::BuildId if sized && may_be_elf => {
+        FileValidation::BuildId | FileValidation::Mtime if sized && may_be_elf => {
             collected.build_ids.get(&file.proc_path(), &file.stat)
         }
         _ => Vec::new(),
@@ -165,9 +165,20 @@ fn entry(
             size: sized.then_some(file.stat.size),
             mode: Some(file.stat.mode),
             build_id,
+            firn: sized.then(|| mtime_of(&file.stat)),
             ..RegFileEntry::default()
         }),
         ..FileEntry::default()
+    }
+}
+
+/// Noted whatever the dump was asked to: it costs nothing, and the restore decides what to look at.
+fn mtime_of(stat: &Stat) -> FirnRegFileEntry {
+    let (seconds, nanoseconds) = stat.mtime;
+    FirnRegFileEntry {
+        mtime_seconds: Some(seconds),
+        mtime_nanoseconds: Some(nanoseconds),
+        ..FirnRegFileEntry::default()
     }
 }
 

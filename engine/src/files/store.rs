@@ -76,7 +76,7 @@ impl FileStore {
     }
 
     /// Checks that all files are there and the same as at the dump. `executables` are the numbers of
-    /// entries that tasks run.
+    /// entries that tasks run. Returns warnings about what could not be compared.
     ///
     /// # Errors
     /// The first file that is missing or has changed.
@@ -84,11 +84,12 @@ impl FileStore {
         &self,
         options: &FileRestoreOptions,
         executables: &[u32],
-    ) -> Result<(), FileRestoreError> {
+    ) -> Result<Vec<String>, FileRestoreError> {
         let executables: HashSet<u32> = executables.iter().copied().collect();
         let replaced = self.terminal_paths();
         let mut entries: Vec<&RegFileEntry> = self.entries.regular().collect();
         entries.sort_by_key(|entry| (!executables.contains(&entry.id), entry.id));
+        let mut nr_without_mtime = 0;
         for entry in entries {
             if self.remaps.contains_key(&entry.id) || replaced.contains(&entry.id) {
                 continue;
@@ -102,8 +103,14 @@ impl FileStore {
                 false => "file",
             };
             validate::check(&open::path_of(entry, options), entry, role, options)?;
+            nr_without_mtime += u32::from(validate::lacks_mtime(entry, options));
         }
-        Ok(())
+        Ok(match nr_without_mtime {
+            0 => Vec::new(),
+            nr => vec![format!(
+                "{nr} files were compared by size only: the images do not say when they were last written to"
+            )],
+        })
     }
 
     /// Entries with paths of terminals, which are replaced by another one.

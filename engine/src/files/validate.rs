@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use firn_images::utc_date;
 use firn_proto::RegFileEntry;
 use firn_sys::Errno;
 use firn_sys::file::{self, S_IFMT};
@@ -41,13 +42,49 @@ pub(super) fn check(
         let what = format!("it had {size} bytes and has {}", stat.size);
         return Err(changed(what));
     }
-    if options.validation == FileValidation::BuildId
-        && !entry.build_id.is_empty()
-        && build_id::read(path) != entry.build_id
-    {
-        return Err(changed("its build id is another one".to_owned()));
+    match options.validation {
+        FileValidation::FileSize => Ok(()),
+        FileValidation::BuildId => check_build_id(path, entry).map_err(changed),
+        FileValidation::Mtime => check_mtime(entry, stat.mtime).map_err(changed),
     }
-    Ok(())
+}
+
+fn check_build_id(path: &Path, entry: &RegFileEntry) -> Result<(), String> {
+    if entry.build_id.is_empty() || build_id::read(path) == entry.build_id {
+        return Ok(());
+    }
+    Err("its build id is another one".to_owned())
+}
+
+fn check_mtime(entry: &RegFileEntry, new: (i64, u32)) -> Result<(), String> {
+    match mtime_of(entry) {
+        Some(old) if old != new => Err(format!(
+            "it was last written to on {} and is now from {} (--file-validation filesize accepts that)",
+            moment(old),
+            moment(new)
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the file is to be recognised by a time that the image does not know.
+pub(super) fn lacks_mtime(entry: &RegFileEntry, options: &FileRestoreOptions) -> bool {
+    // Without a size it is a directory or a file that may grow, of which none is noted.
+    options.validation == FileValidation::Mtime && entry.size.is_some() && mtime_of(entry).is_none()
+}
+
+/// When the content had last been changed at the dump: seconds and nanoseconds.
+fn mtime_of(entry: &RegFileEntry) -> Option<(i64, u32)> {
+    let firn = entry.firn.as_ref()?;
+    Some((firn.mtime_seconds?, firn.mtime_nanoseconds.unwrap_or(0)))
+}
+
+/// A moment with its fraction of a second, which may be all that differs.
+fn moment((seconds, nanoseconds): (i64, u32)) -> String {
+    match u64::try_from(seconds) {
+        Ok(since_1970) => format!("{} +{nanoseconds} ns", utc_date(since_1970)),
+        Err(_) => format!("{seconds} s +{nanoseconds} ns since 1970"),
+    }
 }
 
 fn check_mode(old: u32, new: u32, options: &FileRestoreOptions) -> Result<(), String> {
@@ -84,6 +121,7 @@ fn type_name(mode: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use firn_proto::FirnRegFileEntry;
 
     fn entry_of(path: &Path) -> RegFileEntry {
         let stat = file::lstat_path(path).expect("it is there");
@@ -146,6 +184,26 @@ mod tests {
             message(&stamped, &options),
             Err("its build id is another one".into())
         );
+        let earlier = RegFileEntry {
+            firn: Some(FirnRegFileEntry {
+                mtime_seconds: Some(86_400),
+                mtime_nanoseconds: Some(7),
+                ..FirnRegFileEntry::default()
+            }),
+            ..stamped.clone()
+        };
+        let by_mtime = FileRestoreOptions {
+            validation: FileValidation::Mtime,
+            ..options.clone()
+        };
+        let error = check(&path, &earlier, "file", &by_mtime).expect_err("it is younger");
+        let text = error.to_string();
+        assert!(
+            text.contains("last written to on 1970-01-02 00:00:00 UTC +7 ns"),
+            "{text}"
+        );
+        assert!(lacks_mtime(&stamped, &by_mtime) && !lacks_mtime(&earlier, &by_mtime));
+        assert_eq!(message(&stamped, &by_mtime), Ok(()));
         std::fs::remove_file(&path).expect("remove");
         let missing = check(&path, &stamped, "executable", &options);
         assert!(matches!(

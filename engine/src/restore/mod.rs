@@ -215,7 +215,7 @@ impl Operation<'_> {
         let executables: Vec<u32> = living(&checkpoint)
             .map(|(_, task)| task.memory().exe_file_id())
             .collect();
-        files.check(&self.options.file_options(), &executables)?;
+        let warnings = files.check(&self.options.file_options(), &executables)?;
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
         let mut shared = SharedRestore::load(images, memory_images)?;
@@ -248,7 +248,8 @@ impl Operation<'_> {
             may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
             is_own_root: &is_own_root,
         };
-        let programs = programs::build(&ingredients, &mut files)?;
+        let mut programs = programs::build(&ingredients, &mut files)?;
+        programs.warnings.extend(warnings);
         Ok(Prepared {
             checkpoint,
             family,

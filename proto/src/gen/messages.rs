@@ -3041,6 +3041,11 @@ pub struct FirnRegFileEntry {
     /// Name that it was opened by, where that was removed and another one is given above.
     #[prost(bytes = "vec", optional, tag = "1")]
     pub removed_name: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// When its content was last changed; for files that also have a size. Seconds since 1970 and the rest.
+    #[prost(sint64, optional, tag = "2")]
+    pub mtime_seconds: ::core::option::Option<i64>,
+    #[prost(uint32, optional, tag = "3")]
+    pub mtime_nanoseconds: ::core::option::Option<u32>,
 }
 impl ::prost::Name for FirnRegFileEntry {
 const NAME: &'static str = "firn_reg_file_entry";
