@@ -1,5 +1,29 @@
 //! ploop: a container's disk in a file.
 //!
-//! Will hold the on-disk format (v2 written, v1 read), deltas and snapshots, the block device, the
-//! write tracker and iterative copy. Nothing is implemented yet, so the crate exports nothing.
+//! Three layers, each behind a trait, so that another one joins without touching the rest:
+//!
+//! | layer | trait | what is there |
+//! |---|---|---|
+//! | device | [`Disk`] | [`ChainDisk`]: a base image and its deltas, seen as one disk |
+//! | format | [`Image`] | [`RawImage`]: one file whose bytes are the disk's |
+//! | io | [`Storage`] | [`HostFile`]: a file of the host |
+//!
+//! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.
 #![forbid(unsafe_code)]
+
+mod bitmap;
+mod chain;
+mod disk;
+mod error;
+mod extent;
+pub mod format;
+mod storage;
+mod sys;
+
+pub use bitmap::{Bitmap, DirtyBitmap};
+pub use chain::ChainDisk;
+pub use disk::{BitmapChange, Commit, Counters, Disk, Merge, NewTop};
+pub use error::DiskError;
+pub use extent::{Extent, ExtentKind};
+pub use format::{Image, RawImage};
+pub use storage::{Access, HostFile, Storage};

@@ -1,0 +1,115 @@
+//! The format layer: how one file holds the clusters of a disk, or those of one delta of it.
+
+mod raw;
+
+pub use raw::RawImage;
+
+use crate::DiskError;
+use crate::bitmap::DirtyBitmap;
+use crate::storage::Access;
+
+/// What an image knows of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    /// Nothing: the layer below is asked, and under the base there are zeroes.
+    Absent,
+    /// Zeroes, whatever the layers below hold.
+    Zero,
+    /// Its bytes.
+    Data,
+}
+
+/// One file of a chain.
+///
+/// Clusters are counted from 0; `skip` counts bytes inside of a cluster, and no call reaches over a
+/// cluster's end. All calls may come from several threads at once, with one promise of the caller:
+/// for one cluster, [`read`](Image::read) and [`overwrite`](Image::overwrite) may run side by side, and
+/// [`store`](Image::store), [`zero`](Image::zero), [`mark_zero`](Image::mark_zero) and
+/// [`unmap`](Image::unmap) run alone.
+///
+/// What was written is safe when a later [`flush`](Image::flush) has returned. A crash at any moment
+/// leaves an image in which every cluster holds its last flushed bytes or newer ones.
+pub trait Image: Send + Sync {
+    /// What it is called in messages: the path of its file.
+    fn name(&self) -> &str;
+    /// The format's name: `expanded`, `raw`, `qcow2`.
+    fn format(&self) -> &'static str;
+    /// Whether it may be changed.
+    fn access(&self) -> Access;
+    /// Size of the disk that it was made for, in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Size of a cluster in bytes.
+    fn cluster_bytes(&self) -> u32;
+    /// What it knows of a cluster; `Absent` for those past its end.
+    ///
+    /// # Errors
+    /// A table could not be read or is damaged.
+    fn slot(&self, cluster: u32) -> Result<Slot, DiskError>;
+    /// Like [`slot`](Image::slot), and tells holes of the host's file apart where that costs a call.
+    ///
+    /// # Errors
+    /// As `slot`.
+    fn probe(&self, cluster: u32) -> Result<Slot, DiskError> {
+        self.slot(cluster)
+    }
+    /// Reads from a cluster that is `Data`.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError>;
+    /// Writes into a cluster that is `Data`.
+    ///
+    /// # Errors
+    /// The host refused, or the image is read-only.
+    fn overwrite(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError>;
+    /// Makes a cluster that is not `Data` so; what `buf` does not cover becomes zeroes.
+    ///
+    /// # Errors
+    /// The host refused, or the image is read-only or full.
+    fn store(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError>;
+    /// Makes a part of a cluster that is `Data` read as zeroes; a whole one gives its space back.
+    ///
+    /// # Errors
+    /// The host refused, or the image is read-only.
+    fn zero(&self, cluster: u32, skip: u32, len: u32) -> Result<(), DiskError>;
+    /// Makes a cluster `Zero` and answers true, or answers false where the format has no such mark.
+    ///
+    /// # Errors
+    /// The host refused, or the image is read-only.
+    fn mark_zero(&self, cluster: u32) -> Result<bool, DiskError>;
+    /// Makes a cluster `Absent` and gives its space back, at the latest when the image is closed.
+    ///
+    /// # Errors
+    /// The host refused, or the image is read-only.
+    fn unmap(&self, cluster: u32) -> Result<(), DiskError>;
+    /// Returns when everything that was written before the call outlives a crash.
+    ///
+    /// # Errors
+    /// The host refused; what was written since the last flush may be lost.
+    fn flush(&self) -> Result<(), DiskError>;
+    /// Enlarges the disk. The caller lets no other call in meanwhile.
+    ///
+    /// # Errors
+    /// The host refused, the format can't hold so much, or it would shrink.
+    fn grow(&self, size_bytes: u64) -> Result<(), DiskError>;
+    /// The dirty bitmap that the file brought along; a second call gives None.
+    fn take_bitmap(&self) -> Option<DirtyBitmap> {
+        None
+    }
+    /// Lets [`close`](Image::close) write a dirty bitmap into the file; false says that the format
+    /// has no place for one.
+    fn keep_bitmap(&self, _bitmap: DirtyBitmap) -> bool {
+        false
+    }
+    /// Number of bytes of the file that hold data or tables.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn used_bytes(&self) -> Result<u64, DiskError>;
+    /// Flushes, takes the mark of an open image off, and is read-only from then on. Does nothing
+    /// for one that is.
+    ///
+    /// # Errors
+    /// The host refused; the image keeps its mark.
+    fn close(&self) -> Result<(), DiskError>;
+}

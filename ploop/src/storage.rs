@@ -1,0 +1,192 @@
+//! The io layer: where an image's bytes are kept.
+//!
+//! Formats speak to a [`Storage`] and never to a file, so that tests can put a recorder or memory in
+//! its place and a server can add its own way of reading and writing.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// How a file or an image is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// For reading; nothing of it is changed, not even its marks.
+    ReadOnly,
+    /// For reading and writing.
+    ReadWrite,
+}
+
+/// A growing row of bytes with holes. All calls may come from several threads at once.
+pub trait Storage: Send + Sync {
+    /// What it is called in messages: the path of a file.
+    fn name(&self) -> &str;
+    /// Number of bytes.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn len_bytes(&self) -> io::Result<u64>;
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` where the bytes end before; otherwise the host's answer.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`, growing where needed.
+    ///
+    /// # Errors
+    /// The host refused, for instance for want of space.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Returns when everything written before the call outlives a loss of power.
+    ///
+    /// # Errors
+    /// The host refused; what was written may be lost.
+    fn sync(&self) -> io::Result<()>;
+    /// Cuts off, or grows by zeroes.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Grows to at least the end of the range and reserves space for it; what was never written
+    /// reads as zeroes, what was stays.
+    ///
+    /// # Errors
+    /// The host refused, for instance for want of space.
+    fn allocate(&self, range: Range<u64>) -> io::Result<()>;
+    /// Makes a range read as zeroes and keeps its space.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn zero(&self, range: Range<u64>) -> io::Result<()>;
+    /// Makes a range inside read as zeroes and gives its space back where the host can.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn punch(&self, range: Range<u64>) -> io::Result<()>;
+    /// The first run at or after `offset` that is not a hole, or None where only holes follow.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+}
+
+/// A file of the host, read and written through its page cache.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+    path: PathBuf,
+    name: String,
+}
+
+impl HostFile {
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// It is not there or may not be opened so.
+    pub fn open(path: &Path, access: Access) -> io::Result<HostFile> {
+        let writes = access == Access::ReadWrite;
+        let file = OpenOptions::new().read(true).write(writes).open(path)?;
+        Ok(HostFile::of(file, path))
+    }
+
+    /// Makes a new, empty file.
+    ///
+    /// # Errors
+    /// A file of that name is there already, or it can't be made.
+    pub fn create(path: &Path) -> io::Result<HostFile> {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).open(path)?;
+        Ok(HostFile::of(file, path))
+    }
+
+    fn of(file: File, path: &Path) -> HostFile {
+        HostFile {
+            file,
+            path: path.to_owned(),
+            name: path.display().to_string(),
+        }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn write_zeroes(&self, range: Range<u64>) -> io::Result<()> {
+        let zeroes = vec![0u8; 1 << 16];
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(range.end - at).map_or(zeroes.len(), |n| n.min(zeroes.len()));
+            self.file.write_all_at(&zeroes[..len], at)?;
+            at += len as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Storage for HostFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        match sys::allocate(&self.file, range.start, range.end - range.start) {
+            Err(error) if sys::is_missing(&error) => {
+                let len = self.len_bytes()?;
+                if len < range.end {
+                    self.set_len(range.end)?;
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        match sys::zero_range(&self.file, range.start, range.end - range.start) {
+            Err(error) if sys::is_missing(&error) => self.write_zeroes(range),
+            other => other,
+        }
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        match sys::punch_hole(&self.file, range.start, range.end - range.start) {
+            Err(error) if sys::is_missing(&error) => self.write_zeroes(range),
+            other => other,
+        }
+    }
+
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let Some(start) = sys::seek_data(&self.file, offset)? else {
+            return Ok(None);
+        };
+        Ok(Some(start..sys::seek_hole(&self.file, start)?))
+    }
+}
