@@ -11,11 +11,13 @@ use rustix::process::{WaitOptions, WaitStatus};
 use tempfile::TempDir;
 
 use crate::command::firn_path;
+use crate::survive::rounds;
 
 /// Set, to the test's name, in the process that runs the body.
 const INSIDE: &str = "FIRN_TEST_INSIDE";
-/// Longest that one test may take, in seconds.
-const LIMIT: &str = "300";
+/// Longest that one test may take, in seconds: so much, and so much per round of a long-running program.
+const LIMIT: usize = 240;
+const LIMIT_PER_ROUND: usize = 60;
 
 /// Closes what the caller of the tests left open: it belongs to no test, and lies outside the
 /// namespace's mounts. Then runs the rest of the arguments.
@@ -50,7 +52,7 @@ pub fn isolated(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox)) {
             "bash",
             "timeout",
             "--kill-after=5",
-            LIMIT,
+            &(LIMIT + LIMIT_PER_ROUND * rounds()).to_string(),
         ])
         .args(["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"])
         .arg(std::env::current_exe().expect("a running test has a path"))

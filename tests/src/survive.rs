@@ -1,12 +1,18 @@
-//! The test of a real program: interrupted three times, it must produce what it always does.
+//! The test of a real program: interrupted several times, it must produce what it always does.
 
 use std::path::Path;
 
 use crate::sandbox::Sandbox;
 use crate::task::Task;
 
-/// Times that a program is dumped and restored in a row.
-const ROUNDS: usize = 3;
+/// Times that a program whose amount of work can be chosen is dumped and restored in a row:
+/// `FIRN_TESTS_ROUNDS`, or 3.
+pub fn rounds() -> usize {
+    let wanted = std::env::var("FIRN_TESTS_ROUNDS").ok();
+    wanted.map_or(3, |text| {
+        text.parse().expect("FIRN_TESTS_ROUNDS is a number")
+    })
+}
 
 /// How to see that a program gets on with its work.
 pub enum Progress {
@@ -24,12 +30,14 @@ pub struct Program<'a> {
     pub set_up: &'a dyn Fn(&Path),
     /// What must happen between two dumps.
     pub progress: Progress,
+    /// Times that it is dumped and restored, [`rounds`] where its work can last as long as that.
+    pub rounds: usize,
     /// Files that must be the same as after an uninterrupted run.
     pub results: &'a [&'a str],
 }
 
 impl Sandbox {
-    /// Runs the program twice, once in peace and once through three dumps and restores, and compares
+    /// Runs the program twice, once in peace and once through some dumps and restores, and compares
     /// the results.
     #[track_caller]
     pub fn check_survives(&self, program: &Program<'_>) {
@@ -38,7 +46,7 @@ impl Sandbox {
         (program.set_up)(&work);
         let start = |dir: &Path| Task::spawn(self, dir, &program.command[0], &program.command[1..]);
         let task = start(&work);
-        for round in 1..=ROUNDS {
+        for round in 1..=program.rounds {
             self.wait_for_progress(&task, &work, &program.progress);
             let images = self.make_dir(&format!("images-{round}"));
             task.dump(&images, &[])

@@ -1,4 +1,4 @@
-//! Real programs, each dumped and restored three times while it works.
+//! Real programs, each dumped and restored several times while it works.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -20,6 +20,7 @@ fn bash_loop_writes_all_numbers() {
             command: command(&["bash", &format!("{PROGRAMS}/count.sh")]),
             set_up: &nothing,
             progress: Progress::File("stdout", 4000),
+            rounds: 3,
             results: &[],
         });
     });
@@ -35,6 +36,7 @@ fn python_with_threads_child_and_database() {
                 command: command(&["python3", &format!("{PROGRAMS}/busy.py")]),
                 set_up: &nothing,
                 progress: Progress::File("progress", 5000),
+                rounds: 3,
                 results: &["progress"],
             });
         },
@@ -48,6 +50,7 @@ fn perl_with_timer_and_child() {
             command: command(&["perl", &format!("{PROGRAMS}/words.pl")]),
             set_up: &nothing,
             progress: Progress::File("progress", 200),
+            rounds: 3,
             results: &["progress"],
         });
     });
@@ -61,6 +64,7 @@ fn gcc_compiles_the_same_object() {
             command: command(&["gcc", "-O2", "-pipe", "-c", "long.c", "-o", "long.o"]),
             set_up: &|dir| std::fs::write(dir.join("long.c"), &source).expect("room for a file"),
             progress: Progress::CpuTicks(40),
+            rounds: 3,
             results: &["long.o"],
         });
     });
@@ -101,6 +105,7 @@ fn tar_and_zstd_make_the_same_archive() {
                 ]),
                 set_up: &text_tree,
                 progress: Progress::CpuTicks(60),
+                rounds: 3,
                 results: &["tree.tar.zst"],
             });
         },
@@ -131,6 +136,7 @@ fn five_hundred_threads_reach_the_same_sum() {
             command: command(&[env!("CARGO_BIN_EXE_many-threads")]),
             set_up: &nothing,
             progress: Progress::File("progress", 300),
+            rounds: 3,
             results: &["progress"],
         });
     });
