@@ -52,8 +52,13 @@ fn killed_dump_leaves_the_source_running() {
             let images = sandbox.make_dir(&format!("images-{step}"));
             let mut dump = task.dump_command(&images);
             killed += u32::from(kill_after(dump.arg("-R"), took * step / 20));
+            // The rest of the engine takes back what was done.
+            sandbox.wait_until(60, "the dump goes on after its death", || {
+                sandbox.pids() == [task.pid()]
+            });
+            assert_all_or_nothing(&images);
             let before = count(&dir);
-            sandbox.wait_until(5, "the source does not run after its dumper died", || {
+            sandbox.wait_until(60, "the source does not run after its dumper died", || {
                 assert!(
                     task.is_alive(),
                     "the source died with its dumper in step {step}: {}",
@@ -71,11 +76,23 @@ fn killed_dump_leaves_the_source_running() {
         task.dump(&images, &[]).expect_success("dump after all");
         task.restore(&images);
         let before = count(&dir);
-        sandbox.wait_until(5, "the restored task does not count", || {
+        sandbox.wait_until(60, "the restored task does not count", || {
             count(&dir) > before
         });
         task.kill();
     });
+}
+
+/// A dump that was killed is complete if it had come that far, and else leaves no images.
+#[track_caller]
+fn assert_all_or_nothing(images: &Path) {
+    if images.join("inventory.img").exists() {
+        return;
+    }
+    let entries = std::fs::read_dir(images).expect("the directory is readable");
+    let names = entries.map(|entry| entry.expect("readable").file_name());
+    let left: Vec<_> = names.filter(|name| *name != "dump.log").collect();
+    assert!(left.is_empty(), "the killed dump left {left:?}");
 }
 
 #[test]
@@ -112,7 +129,7 @@ fn killed_restore_leaves_no_tasks() {
 #[track_caller]
 fn settle(sandbox: &Sandbox, task: &Task<'_>, dir: &Path) {
     let before = count(dir);
-    sandbox.wait_until(5, "a half-restored task is left", || {
+    sandbox.wait_until(60, "a half-restored task is left", || {
         sandbox.pids().is_empty() || (!task.is_stopped() && count(dir) > before)
     });
     task.kill();

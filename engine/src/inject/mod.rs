@@ -9,6 +9,9 @@
 //! Nothing is written into the task's own memory, not even for the first call. From the first changed
 //! register to the last one put back is the only time in which the death of the coordinator would harm
 //! the task, so all tasks of a tree go through it together and it takes well under a millisecond a task.
+//! The kernel offers no remedy: with its tracer a tracee loses its stop, and the only thing that holds it
+//! then, a group stop, is visible to its parent. The command line keeps the coordinator in a process
+//! that nobody has a reason to kill (`firn_sys::worker`).
 
 mod remote;
 

@@ -32,6 +32,7 @@ pub mod tty;
 pub mod uffd;
 pub mod wait;
 pub mod window;
+pub mod worker;
 
 pub use errno::{Errno, Result};
 pub use pid::Pid;
