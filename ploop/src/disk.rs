@@ -60,8 +60,7 @@ pub trait Disk: Send + Sync {
     /// Gives the old dirty bitmap back where [`BitmapChange::Replace`] asked for it.
     ///
     /// # Errors
-    /// The host or `commit` refused; the disk goes on with its old top, which is then opened again by
-    /// `reopen`.
+    /// The host or `commit` refused; the disk goes on with its old top.
     fn push_top(&self, top: NewTop<'_>) -> Result<Option<DirtyBitmap>, DiskError>;
     /// Merges layer `level` (0 is the base) into the one below while requests go on. See
     /// [`Merge`].
@@ -96,8 +95,6 @@ pub type Commit<'a> = &'a mut dyn FnMut() -> Result<(), DiskError>;
 pub struct NewTop<'a> {
     /// The new image: empty, synced, open for writing, of the same cluster size.
     pub image: Arc<dyn Image>,
-    /// Opens the old top for writing once more, for the case that `commit` fails.
-    pub reopen: &'a mut dyn FnMut() -> Result<Arc<dyn Image>, DiskError>,
     /// What becomes of the dirty bitmap, at exactly this moment.
     pub bitmap: BitmapChange,
     /// Writes down that the chain has a new top.

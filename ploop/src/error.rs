@@ -77,6 +77,17 @@ impl DiskError {
         }
     }
 
+    /// A writer's seat that was not free.
+    pub(crate) fn claimed(object: &str, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::WouldBlock => DiskError::InUse {
+                object: object.to_owned(),
+                what: "another program has it open for writing".to_owned(),
+            },
+            _ => DiskError::io(object, "open", 0, source),
+        }
+    }
+
     /// A broken rule of the format.
     pub fn corrupt(object: &str, what: impl Into<String>) -> Self {
         DiskError::Corrupt {

@@ -5,7 +5,7 @@
 //! | layer | trait | what is there |
 //! |---|---|---|
 //! | device | [`Disk`] | [`ChainDisk`]: a base image and its deltas, seen as one disk |
-//! | format | [`Image`] | [`RawImage`]: one file whose bytes are the disk's |
+//! | format | [`Image`] | [`ExpandedImage`]: ploop's own; [`RawImage`]: one file whose bytes are the disk's |
 //! | io | [`Storage`] | [`HostFile`]: a file of the host |
 //!
 //! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.
@@ -17,6 +17,8 @@ mod disk;
 mod error;
 mod extent;
 pub mod format;
+#[doc(hidden)]
+pub mod recorder;
 mod storage;
 mod sys;
 
@@ -25,5 +27,6 @@ pub use chain::ChainDisk;
 pub use disk::{BitmapChange, Commit, Counters, Disk, Merge, NewTop};
 pub use error::DiskError;
 pub use extent::{Extent, ExtentKind};
-pub use format::{Image, RawImage};
+pub use format::expanded::ExpandedImage;
+pub use format::{Image, RawImage, Slot};
 pub use storage::{Access, HostFile, Storage};

@@ -70,12 +70,22 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The host refused.
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>>;
+    /// Takes the writer's seat, of which there is one.
+    ///
+    /// # Errors
+    /// `WouldBlock` where somebody else sits there; `PermissionDenied` where it was opened for reading.
+    fn claim(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Leaves the writer's seat.
+    fn release(&self) {}
 }
 
-/// A file of the host, read and written through its page cache.
+/// A file of the host, read and written through its page cache. Its one writer holds the file's lock.
 #[derive(Debug)]
 pub struct HostFile {
     file: File,
+    access: Access,
     path: PathBuf,
     name: String,
 }
@@ -84,11 +94,15 @@ impl HostFile {
     /// Opens an existing file.
     ///
     /// # Errors
-    /// It is not there or may not be opened so.
+    /// It is not there or may not be opened so; `WouldBlock` where it has a writer already.
     pub fn open(path: &Path, access: Access) -> io::Result<HostFile> {
         let writes = access == Access::ReadWrite;
         let file = OpenOptions::new().read(true).write(writes).open(path)?;
-        Ok(HostFile::of(file, path))
+        let opened = HostFile::of(file, path, access);
+        if writes {
+            opened.claim()?;
+        }
+        Ok(opened)
     }
 
     /// Makes a new, empty file.
@@ -98,12 +112,15 @@ impl HostFile {
     pub fn create(path: &Path) -> io::Result<HostFile> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).open(path)?;
-        Ok(HostFile::of(file, path))
+        let created = HostFile::of(file, path, Access::ReadWrite);
+        created.claim()?;
+        Ok(created)
     }
 
-    fn of(file: File, path: &Path) -> HostFile {
+    fn of(file: File, path: &Path, access: Access) -> HostFile {
         HostFile {
             file,
+            access,
             path: path.to_owned(),
             name: path.display().to_string(),
         }
@@ -188,5 +205,17 @@ impl Storage for HostFile {
             return Ok(None);
         };
         Ok(Some(start..sys::seek_hole(&self.file, start)?))
+    }
+
+    fn claim(&self) -> io::Result<()> {
+        if self.access == Access::ReadOnly {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.file.try_lock().map_err(io::Error::from)
+    }
+
+    fn release(&self) {
+        // It can't fail on a file that is open, and closing would do it too.
+        let _ = self.file.unlock();
     }
 }

@@ -135,7 +135,7 @@ impl ChainDisk {
         let last = layers.len() - 1;
         layers[last].close()?;
         if let Err(error) = (top.commit)() {
-            layers[last] = (top.reopen)()?;
+            layers[last].reopen()?;
             return Err(error);
         }
         layers.push(top.image);

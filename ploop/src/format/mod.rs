@@ -1,5 +1,6 @@
 //! The format layer: how one file holds the clusters of a disk, or those of one delta of it.
 
+pub mod expanded;
 mod raw;
 
 pub use raw::RawImage;
@@ -112,4 +113,9 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// The host refused; the image keeps its mark.
     fn close(&self) -> Result<(), DiskError>;
+    /// Takes a [`close`](Image::close) back.
+    ///
+    /// # Errors
+    /// The image was opened for reading only, another program has it by now, or the host refused.
+    fn reopen(&self) -> Result<(), DiskError>;
 }

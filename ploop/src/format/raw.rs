@@ -189,7 +189,16 @@ impl Image for RawImage {
         if self.writable.load(Ordering::Acquire) {
             self.flush()?;
             self.writable.store(false, Ordering::Release);
+            self.storage.release();
         }
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), DiskError> {
+        self.storage
+            .claim()
+            .map_err(|error| DiskError::claimed(self.name(), error))?;
+        self.writable.store(true, Ordering::Release);
         Ok(())
     }
 }

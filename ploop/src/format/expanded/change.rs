@@ -1,0 +1,334 @@
+//! Everything that writes into an open image, in the order that survives a crash.
+
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::extension::{self, Leaf, StoredBitmap};
+use super::header::{HEADER_BYTES, Header, Mark, SECTOR};
+use super::space::{BLOCK, Handed, Space};
+use super::{ExpandedImage, lock};
+use crate::DiskError;
+use crate::bitmap::DirtyBitmap;
+use crate::format::Image;
+
+/// The file grows in steps of so many bytes, or a cluster.
+const STEP: u32 = 8 << 20;
+
+impl ExpandedImage {
+    /// Marks the image as open. Only when that is durable may anything else change.
+    pub(super) fn begin_writing(&self) -> Result<(), DiskError> {
+        let mut header = lock(&self.header);
+        let mut space = lock(&self.space);
+        header.mark = Mark::Dirty;
+        header.extension = 0;
+        header.size_sectors = space.rounded_size / SECTOR;
+        self.size.store(header.size_bytes(), Ordering::Release);
+        self.write_header(&header)?;
+        // What lies behind the end belongs to nothing: an old extension, or what a crash left.
+        let end = u64::from(space.end) * u64::from(self.cluster);
+        self.storage
+            .set_len(end)
+            .map_err(self.failed("write", end))?;
+        space.reserved = space.end;
+        self.writable.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    pub(super) fn write_header(&self, header: &Header) -> Result<(), DiskError> {
+        self.storage
+            .write_at(&header.encode(), 0)
+            .map_err(self.failed("write", 0))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), DiskError> {
+        self.storage.sync().map_err(self.failed("sync", 0))
+    }
+
+    /// Gives a cluster a place and its bytes; only then the BAT knows.
+    pub(super) fn store_new(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
+        let handed = self.take_place()?;
+        let at = u64::from(handed.index) * u64::from(self.cluster);
+        let is_whole = buf.len() as u64 == u64::from(self.cluster);
+        let mut written = Ok(());
+        if handed.is_old && !is_whole {
+            written = self.storage.zero(at..at + u64::from(self.cluster));
+        }
+        let from = at + u64::from(skip);
+        let written = written.and_then(|()| self.storage.write_at(buf, from));
+        if let Err(error) = written {
+            lock(&self.space).give_back(handed.index);
+            return Err(self.failed("write", from)(error));
+        }
+        let mut space = lock(&self.space);
+        self.put_entry(cluster, handed.index);
+        space.touch(cluster);
+        Ok(())
+    }
+
+    fn put_entry(&self, cluster: u32, value: u32) -> u32 {
+        let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
+        let index = usize::try_from(cluster).unwrap_or(usize::MAX);
+        bat.get(index)
+            .map_or(0, |entry| entry.swap(value, Ordering::AcqRel))
+    }
+
+    fn take_place(&self) -> Result<Handed, DiskError> {
+        let mut space = lock(&self.space);
+        let full =
+            || DiskError::refused(self.name(), "it has as many clusters as entries can count");
+        let handed = space.take().ok_or_else(full)?;
+        if let Err(error) = self.reserve(&mut space) {
+            space.give_back(handed.index);
+            return Err(error);
+        }
+        Ok(handed)
+    }
+
+    /// Makes the file reach to the end of what was handed out, and some further.
+    fn reserve(&self, space: &mut Space) -> Result<(), DiskError> {
+        if space.end <= space.reserved {
+            return Ok(());
+        }
+        let unit = u64::from(self.cluster);
+        let start = u64::from(space.reserved) * unit;
+        let far = space
+            .end
+            .saturating_add((STEP / self.cluster).saturating_sub(1));
+        let mut reserved = self.storage.allocate(start..u64::from(far) * unit);
+        space.reserved = far;
+        if reserved.is_err() && far > space.end {
+            // Perhaps there is room for this one.
+            reserved = self.storage.allocate(start..u64::from(space.end) * unit);
+            space.reserved = space.end;
+        }
+        reserved.map_err(|error| {
+            space.end -= 1;
+            space.reserved = space.end;
+            self.failed("write", start)(error)
+        })
+    }
+
+    /// Takes a cluster's place away.
+    pub(super) fn forget(&self, cluster: u32) {
+        let mut space = lock(&self.space);
+        let old = self.put_entry(cluster, 0);
+        if old != 0 {
+            space.freed.push(old);
+            space.touch(cluster);
+        }
+    }
+
+    pub(super) fn flush_all(&self) -> Result<(), DiskError> {
+        let ticket = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut flushed = lock(&self.flushed);
+        if *flushed >= ticket {
+            // One that began after this call has done it.
+            return Ok(());
+        }
+        let covers = self.tickets.load(Ordering::Acquire);
+        let (blocks, touched, freed) = self.pending();
+        if let Err(error) = self.write_down(&blocks) {
+            let mut space = lock(&self.space);
+            space.touched.extend(touched);
+            space.freed.extend(freed);
+            return Err(error);
+        }
+        for index in freed {
+            let at = u64::from(index) * u64::from(self.cluster);
+            self.storage
+                .punch(at..at + u64::from(self.cluster))
+                .map_err(self.failed("write", at))?;
+            lock(&self.space).give_back(index);
+        }
+        *flushed = covers;
+        Ok(())
+    }
+
+    /// The changed blocks of the BAT as they are now: every entry in them leads to bytes that were
+    /// written before.
+    #[expect(
+        clippy::type_complexity,
+        reason = "three lists that belong together for one step"
+    )]
+    fn pending(&self) -> (Vec<(u64, Vec<u8>)>, Vec<u64>, Vec<u32>) {
+        let mut space = lock(&self.space);
+        let touched: Vec<u64> = std::mem::take(&mut space.touched).into_iter().collect();
+        let freed = std::mem::take(&mut space.freed);
+        let blocks = touched.iter().map(|block| self.encode_block(*block));
+        (blocks.collect(), touched, freed)
+    }
+
+    fn encode_block(&self, block: u64) -> (u64, Vec<u8>) {
+        let start = (block * BLOCK).max(HEADER_BYTES.into());
+        let end = (block + 1) * BLOCK;
+        let index = |at: u64| usize::try_from((at - u64::from(HEADER_BYTES)) / 4).unwrap_or(0);
+        let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = &bat[index(start)..index(end).min(bat.len())];
+        let word = |entry: &AtomicU32| entry.load(Ordering::Acquire).to_le_bytes();
+        (start, entries.iter().flat_map(word).collect())
+    }
+
+    fn write_down(&self, blocks: &[(u64, Vec<u8>)]) -> Result<(), DiskError> {
+        self.sync()?;
+        for (at, bytes) in blocks {
+            self.storage
+                .write_at(bytes, *at)
+                .map_err(self.failed("write", *at))?;
+        }
+        match blocks.is_empty() {
+            true => Ok(()),
+            false => self.sync(),
+        }
+    }
+
+    /// The last steps of closing: the bitmap, the end of the file, the mark.
+    pub(super) fn seal(&self) -> Result<(), DiskError> {
+        let mut header = lock(&self.header);
+        let mut space = lock(&self.space);
+        // Clusters at the end may have become free.
+        space.end = space.used.end();
+        space.reserved = space.end;
+        let end = u64::from(space.end) * u64::from(self.cluster);
+        self.storage
+            .set_len(end)
+            .map_err(self.failed("write", end))?;
+        let bitmap = lock(&self.bitmap).take();
+        let extension = match &bitmap {
+            Some(bitmap) => self.write_bitmap(bitmap, end, header.size_sectors)?,
+            None => None,
+        };
+        self.sync()?;
+        header.flags = self.flags();
+        header.extension = extension.unwrap_or(0);
+        header.mark = match extension {
+            Some(_) => Mark::ClosedWithExtension,
+            None => Mark::Closed,
+        };
+        self.write_header(&header)
+    }
+
+    /// Writes a bitmap behind the data; gives the extension's sector, or None where it has no room.
+    fn write_bitmap(
+        &self,
+        bitmap: &DirtyBitmap,
+        end: u64,
+        size_sectors: u64,
+    ) -> Result<Option<u64>, DiskError> {
+        let cluster = usize::try_from(self.cluster).expect("32 bits fit in an address");
+        let Some(granularity_sectors) = extension::granularity_sectors(bitmap) else {
+            return Ok(None);
+        };
+        let mut at = end;
+        let mut table = Vec::new();
+        for index in 0..extension::table_len(bitmap, cluster) {
+            table.push(match extension::leaf(bitmap, index, cluster) {
+                Leaf::Same(set) => u64::from(set),
+                Leaf::Bits(bits) => {
+                    self.storage
+                        .write_at(&bits, at)
+                        .map_err(self.failed("write", at))?;
+                    at += u64::from(self.cluster);
+                    at / SECTOR - u64::from(self.cluster) / SECTOR
+                }
+            });
+        }
+        let stored = StoredBitmap {
+            id: bitmap.id,
+            size_sectors,
+            granularity_sectors,
+            table,
+        };
+        let Some(bytes) = extension::encode(&stored, cluster) else {
+            return Ok(None);
+        };
+        self.storage
+            .write_at(&bytes, at)
+            .map_err(self.failed("write", at))?;
+        Ok(Some(at / SECTOR))
+    }
+
+    /// Makes the disk larger: clusters in the way of a longer BAT move to the end first.
+    pub(super) fn enlarge(&self, size_bytes: u64) -> Result<(), DiskError> {
+        let unit = u64::from(self.cluster);
+        if size_bytes < self.size_bytes() {
+            let what = "a disk that is open can't be made smaller";
+            return Err(DiskError::refused(self.name(), what));
+        }
+        if !size_bytes.is_multiple_of(unit) || u32::try_from(size_bytes / unit).is_err() {
+            let what = format!("{size_bytes} bytes are not a number of clusters that it can have");
+            return Err(DiskError::refused(self.name(), what));
+        }
+        let mut wanted = lock(&self.header).clone();
+        let old_table = wanted.table_bytes();
+        wanted.size_sectors = size_bytes / SECTOR;
+        wanted.entries = u32::try_from(size_bytes / unit).unwrap_or(u32::MAX);
+        let area = wanted.area_bytes().max(wanted.data_start_bytes());
+        let moved = self.clear_area(area)?;
+        self.flush_all()?;
+        // A crash leaves the old header, for which this is no table but lost space.
+        self.storage
+            .zero(old_table..area)
+            .map_err(self.failed("write", old_table))?;
+        self.sync()?;
+        wanted.data_start = u32::try_from(area / SECTOR).unwrap_or(u32::MAX);
+        self.write_header(&wanted)?;
+        let mut bat = self.bat.write().unwrap_or_else(PoisonError::into_inner);
+        let entries = usize::try_from(wanted.entries).unwrap_or(usize::MAX);
+        bat.resize_with(entries, || AtomicU32::new(0));
+        drop(bat);
+        let mut space = lock(&self.space);
+        for index in 0..u32::try_from(area / unit).unwrap_or(0) {
+            space.used.set(index);
+        }
+        space.end = space.end.max(space.used.end());
+        space.rounded_size = size_bytes;
+        drop((space, moved));
+        self.size.store(size_bytes, Ordering::Release);
+        *lock(&self.header) = wanted;
+        Ok(())
+    }
+
+    /// Moves all clusters out of the file's first `area` bytes.
+    fn clear_area(&self, area: u64) -> Result<u32, DiskError> {
+        let unit = u64::from(self.cluster);
+        let first = u32::try_from(area / unit).unwrap_or(u32::MAX);
+        self.keep_free(first)?;
+        let entries: Vec<(u32, u32)> = {
+            let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
+            let entry = |(at, entry): (usize, &AtomicU32)| {
+                let cluster = u32::try_from(at).unwrap_or(u32::MAX);
+                (cluster, entry.load(Ordering::Acquire))
+            };
+            let in_the_way = |(_, entry): &(u32, u32)| (1..first).contains(entry);
+            bat.iter()
+                .enumerate()
+                .map(entry)
+                .filter(in_the_way)
+                .collect()
+        };
+        let mut bytes = vec![0; usize::try_from(unit).unwrap_or_default()];
+        for (cluster, entry) in &entries {
+            let at = u64::from(*entry) * unit;
+            self.storage
+                .read_at(&mut bytes, at)
+                .map_err(self.failed("read", at))?;
+            self.forget(*cluster);
+            self.store_new(*cluster, 0, &bytes)?;
+        }
+        Ok(u32::try_from(entries.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Lets no cluster below `first` be handed out from now on.
+    fn keep_free(&self, first: u32) -> Result<(), DiskError> {
+        let mut space = lock(&self.space);
+        for index in 0..first {
+            space.used.set(index);
+        }
+        if space.end < first {
+            space.end = first;
+            self.reserve(&mut space)?;
+        }
+        Ok(())
+    }
+}

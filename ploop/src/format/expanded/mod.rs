@@ -1,0 +1,359 @@
+//! The expanded format, ploop's own: a header, a table of clusters (BAT), clusters in any order.
+//!
+//! Version 2 is written, version 1 is read. What makes a crash harmless is one order: a cluster's bytes
+//! are durable before an entry of the BAT leads to them, and a cluster that no entry leads to any more is
+//! used again only when that is durable. So a flush syncs, writes the changed entries, and syncs again;
+//! entries changed later than its beginning wait for the next one.
+//!
+//! While it is open for writing, the header says so; closing takes that back, cuts the unused end off,
+//! and puts the dirty bitmap behind the data.
+
+mod change;
+mod create;
+mod extension;
+mod header;
+mod load;
+mod md5;
+mod repair;
+mod space;
+mod survey;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+pub use create::{Preallocation, create};
+pub use extension::{ExtensionError, StoredBitmap, parse as parse_extension};
+pub use header::{CLUSTER_RANGE, DEFAULT_CLUSTER, Header, HeaderError, Mark, SECTOR, Version};
+pub use repair::{Checked, Repair, check};
+pub use survey::{Finding, Severity};
+
+use self::header::FLAG_EMPTY;
+use self::load::{Loaded, load};
+use self::space::Space;
+use super::{Image, Slot};
+use crate::DiskError;
+use crate::bitmap::DirtyBitmap;
+use crate::storage::{Access, Storage};
+
+/// What opening for writing does with an image that was not closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unclosed {
+    /// Refuses it.
+    Refuse,
+    /// Goes on with what is durable, provided that the rules hold: for the server that starts again
+    /// after a crash.
+    Recover,
+}
+
+/// An expanded image.
+pub struct ExpandedImage {
+    storage: Box<dyn Storage>,
+    version: Version,
+    cluster: u32,
+    data_start: u64,
+    header: Mutex<Header>,
+    size: AtomicU64,
+    writable: AtomicBool,
+    bat: RwLock<Vec<AtomicU32>>,
+    space: Mutex<Space>,
+    /// The last ticket that a finished flush covers.
+    flushed: Mutex<u64>,
+    tickets: AtomicU64,
+    bitmap: Mutex<Option<DirtyBitmap>>,
+    notes: Vec<String>,
+}
+
+impl ExpandedImage {
+    /// Opens an image. For reading it may still be marked as open; for writing it is marked so.
+    ///
+    /// # Errors
+    /// It is no such image, rules are broken, it was not closed, it is of version 1 and would be
+    /// written, or the host refused.
+    pub fn open(
+        storage: Box<dyn Storage>,
+        access: Access,
+        unclosed: Unclosed,
+    ) -> Result<ExpandedImage, DiskError> {
+        let loaded = load(storage.as_ref())?;
+        let name = storage.name();
+        match access {
+            Access::ReadOnly => loaded.refuse(name, blocks_reading)?,
+            Access::ReadWrite => {
+                if loaded.header.version == Version::V1 {
+                    let what =
+                        "version 1 is only read; 'firn ploop convert -v 2' makes it version 2";
+                    return Err(DiskError::refused(name, what));
+                }
+                if !loaded.header.cluster_sectors.is_power_of_two() {
+                    let what = "clusters that are no power of two are only read";
+                    return Err(DiskError::refused(name, what));
+                }
+                loaded.refuse(name, |finding| blocks_writing(finding, unclosed))?;
+            }
+        }
+        let bitmap = match access {
+            Access::ReadOnly => None,
+            Access::ReadWrite => loaded.bitmap(storage.as_ref())?,
+        };
+        let image = ExpandedImage::assemble(storage, loaded, bitmap);
+        if access == Access::ReadWrite {
+            image.begin_writing()?;
+        }
+        Ok(image)
+    }
+
+    fn assemble(
+        storage: Box<dyn Storage>,
+        loaded: Loaded,
+        bitmap: Option<DirtyBitmap>,
+    ) -> ExpandedImage {
+        let header = loaded.header;
+        let unit = header.cluster_sectors.into();
+        let mut notes = Vec::new();
+        for finding in &loaded.survey.findings {
+            match finding {
+                Finding::NotClosed => {
+                    notes.push("it was not closed; nothing flushed is lost".into())
+                }
+                Finding::Size { .. } => notes.push(format!("{finding}; it counts as rounded up")),
+                _ => {}
+            }
+        }
+        let rounded = header.size_sectors.next_multiple_of(unit) * SECTOR;
+        ExpandedImage {
+            version: header.version,
+            cluster: header.cluster_bytes(),
+            data_start: header.data_start_bytes(),
+            size: AtomicU64::new(header.size_bytes()),
+            writable: AtomicBool::new(false),
+            bat: RwLock::new(loaded.bat.into_iter().map(AtomicU32::new).collect()),
+            space: Mutex::new(Space::new(loaded.survey.used, rounded)),
+            header: Mutex::new(header),
+            flushed: Mutex::new(0),
+            tickets: AtomicU64::new(0),
+            bitmap: Mutex::new(bitmap),
+            notes,
+            storage,
+        }
+    }
+
+    /// What opening found worth telling, in whole clauses.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// How its BAT counts.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Number of clusters that have a place in the file.
+    pub fn allocated_clusters(&self) -> u64 {
+        let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
+        let used = bat
+            .iter()
+            .filter(|entry| entry.load(Ordering::Relaxed) != 0);
+        used.count() as u64
+    }
+
+    fn entry(&self, cluster: u32) -> u32 {
+        let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
+        let index = usize::try_from(cluster).unwrap_or(usize::MAX);
+        bat.get(index)
+            .map_or(0, |entry| entry.load(Ordering::Acquire))
+    }
+
+    /// Byte of the file where a part of a cluster lies that has a place.
+    fn place(&self, cluster: u32, skip: u32) -> Result<u64, DiskError> {
+        let entry = u64::from(self.entry(cluster));
+        let unit = match self.version {
+            Version::V1 => SECTOR,
+            Version::V2 => self.cluster.into(),
+        };
+        match entry {
+            0 => Err(DiskError::refused(
+                self.name(),
+                format!("cluster {cluster} has no place"),
+            )),
+            _ => Ok(entry * unit + u64::from(skip)),
+        }
+    }
+
+    fn failed(&self, action: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError + '_ {
+        move |error| DiskError::io(self.storage.name(), action, offset, error)
+    }
+
+    fn must_be_writable(&self) -> Result<(), DiskError> {
+        match self.access() {
+            Access::ReadWrite => Ok(()),
+            Access::ReadOnly => Err(DiskError::ReadOnly {
+                object: self.name().to_owned(),
+            }),
+        }
+    }
+}
+
+/// What a reader can live with: nothing that leads to wrong bytes.
+fn blocks_reading(finding: &Finding) -> bool {
+    let harmless = matches!(
+        finding,
+        Finding::NotClosed
+            | Finding::UnknownMark(_)
+            | Finding::Length { .. }
+            | Finding::SlotBeyond { .. }
+            | Finding::Extension(_)
+    );
+    let long =
+        matches!(finding, Finding::Entries { entries, wanted } if u64::from(*entries) >= *wanted);
+    finding.severity() == Severity::Damage && !harmless && !long
+}
+
+fn blocks_writing(finding: &Finding, unclosed: Unclosed) -> bool {
+    let recovers = unclosed == Unclosed::Recover && matches!(finding, Finding::NotClosed);
+    finding.severity() == Severity::Damage && !recovers
+}
+
+/// A thread that panicked inside of a lock left nothing half done that the next one could not see.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Image for ExpandedImage {
+    fn name(&self) -> &str {
+        self.storage.name()
+    }
+
+    fn format(&self) -> &'static str {
+        "expanded"
+    }
+
+    fn access(&self) -> Access {
+        match self.writable.load(Ordering::Acquire) {
+            true => Access::ReadWrite,
+            false => Access::ReadOnly,
+        }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn cluster_bytes(&self) -> u32 {
+        self.cluster
+    }
+
+    fn slot(&self, cluster: u32) -> Result<Slot, DiskError> {
+        Ok(match self.entry(cluster) {
+            0 => Slot::Absent,
+            _ => Slot::Data,
+        })
+    }
+
+    fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError> {
+        let at = self.place(cluster, skip)?;
+        match self.storage.read_at(buf, at) {
+            // Only an image that is open for reading may end inside of a cluster.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.read_end(buf, at),
+            other => other.map_err(self.failed("read", at)),
+        }
+    }
+
+    fn overwrite(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        let at = self.place(cluster, skip)?;
+        self.storage
+            .write_at(buf, at)
+            .map_err(self.failed("write", at))
+    }
+
+    fn store(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        self.store_new(cluster, skip, buf)
+    }
+
+    fn zero(&self, cluster: u32, skip: u32, len: u32) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        let at = self.place(cluster, skip)?;
+        let range = at..at + u64::from(len);
+        let done = match len == self.cluster {
+            true => self.storage.punch(range),
+            false => self.storage.zero(range),
+        };
+        done.map_err(self.failed("write", at))
+    }
+
+    fn mark_zero(&self, _cluster: u32) -> Result<bool, DiskError> {
+        Ok(false)
+    }
+
+    fn unmap(&self, cluster: u32) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        self.forget(cluster);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        self.flush_all()
+    }
+
+    fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        self.enlarge(size_bytes)
+    }
+
+    fn take_bitmap(&self) -> Option<DirtyBitmap> {
+        lock(&self.bitmap).take()
+    }
+
+    fn keep_bitmap(&self, bitmap: DirtyBitmap) -> bool {
+        *lock(&self.bitmap) = Some(bitmap);
+        true
+    }
+
+    fn used_bytes(&self) -> Result<u64, DiskError> {
+        Ok(self.data_start + self.allocated_clusters() * u64::from(self.cluster))
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        if self.access() == Access::ReadOnly {
+            return Ok(());
+        }
+        self.flush_all()?;
+        self.seal()?;
+        self.writable.store(false, Ordering::Release);
+        self.storage.release();
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<(), DiskError> {
+        self.storage
+            .claim()
+            .map_err(|error| DiskError::claimed(self.name(), error))?;
+        self.begin_writing()
+    }
+}
+
+impl ExpandedImage {
+    fn read_end(&self, buf: &mut [u8], at: u64) -> Result<(), DiskError> {
+        let len = self.storage.len_bytes().map_err(self.failed("read", at))?;
+        let there = len.saturating_sub(at);
+        let inside = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
+        let (inside, outside) = buf.split_at_mut(inside);
+        outside.fill(0);
+        self.storage
+            .read_at(inside, at)
+            .map_err(self.failed("read", at))
+    }
+
+    /// The empty flag follows from the BAT.
+    fn flags(&self) -> u32 {
+        match self.allocated_clusters() {
+            0 => FLAG_EMPTY,
+            _ => 0,
+        }
+    }
+}

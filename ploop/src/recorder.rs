@@ -1,0 +1,201 @@
+//! A file in memory that remembers how it came to be, so that a crash can be played at every step.
+//!
+//! Between two syncs a disk writes in any order, or not at all, sector by sector: what a crash leaves
+//! is everything up to a sync, and any part of what came after.
+
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::storage::Storage;
+
+const SECTOR: usize = 512;
+
+/// A change of the bytes.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Bytes at an offset.
+    Write(u64, Vec<u8>),
+    /// Zeroes.
+    Zero(Range<u64>),
+    /// A new length.
+    Len(u64),
+    /// Everything before is durable.
+    Sync,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: Vec<u8>,
+    log: Option<Vec<Change>>,
+    limit: Option<u64>,
+}
+
+/// Bytes in memory; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryFile {
+    state: Arc<Mutex<State>>,
+}
+
+impl MemoryFile {
+    /// A file with these bytes.
+    pub fn of(bytes: Vec<u8>) -> MemoryFile {
+        let file = MemoryFile::default();
+        file.state().bytes = bytes;
+        file
+    }
+
+    /// Lets it grow to so many bytes and no further: a full file system.
+    pub fn limit(&self, bytes: u64) {
+        self.state().limit = Some(bytes);
+    }
+
+    /// Starts to remember changes.
+    pub fn record(&self) {
+        self.state().log = Some(Vec::new());
+    }
+
+    /// Number of changes remembered.
+    pub fn recorded(&self) -> usize {
+        self.state().log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The changes remembered.
+    pub fn log(&self) -> Vec<Change> {
+        self.state().log.clone().unwrap_or_default()
+    }
+
+    /// The bytes as they are.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.state().bytes.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: Change) -> io::Result<()> {
+        let mut state = self.state();
+        let reach = match &change {
+            Change::Write(at, bytes) => at + bytes.len() as u64,
+            Change::Zero(range) => range.end,
+            Change::Len(len) => *len,
+            Change::Sync => 0,
+        };
+        if state.limit.is_some_and(|limit| reach > limit) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        apply(&mut state.bytes, &change);
+        if let Some(log) = &mut state.log {
+            log.push(change);
+        }
+        Ok(())
+    }
+}
+
+fn apply(bytes: &mut Vec<u8>, change: &Change) {
+    let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+    match change {
+        Change::Write(offset, new) => {
+            let end = at(*offset) + new.len();
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[at(*offset)..end].copy_from_slice(new);
+        }
+        Change::Zero(range) => {
+            if bytes.len() < at(range.end) {
+                bytes.resize(at(range.end), 0);
+            }
+            bytes[at(range.start)..at(range.end)].fill(0);
+        }
+        Change::Len(len) => bytes.resize(at(*len), 0),
+        Change::Sync => {}
+    }
+}
+
+/// What a crash after the first `steps` changes leaves of a file that began with `start`: all up to
+/// the last sync among them, and of what came later each sector for which `survives` answers true.
+pub fn after_crash(
+    start: &[u8],
+    log: &[Change],
+    steps: usize,
+    mut survives: impl FnMut() -> bool,
+) -> Vec<u8> {
+    let steps = &log[..steps.min(log.len())];
+    let last_sync = steps.iter().rposition(|c| matches!(c, Change::Sync));
+    let safe = last_sync.map_or(0, |at| at + 1);
+    let mut bytes = start.to_vec();
+    for change in &steps[..safe] {
+        apply(&mut bytes, change);
+    }
+    for change in &steps[safe..] {
+        match change {
+            Change::Write(offset, new) => {
+                for (at, sector) in new.chunks(SECTOR).enumerate() {
+                    if survives() {
+                        let offset = offset + (at * SECTOR) as u64;
+                        apply(&mut bytes, &Change::Write(offset, sector.to_vec()));
+                    }
+                }
+            }
+            other if survives() => apply(&mut bytes, other),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+impl Storage for MemoryFile {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        Ok(self.state().bytes.len() as u64)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let state = self.state();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let there = state
+            .bytes
+            .get(start..)
+            .and_then(|rest| rest.get(..buf.len()));
+        let there = there.ok_or(io::ErrorKind::UnexpectedEof)?;
+        buf.copy_from_slice(there);
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.change(Change::Write(offset, buf.to_vec()))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.change(Change::Sync)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Change::Len(len))
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        match self.len_bytes()? < range.end {
+            true => self.set_len(range.end),
+            false => Ok(()),
+        }
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.change(Change::Zero(range))
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.change(Change::Zero(range))
+    }
+
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len_bytes()?;
+        Ok((offset < len).then_some(offset..len))
+    }
+}
