@@ -13,6 +13,7 @@
 
 mod bitmap;
 mod chain;
+pub mod descriptor;
 mod disk;
 mod error;
 mod extent;
@@ -27,6 +28,6 @@ pub use chain::ChainDisk;
 pub use disk::{BitmapChange, Commit, Counters, Disk, Merge, NewTop};
 pub use error::DiskError;
 pub use extent::{Extent, ExtentKind};
-pub use format::expanded::ExpandedImage;
-pub use format::{Image, RawImage, Slot};
+pub use format::expanded::{ExpandedImage, Unclosed};
+pub use format::{Format, Image, OpenImage, PendingLog, RawImage, Slot};
 pub use storage::{Access, HostFile, Storage};

@@ -1,13 +1,98 @@
 //! The format layer: how one file holds the clusters of a disk, or those of one delta of it.
 
 pub mod expanded;
+mod pending;
 mod raw;
 
+pub use pending::PendingLog;
 pub use raw::RawImage;
 
+use std::sync::Arc;
+
+use self::expanded::{ExpandedImage, Unclosed};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
-use crate::storage::Access;
+use crate::storage::{Access, Storage};
+
+/// How the bytes of a file are arranged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The file's bytes are the disk's.
+    Raw,
+    /// ploop's own.
+    Expanded,
+}
+
+impl Format {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Expanded => "expanded",
+        }
+    }
+
+    /// Looks at a file's first bytes: what begins like no other format is raw.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn detect(storage: &dyn Storage) -> Result<Format, DiskError> {
+        let failed = |error| DiskError::io(storage.name(), "read", 0, error);
+        let mut magic = [0; 16];
+        if storage.len_bytes().map_err(failed)? < 16 {
+            return Ok(Format::Raw);
+        }
+        storage.read_at(&mut magic, 0).map_err(failed)?;
+        Ok(match &magic {
+            b"WithoutFreeSpace" | b"WithouFreSpacExt" => Format::Expanded,
+            _ => Format::Raw,
+        })
+    }
+}
+
+/// How an image of any format is opened.
+#[derive(Clone)]
+pub struct OpenImage {
+    /// For reading, or also for writing.
+    pub access: Access,
+    /// What becomes of one that was not closed.
+    pub unclosed: Unclosed,
+    /// The unit that a raw image is handled in.
+    pub raw_cluster_bytes: u32,
+    /// Where changes of tables are kept that are not in the file yet.
+    pub pending: Option<Arc<dyn PendingLog>>,
+}
+
+impl OpenImage {
+    /// Opens a closed image.
+    pub fn plain(access: Access) -> OpenImage {
+        OpenImage {
+            access,
+            unclosed: Unclosed::Refuse,
+            raw_cluster_bytes: expanded::DEFAULT_CLUSTER,
+            pending: None,
+        }
+    }
+}
+
+/// Opens a file as an image of a format.
+///
+/// # Errors
+/// It is none, breaks the format's rules, was not closed, or the host refused.
+pub fn open(
+    storage: Box<dyn Storage>,
+    format: Format,
+    how: &OpenImage,
+) -> Result<Arc<dyn Image>, DiskError> {
+    Ok(match format {
+        Format::Raw => Arc::new(RawImage::open(storage, how.access, how.raw_cluster_bytes)?),
+        Format::Expanded => {
+            let pending = how.pending.clone();
+            let image = ExpandedImage::open_logged(storage, how.access, how.unclosed, pending)?;
+            Arc::new(image)
+        }
+    })
+}
 
 /// What an image knows of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +120,10 @@ pub trait Image: Send + Sync {
     fn name(&self) -> &str;
     /// The format's name: `expanded`, `raw`, `qcow2`.
     fn format(&self) -> &'static str;
+    /// What opening it found worth telling, in whole clauses.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether it may be changed.
     fn access(&self) -> Access;
     /// Size of the disk that it was made for, in bytes.

@@ -66,7 +66,29 @@ impl ExpandedImage {
         Ok(())
     }
 
+    /// Takes over what a former process had changed and not written: it is written by the next
+    /// flush, and places that it had given up are free after that.
+    pub(super) fn adopt(&self, old_bat: &[u32], changes: &[(u32, u32)]) {
+        let mut space = lock(&self.space);
+        for (cluster, _) in changes {
+            space.touch(*cluster);
+            let at = usize::try_from(*cluster).unwrap_or(usize::MAX);
+            let old = old_bat.get(at).copied().unwrap_or(0);
+            if old != 0 && space.used.set(old) {
+                space.freed.push(old);
+            }
+        }
+        space.end = space.end.max(space.used.end());
+    }
+
+    fn note_change(&self, cluster: u32, value: u32) {
+        if let Some(log) = &self.pending_log {
+            log.record(cluster, value);
+        }
+    }
+
     fn put_entry(&self, cluster: u32, value: u32) -> u32 {
+        self.note_change(cluster, value);
         let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
         let index = usize::try_from(cluster).unwrap_or(usize::MAX);
         bat.get(index)
@@ -127,12 +149,15 @@ impl ExpandedImage {
             return Ok(());
         }
         let covers = self.tickets.load(Ordering::Acquire);
-        let (blocks, touched, freed) = self.pending();
+        let (blocks, touched, freed, position) = self.pending();
         if let Err(error) = self.write_down(&blocks) {
             let mut space = lock(&self.space);
             space.touched.extend(touched);
             space.freed.extend(freed);
             return Err(error);
+        }
+        if let Some(log) = &self.pending_log {
+            log.forget(position);
         }
         for index in freed {
             let at = u64::from(index) * u64::from(self.cluster);
@@ -149,14 +174,15 @@ impl ExpandedImage {
     /// written before.
     #[expect(
         clippy::type_complexity,
-        reason = "three lists that belong together for one step"
+        reason = "four things that belong together for one step"
     )]
-    fn pending(&self) -> (Vec<(u64, Vec<u8>)>, Vec<u64>, Vec<u32>) {
+    fn pending(&self) -> (Vec<(u64, Vec<u8>)>, Vec<u64>, Vec<u32>, u64) {
         let mut space = lock(&self.space);
         let touched: Vec<u64> = std::mem::take(&mut space.touched).into_iter().collect();
         let freed = std::mem::take(&mut space.freed);
         let blocks = touched.iter().map(|block| self.encode_block(*block));
-        (blocks.collect(), touched, freed)
+        let position = self.pending_log.as_ref().map_or(0, |log| log.position());
+        (blocks.collect(), touched, freed, position)
     }
 
     fn encode_block(&self, block: u64) -> (u64, Vec<u8>) {

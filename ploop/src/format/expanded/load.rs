@@ -86,6 +86,22 @@ fn words(storage: &dyn Storage, offset: u64, count: u32) -> Result<Vec<u32>, Dis
 }
 
 impl Loaded {
+    /// Makes changes that never reached the file, and surveys anew; gives the file's BAT.
+    pub fn apply(&mut self, changes: &[(u32, u32)]) -> Option<Vec<u32>> {
+        if changes.is_empty() {
+            return None;
+        }
+        let old = self.bat.clone();
+        for (cluster, entry) in changes {
+            let at = usize::try_from(*cluster).unwrap_or(usize::MAX);
+            if let Some(slot) = self.bat.get_mut(at) {
+                *slot = *entry;
+            }
+        }
+        self.survey = survey(&self.header, &self.bat, &[], self.file_bytes);
+        Some(old)
+    }
+
     /// The findings that stand in the way of opening it, as one error.
     pub fn refuse(
         &self,

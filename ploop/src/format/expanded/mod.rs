@@ -22,7 +22,7 @@ mod tests;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use create::{Preallocation, create};
 pub use extension::{ExtensionError, StoredBitmap, parse as parse_extension};
@@ -33,7 +33,7 @@ pub use survey::{Finding, Severity};
 use self::header::FLAG_EMPTY;
 use self::load::{Loaded, load};
 use self::space::Space;
-use super::{Image, Slot};
+use super::{Image, PendingLog, Slot};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
 use crate::storage::{Access, Storage};
@@ -63,6 +63,7 @@ pub struct ExpandedImage {
     flushed: Mutex<u64>,
     tickets: AtomicU64,
     bitmap: Mutex<Option<DirtyBitmap>>,
+    pending_log: Option<Arc<dyn PendingLog>>,
     notes: Vec<String>,
 }
 
@@ -77,8 +78,27 @@ impl ExpandedImage {
         access: Access,
         unclosed: Unclosed,
     ) -> Result<ExpandedImage, DiskError> {
-        let loaded = load(storage.as_ref())?;
+        ExpandedImage::open_logged(storage, access, unclosed, None)
+    }
+
+    /// Like [`open`](ExpandedImage::open), with a log of changed entries. Changes that a former
+    /// process left in it are made first, as if they had just been.
+    ///
+    /// # Errors
+    /// As `open`; also when the log's changes break the rules.
+    pub fn open_logged(
+        storage: Box<dyn Storage>,
+        access: Access,
+        unclosed: Unclosed,
+        pending_log: Option<Arc<dyn PendingLog>>,
+    ) -> Result<ExpandedImage, DiskError> {
+        let mut loaded = load(storage.as_ref())?;
         let name = storage.name();
+        let changes = match (&pending_log, access) {
+            (Some(log), Access::ReadWrite) => log.entries(),
+            _ => Vec::new(),
+        };
+        let old_bat = loaded.apply(&changes);
         match access {
             Access::ReadOnly => loaded.refuse(name, blocks_reading)?,
             Access::ReadWrite => {
@@ -98,7 +118,11 @@ impl ExpandedImage {
             Access::ReadOnly => None,
             Access::ReadWrite => loaded.bitmap(storage.as_ref())?,
         };
-        let image = ExpandedImage::assemble(storage, loaded, bitmap);
+        let mut image = ExpandedImage::assemble(storage, loaded, bitmap);
+        image.pending_log = pending_log;
+        if let Some(old_bat) = old_bat {
+            image.adopt(&old_bat, &changes);
+        }
         if access == Access::ReadWrite {
             image.begin_writing()?;
         }
@@ -135,14 +159,10 @@ impl ExpandedImage {
             flushed: Mutex::new(0),
             tickets: AtomicU64::new(0),
             bitmap: Mutex::new(bitmap),
+            pending_log: None,
             notes,
             storage,
         }
-    }
-
-    /// What opening found worth telling, in whole clauses.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// How its BAT counts.
@@ -228,6 +248,10 @@ impl Image for ExpandedImage {
 
     fn format(&self) -> &'static str {
         "expanded"
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
     }
 
     fn access(&self) -> Access {
