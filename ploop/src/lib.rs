@@ -9,7 +9,9 @@
 //! | io | [`Storage`] | [`HostFile`]: a file of the host |
 //!
 //! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.
-#![forbid(unsafe_code)]
+//!
+//! Beside them: [`tracker`] knows what was written.
+#![deny(unsafe_code)]
 
 mod bitmap;
 mod chain;
@@ -22,6 +24,7 @@ pub mod format;
 pub mod recorder;
 mod storage;
 mod sys;
+pub mod tracker;
 
 pub use bitmap::{Bitmap, DirtyBitmap};
 pub use chain::ChainDisk;
@@ -30,4 +33,4 @@ pub use error::DiskError;
 pub use extent::{Extent, ExtentKind};
 pub use format::expanded::{ExpandedImage, Unclosed};
 pub use format::{Format, Image, OpenImage, PendingLog, RawImage, Slot};
-pub use storage::{Access, HostFile, Storage};
+pub use storage::{Access, DirectFile, HostFile, Storage};

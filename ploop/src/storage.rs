@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::sys;
@@ -217,5 +217,100 @@ impl Storage for HostFile {
     fn release(&self) {
         // It can't fail on a file that is open, and closing would do it too.
         let _ = self.file.unlock();
+    }
+}
+
+/// A file of the host whose data goes past the page cache, and whose tables go through it.
+///
+/// What is aligned to a sector in memory, in the file and in length is data; what is not goes through
+/// the cache, as does everything where the host's file system has no direct I/O. The kernel keeps the
+/// two views of the file in step.
+#[derive(Debug)]
+pub struct DirectFile {
+    cached: HostFile,
+    direct: Option<File>,
+}
+
+/// What direct I/O has to be aligned to, on every device with sectors of 512 bytes.
+const DIRECT_ALIGNMENT: u64 = 512;
+
+impl DirectFile {
+    /// Opens a file a second time, for its data.
+    pub fn of(cached: HostFile, access: Access) -> DirectFile {
+        let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap_or(0);
+        let writes = access == Access::ReadWrite;
+        let direct = OpenOptions::new()
+            .read(true)
+            .write(writes)
+            .custom_flags(flags)
+            .open(cached.path())
+            .ok()
+            .filter(takes_sectors);
+        DirectFile { cached, direct }
+    }
+
+    fn direct(&self, bytes: &[u8], offset: u64) -> Option<&File> {
+        let address = bytes.as_ptr().addr() as u64;
+        let all = address | offset | bytes.len() as u64;
+        let is_aligned = all.is_multiple_of(DIRECT_ALIGNMENT) && !bytes.is_empty();
+        self.direct.as_ref().filter(|_| is_aligned)
+    }
+}
+
+/// Whether the file system wants no coarser alignment than a sector's.
+fn takes_sectors(file: &File) -> bool {
+    use rustix::fs::{AtFlags, StatxFlags};
+    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    stat.is_ok_and(|stat| {
+        let fits = |align: u32| align != 0 && u64::from(align) <= DIRECT_ALIGNMENT;
+        fits(stat.stx_dio_mem_align) && fits(stat.stx_dio_offset_align)
+    })
+}
+
+impl Storage for DirectFile {
+    fn name(&self) -> &str {
+        self.cached.name()
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.cached.len_bytes()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.direct(buf, offset) {
+            Some(direct) => direct.read_exact_at(buf, offset),
+            None => self.cached.read_at(buf, offset),
+        }
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        match self.direct(buf, offset) {
+            Some(direct) => direct.write_all_at(buf, offset),
+            None => self.cached.write_at(buf, offset),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.cached.sync()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.cached.set_len(len)
+    }
+
+    fn allocate(&self, range: Range<u64>) -> io::Result<()> {
+        self.cached.allocate(range)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<()> {
+        self.cached.zero(range)
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<()> {
+        self.cached.punch(range)
+    }
+
+    fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.cached.data_after(offset)
     }
 }
