@@ -16,10 +16,12 @@
 mod bitmap;
 mod chain;
 pub mod descriptor;
+pub mod device;
 mod disk;
 mod error;
 mod extent;
 pub mod format;
+pub mod kernel;
 #[doc(hidden)]
 pub mod recorder;
 mod storage;
