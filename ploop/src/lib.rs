@@ -10,7 +10,8 @@
 //!
 //! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.
 //!
-//! Beside them: [`tracker`] knows what was written.
+//! Around them: [`server`] keeps a disk's device alive, [`tracker`] knows what was written,
+//! [`guest`] handles the file system on it.
 #![deny(unsafe_code)]
 
 mod bitmap;
@@ -21,9 +22,11 @@ mod disk;
 mod error;
 mod extent;
 pub mod format;
+pub mod guest;
 pub mod kernel;
 #[doc(hidden)]
 pub mod recorder;
+pub mod server;
 mod storage;
 mod sys;
 pub mod tracker;

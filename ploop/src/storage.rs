@@ -310,6 +310,14 @@ impl Storage for DirectFile {
         self.cached.punch(range)
     }
 
+    fn claim(&self) -> io::Result<()> {
+        self.cached.claim()
+    }
+
+    fn release(&self) {
+        self.cached.release();
+    }
+
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         self.cached.data_after(offset)
     }

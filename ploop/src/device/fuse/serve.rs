@@ -7,9 +7,6 @@
 //! ```text
 //! | 4096 - 80 bytes unused | header 40 | arguments 40 | data: 1 MiB, page-aligned |
 //! ```
-//!
-//! Splicing was measured against this and lost: a page that is spliced ends in the page cache, which
-//! direct I/O is there to avoid.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,0 +1,113 @@
+//! What a supervisor and its workers are told.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::registry;
+
+/// Threads of a worker unless told otherwise.
+pub const THREADS: usize = 8;
+
+/// Which disk is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// A descriptor: its top, or one of its snapshots.
+    Descriptor {
+        /// The DiskDescriptor.xml.
+        path: PathBuf,
+        /// Snapshot to be shown, read-only; None is the top.
+        snapshot: Option<String>,
+    },
+    /// A single file whose bytes are the disk's.
+    Raw {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of a cluster.
+        cluster_bytes: u32,
+    },
+}
+
+impl Source {
+    /// The file that names the disk.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Source::Descriptor { path, .. } | Source::Raw { path, .. } => path,
+        }
+    }
+
+    /// The snapshot shown, or None for the disk itself.
+    pub fn snapshot(&self) -> Option<&str> {
+        match self {
+            Source::Descriptor { snapshot, .. } => snapshot.as_deref(),
+            Source::Raw { .. } => None,
+        }
+    }
+}
+
+/// Where the file system of the disk is to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountConfig {
+    /// The directory.
+    pub target: PathBuf,
+    /// The file system's type; None looks at the disk.
+    pub fs_type: Option<String>,
+    /// Options as in fstab, passed on to the file system.
+    pub options: String,
+    /// Check the file system first.
+    pub check: bool,
+}
+
+/// Everything a supervisor is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeConfig {
+    /// The disk.
+    pub source: Source,
+    /// No writes.
+    pub read_only: bool,
+    /// Threads that answer requests.
+    pub threads: usize,
+    /// Past the page cache of the image's files.
+    pub direct_io: bool,
+    /// Directory of sockets and records.
+    pub run_dir: PathBuf,
+    /// The file system to mount; None leaves a bare device.
+    pub mount: Option<MountConfig>,
+    /// Only serve the control and NBD sockets, with no device of the kernel's.
+    pub without_device: bool,
+}
+
+/// What a worker is told besides: numbers of the descriptors that it inherits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerConfig {
+    /// What the supervisor was told.
+    pub serve: ServeConfig,
+    /// The FUSE channel.
+    pub channel: Option<i32>,
+    /// The listening control socket.
+    pub control: i32,
+    /// The state that outlives a worker.
+    pub state: i32,
+    /// Told when requests are answered, or why not.
+    pub ready: i32,
+    /// Whether the kernel hands out unanswered requests again.
+    pub resends: bool,
+    /// Not the first worker of this disk.
+    pub restarted: bool,
+}
+
+/// What the launcher is told when the disk is there, or why it is not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Launched {
+    /// It is.
+    Ready(registry::Record),
+    /// It is not: a message, and the exit status that goes with it.
+    Failed {
+        /// Chain of causes.
+        message: String,
+        /// Exit status of the command.
+        code: u8,
+    },
+}

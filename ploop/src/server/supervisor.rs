@@ -1,0 +1,377 @@
+//! The supervisor of one disk.
+//!
+//! Everything that may wait for the disk (opening its file, mounting, unmounting) happens in a thread
+//! of its own: the worker that would answer may have died meanwhile, and the main thread starts the next.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::config::{Launched, ServeConfig, WorkerConfig};
+use super::registry::{Held, Place, Record};
+use super::setup::{SetUp, SetUpError, set_up};
+use super::state::State;
+use super::{Registry, chain_of, mounting};
+use crate::device::fuse::Connection;
+use crate::kernel;
+
+/// A worker that lived as long did not die of its start.
+const LIVED: Duration = Duration::from_secs(1);
+/// Longest pause before the next try.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two tries to unmount a busy file system.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What can happen.
+enum Event {
+    /// A worker ended, after that time.
+    Ended(ExitStatus, Duration),
+    /// The device is there, or not.
+    SetUp(Box<Result<SetUp, SetUpError>>),
+    /// Somebody wants the disk down.
+    Terminate,
+}
+
+/// What all workers inherit.
+struct Shared {
+    config: ServeConfig,
+    prefix: Vec<String>,
+    channel: Option<OwnedFd>,
+    resends: bool,
+    control: UnixListener,
+    state: File,
+    held: Held,
+}
+
+/// Runs as the supervisor until the disk is released. `prefix` are the words that make this program
+/// a server.
+///
+/// # Errors
+/// The launcher has been told why there is no disk; the text says it once more.
+pub fn run(prefix: &[String]) -> Result<(), String> {
+    let mut text = String::new();
+    io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| error.to_string())?;
+    let config: ServeConfig = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    kernel::close_from(3).map_err(|error| error.to_string())?;
+    if kernel::fork_off().map_err(|error| error.to_string())? {
+        return Ok(());
+    }
+    let registry = Registry::at(&config.run_dir);
+    let begun = begin(config, prefix, &registry);
+    match begun {
+        Ok((supervisor, place)) => supervisor.supervise(&place),
+        Err(message) => {
+            tell(io::stdout(), &failed(&message, 2));
+            Err(message)
+        }
+    }
+}
+
+fn failed(message: &str, code: u8) -> Launched {
+    Launched::Failed {
+        message: message.to_owned(),
+        code,
+    }
+}
+
+fn tell(mut launcher: impl Write, launched: &Launched) {
+    // A launcher that has left does not want to know.
+    let text = serde_json::to_string(launched).unwrap_or_default();
+    let _ = launcher.write_all(text.as_bytes());
+}
+
+struct Supervisor {
+    shared: Shared,
+    launcher: Option<File>,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    worker: u32,
+    mount: Option<OwnedFd>,
+    /// The device, held where nothing is mounted from it.
+    device: Option<SetUp>,
+    failure: Option<SetUpError>,
+    /// Somebody wants the disk down.
+    is_over: bool,
+    failures: u32,
+}
+
+fn begin(
+    config: ServeConfig,
+    prefix: &[String],
+    registry: &Registry,
+) -> Result<(Supervisor, Place), String> {
+    let place = registry
+        .place(&config.source)
+        .map_err(|error| format!("{}: {error}", config.source.path().display()))?;
+    let held = place.hold().map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            format!("{} is mounted already", config.source.path().display())
+        }
+        _ => format!("{}: {error}", registry.dir().display()),
+    })?;
+    let launcher = step_aside(&place).map_err(|error| format!("log: {error}"))?;
+    let signals = kernel::signals_as_fd().map_err(|error| error.to_string())?;
+    let connection = match config.without_device {
+        true => None,
+        false => Some(Connection::establish().map_err(|error| format!("/dev/fuse: {error}"))?),
+    };
+    // A name left by a server that was killed together with its supervisor.
+    let _ = std::fs::remove_file(&place.control);
+    let control = UnixListener::bind(&place.control)
+        .map_err(|error| format!("{}: {error}", place.control.display()))?;
+    let state = State::create().map_err(|error| error.to_string())?;
+    let resends = connection.as_ref().is_some_and(|it| it.agreement.resends);
+    let (channel_fd, mount) = match connection {
+        Some(connection) => (Some(connection.channel), Some(connection.mount)),
+        None => (None, None),
+    };
+    let (sender, events) = channel();
+    watch_signals(signals, sender.clone());
+    let supervisor = Supervisor {
+        shared: Shared {
+            config,
+            prefix: prefix.to_vec(),
+            channel: channel_fd,
+            resends,
+            control,
+            state,
+            held,
+        },
+        launcher: Some(launcher),
+        events,
+        sender,
+        worker: 0,
+        mount,
+        device: None,
+        failure: None,
+        is_over: false,
+        failures: 0,
+    };
+    Ok((supervisor, place))
+}
+
+/// Leaves the launcher's terminal and directory; gives back the launcher's ear.
+fn step_aside(place: &Place) -> io::Result<File> {
+    let launcher = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let null = File::open("/dev/null")?;
+    let log = File::options().create(true).append(true).open(&place.log)?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&log)?;
+    rustix::stdio::dup2_stderr(&log)?;
+    std::env::set_current_dir("/")?;
+    Ok(launcher.into())
+}
+
+fn watch_signals(mut signals: File, sender: Sender<Event>) {
+    std::thread::spawn(move || {
+        let mut info = [0; 128];
+        while signals.read_exact(&mut info).is_ok() && sender.send(Event::Terminate).is_ok() {}
+    });
+}
+
+impl Supervisor {
+    fn supervise(mut self, place: &Place) -> Result<(), String> {
+        let first = self.start_first();
+        if let Err(message) = first {
+            place.remove();
+            self.report(&failed(&message, 11));
+            return Err(message);
+        }
+        self.start_set_up();
+        let outcome = loop {
+            match self.events.recv() {
+                Ok(Event::Ended(status, _)) if status.success() => break Ok(()),
+                Ok(Event::Ended(status, lived)) => self.start_again(status, lived),
+                Ok(Event::SetUp(result)) => self.is_set_up(*result, place),
+                Ok(Event::Terminate) => self.terminate(),
+                Err(_) => break Err("no thread is left".to_owned()),
+            }
+        };
+        place.remove();
+        if let Some(failure) = self.failure.take() {
+            self.report(&failed(&chain_of(&failure), failure.exit_code()));
+        }
+        outcome
+    }
+
+    fn report(&mut self, launched: &Launched) {
+        if let Some(launcher) = self.launcher.take() {
+            tell(launcher, launched);
+        }
+    }
+
+    /// Starts the first worker, whose failure is the launcher's business.
+    fn start_first(&mut self) -> Result<(), String> {
+        let (mut ready, theirs) = io::pipe().map_err(|error| error.to_string())?;
+        self.spawn(&theirs, false)
+            .map_err(|error| format!("the server can't be started: {error}"))?;
+        drop(theirs);
+        let mut answer = String::new();
+        ready
+            .read_to_string(&mut answer)
+            .map_err(|error| error.to_string())?;
+        match answer.as_str() {
+            "ready" => Ok(()),
+            "" => Err("the server ended at its start; see its log".to_owned()),
+            message => Err(message.to_owned()),
+        }
+    }
+
+    fn spawn(&mut self, ready: &io::PipeWriter, restarted: bool) -> io::Result<()> {
+        let shared = &self.shared;
+        let config = WorkerConfig {
+            serve: shared.config.clone(),
+            channel: shared.channel.as_ref().map(AsRawFd::as_raw_fd),
+            control: shared.control.as_raw_fd(),
+            state: shared.state.as_raw_fd(),
+            ready: ready.as_raw_fd(),
+            resends: shared.resends,
+            restarted,
+        };
+        let child = shared.inherited(ready, |_| {
+            let mut command = Command::new("/proc/self/exe");
+            command.arg0("firn").args(&shared.prefix).arg("worker");
+            command.arg(serde_json::to_string(&config).map_err(io::Error::other)?);
+            command.stdin(Stdio::null()).spawn()
+        })?;
+        self.worker = child.id();
+        wait_for(child, self.sender.clone());
+        Ok(())
+    }
+
+    fn start_again(&mut self, status: ExitStatus, lived: Duration) {
+        self.failures = match lived > LIVED {
+            true => 0,
+            false => self.failures.saturating_add(1),
+        };
+        eprintln!("the server ended ({status}); starting it again");
+        let pause = Duration::from_millis(5) * (1 << self.failures.min(10));
+        if self.failures > 0 {
+            std::thread::sleep(pause.min(LONGEST_PAUSE));
+        }
+        let spawned = io::pipe().and_then(|(_, theirs)| self.spawn(&theirs, true));
+        if let Err(error) = spawned {
+            eprintln!("the server can't be started: {error}");
+            let sender = self.sender.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(LONGEST_PAUSE);
+                // Counts as a worker that died at its start.
+                let _ = sender.send(Event::Ended(failed_status(), Duration::ZERO));
+            });
+        }
+    }
+
+    fn start_set_up(&mut self) {
+        let config = self.shared.config.clone();
+        let mount = self.mount.take();
+        let sender = self.sender.clone();
+        std::thread::spawn(move || {
+            let result = set_up(&config, mount);
+            let _ = sender.send(Event::SetUp(Box::new(result)));
+        });
+    }
+
+    fn is_set_up(&mut self, result: Result<SetUp, SetUpError>, place: &Place) {
+        let set_up = match result {
+            Ok(set_up) => set_up,
+            Err(error) => {
+                // Nothing is open any more: the worker will end, and then the launcher hears of it.
+                self.failure = Some(error);
+                self.end_worker_without_device();
+                return;
+            }
+        };
+        let record = Record {
+            source: self.shared.config.source.clone(),
+            read_only: self.shared.config.read_only,
+            supervisor: rustix::process::getpid().as_raw_nonzero().get(),
+            device: set_up.device_path(),
+            via: set_up.via().to_owned(),
+            mountpoint: set_up.mountpoint.clone(),
+            fs_type: set_up.fs_type.clone(),
+            partition_offset: set_up.partition_offset,
+            control: place.control.clone(),
+        };
+        if let Err(error) = place.write(&record) {
+            eprintln!("{}: {error}", place.record.display());
+        }
+        self.device = Some(set_up);
+        self.report(&Launched::Ready(record));
+        if self.is_over {
+            self.terminate();
+        }
+    }
+
+    /// Takes the mount down and lets go of the device; the worker ends when its last user has.
+    fn terminate(&mut self) {
+        self.is_over = true;
+        let Some(mut device) = self.device.take() else {
+            return;
+        };
+        self.end_worker_without_device();
+        std::thread::spawn(move || {
+            let path = device.device_path();
+            if let (Some(path), Some(target)) = (path, device.mountpoint.take()) {
+                while mounting::is_mounted_at(&path, &target) && mounting::unmount(&target).is_err()
+                {
+                    std::thread::sleep(BUSY_PAUSE);
+                }
+            }
+            drop(device);
+        });
+    }
+
+    fn end_worker_without_device(&self) {
+        let pid = i32::try_from(self.worker)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        if let (true, Some(pid)) = (self.shared.channel.is_none(), pid) {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+        }
+    }
+}
+
+impl Shared {
+    /// Runs a spawn during which the shared descriptors are inherited.
+    fn inherited<T>(
+        &self,
+        ready: &io::PipeWriter,
+        spawn: impl FnOnce(&Shared) -> io::Result<T>,
+    ) -> io::Result<T> {
+        // The lock goes along, so that the disk counts as served while a worker lives.
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        fds.extend(self.channel.as_ref().map(AsFd::as_fd));
+        fds.extend([self.control.as_fd(), self.state.as_fd()]);
+        fds.extend([self.held.as_fd(), ready.as_fd()]);
+        for fd in &fds {
+            kernel::keep_over_exec(fd)?;
+        }
+        let spawned = spawn(self);
+        for fd in &fds {
+            kernel::close_on_exec(fd)?;
+        }
+        spawned
+    }
+}
+
+fn wait_for(mut child: Child, sender: Sender<Event>) {
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        if let Ok(status) = child.wait() {
+            let _ = sender.send(Event::Ended(status, begun.elapsed()));
+        }
+    });
+}
+
+fn failed_status() -> ExitStatus {
+    use std::os::unix::process::ExitStatusExt;
+    ExitStatus::from_raw(1 << 8)
+}
