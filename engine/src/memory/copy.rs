@@ -1,19 +1,18 @@
 //! Copying pages of a frozen task, or of a shared memory object, into a pages file.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
-use firn_sys::window::{FileAccess, FileWindow, Window, is_on_tmpfs};
+use firn_sys::window::Window;
 use firn_sys::{Errno, Pid};
 
 use super::address_space::PageStats;
 use super::error::MemoryDumpError;
 use super::pages::{ReadWay, Run};
-use super::range::{AddressRange, HUGE_PAGE_SIZE};
+use super::range::AddressRange;
 use crate::cancel::CancelFlag;
 
 /// Bytes that one worker reads and then writes: small enough to stay in a core's cache. Batches end at
@@ -183,14 +182,13 @@ struct Job<'a> {
     pages_id: u32,
     page_copy: &'a PageCopy<'a>,
     next: AtomicUsize,
-    /// Whether huge pages of the pages file are worth a try.
-    use_huge_pages: AtomicBool,
 }
 
 /// Copies all batches; big jobs with several workers.
 ///
-/// On a tmpfs a worker makes huge pages in the pages file and reads straight into them. Elsewhere it
-/// reads a batch and writes it at its place: while one holds the lock of the file, the others read.
+/// A worker reads a batch and writes it at its place: while one holds the lock of the file, the other
+/// reads. On a tmpfs, reading straight into a mapping of the file saves a copy but costs a fault for
+/// each page, and huge pages made by MADV_COLLAPSE wait for every processor: both were slower.
 fn copy_batches(
     source: &Source<'_>,
     batches: &[Batch],
@@ -211,12 +209,7 @@ fn copy_batches(
         pages_id,
         page_copy,
         next: AtomicUsize::new(0),
-        use_huge_pages: AtomicBool::new(is_large && is_on_tmpfs(pages)),
     };
-    if job.use_huge_pages.load(Ordering::Relaxed) {
-        let sized = pages.set_len(total);
-        sized.map_err(|error| job.write_error(error.into()))?;
-    }
     let failure = Mutex::new(None);
     let work = || {
         if let Err(error) = job.work() {
@@ -254,71 +247,17 @@ impl Job<'_> {
     }
 
     fn work_with(&self, buffer: &mut Option<Window>) -> Result<(), MemoryDumpError> {
-        let mut huge = None;
         while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            if self.page_copy.cancel.is_cancelled() {
-                return Err(MemoryDumpError::Cancelled);
-            }
-            let start = unit[0].offset;
-            let in_place = self.make_huge_pages(unit, &mut huge)?;
             for batch in *unit {
-                let end = batch.offset - start + to_u64(batch.len);
-                match &huge {
-                    Some(huge) if end <= in_place => {
-                        let (window, base) = huge.window();
-                        let at = usize::try_from(batch.offset - start).expect("inside a unit");
-                        self.source.read(batch, window, base + at)?;
-                    }
-                    _ => self.copy_through(batch, buffer)?,
+                if self.page_copy.cancel.is_cancelled() {
+                    return Err(MemoryDumpError::Cancelled);
                 }
+                self.copy_through(batch, buffer)?;
                 let copied = &self.page_copy.copied;
                 copied.fetch_add(to_u64(batch.len), Ordering::Relaxed);
             }
         }
         Ok(())
-    }
-
-    /// Makes huge pages of as much of a unit as it fills, and maps them; returns how many bytes.
-    fn make_huge_pages(
-        &self,
-        unit: &[Batch],
-        huge: &mut Option<FileWindow>,
-    ) -> Result<u64, MemoryDumpError> {
-        let start = unit[0].offset;
-        let last = &unit[unit.len() - 1];
-        let len = last.offset + to_u64(last.len) - start;
-        let whole = len - len % HUGE_PAGE_SIZE;
-        if whole == 0
-            || !start.is_multiple_of(HUGE_PAGE_SIZE)
-            || !self.use_huge_pages.load(Ordering::Relaxed)
-        {
-            return Ok(0);
-        }
-        let failed = |error| self.write_error(error);
-        // Holes do not become huge pages; and a full file system says so here, in a call.
-        for at in (start..start + whole).step_by(usize::try_from(HUGE_PAGE_SIZE).expect("small")) {
-            let touched = self.pages.write_all_at(&[0], at);
-            touched.map_err(|error| failed(error.into()))?;
-        }
-        let window = match huge {
-            Some(window) => window,
-            None => {
-                let max = usize::try_from(UNIT_BYTES).expect("small");
-                huge.insert(FileWindow::reserve(max).map_err(failed)?)
-            }
-        };
-        let bytes = usize::try_from(whole).expect("inside a unit");
-        window
-            .map(self.pages, start, bytes, FileAccess::ReadWrite)
-            .map_err(failed)?;
-        match window.collapse(bytes) {
-            Ok(()) => Ok(whole),
-            Err(error) => {
-                tracing::debug!("no huge pages for the pages file: {error}");
-                self.use_huge_pages.store(false, Ordering::Relaxed);
-                Ok(0)
-            }
-        }
     }
 
     /// Copies a batch through a buffer.
@@ -332,7 +271,7 @@ impl Job<'_> {
             Some(window) => window,
             None => buffer.insert(Window::anonymous(BATCH_BYTES).map_err(failed)?),
         };
-        self.source.read(batch, window, 0)?;
+        self.source.read(batch, window)?;
         let mut done = 0;
         while done < batch.len {
             let at = batch.offset + to_u64(done);
@@ -348,23 +287,21 @@ impl Job<'_> {
 }
 
 impl Source<'_> {
-    /// Reads the pages of a batch into the window, from `at` on.
-    fn read(&self, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
+    /// Reads the pages of a batch to the start of the window.
+    fn read(&self, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
         match self {
-            Source::Task { pid } if batch.way == ReadWay::Proc => {
-                read_proc(*pid, batch, window, at)
-            }
-            Source::Task { pid } => read_task(*pid, batch, window, at),
-            Source::File { file, name } => read_file(file, name, batch, window, at),
+            Source::Task { pid } if batch.way == ReadWay::Proc => read_proc(*pid, batch, window),
+            Source::Task { pid } => read_task(*pid, batch, window),
+            Source::File { file, name } => read_file(file, name, batch, window),
         }
     }
 }
 
-fn read_task(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
-    match window.read_process(pid, &batch.ranges, at) {
+fn read_task(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
+    match window.read_process(pid, &batch.ranges, 0) {
         Ok(read) if read == batch.len => Ok(()),
         // Something in the middle is not readable this way: the slow way reads it or names it.
-        Ok(_) | Err(Errno::EFAULT) => read_proc(pid, batch, window, at),
+        Ok(_) | Err(Errno::EFAULT) => read_proc(pid, batch, window),
         Err(source) => {
             let range = batch
                 .ranges
@@ -376,13 +313,13 @@ fn read_task(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), 
 }
 
 /// Reads memory whatever its protection, and leaves it shared.
-fn read_proc(pid: Pid, batch: &Batch, window: &Window, at: usize) -> Result<(), MemoryDumpError> {
+fn read_proc(pid: Pid, batch: &Batch, window: &Window) -> Result<(), MemoryDumpError> {
     let mem = File::open(format!("/proc/{pid}/mem")).map_err(|source| MemoryDumpError::Read {
         pid,
         what: "mem",
         source: source.into(),
     })?;
-    read_each(batch, (window, at), &mem, AtEnd::Gone, |range, source| {
+    read_each(batch, window, &mem, AtEnd::Gone, |range, source| {
         MemoryDumpError::Pages { pid, range, source }
     })
 }
@@ -392,9 +329,8 @@ fn read_file(
     name: &str,
     batch: &Batch,
     window: &Window,
-    at: usize,
 ) -> Result<(), MemoryDumpError> {
-    read_each(batch, (window, at), file, AtEnd::Zeros, |_, source| {
+    read_each(batch, window, file, AtEnd::Zeros, |_, source| {
         MemoryDumpError::Shared {
             name: name.to_owned(),
             source,
@@ -413,11 +349,12 @@ enum AtEnd {
 
 fn read_each(
     batch: &Batch,
-    (window, mut at): (&Window, usize),
+    window: &Window,
     file: &File,
     at_end: AtEnd,
     failed: impl Fn(AddressRange, Errno) -> MemoryDumpError,
 ) -> Result<(), MemoryDumpError> {
+    let mut at = 0;
     for range in &batch.ranges {
         let mut done = 0;
         while done < range.len {
@@ -448,6 +385,8 @@ fn to_u64(len: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use firn_sys::memfd;
     use proptest::prelude::*;

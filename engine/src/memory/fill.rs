@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::PagesFile;
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
-use firn_sys::window::{FileAccess, FileWindow, Window, is_on_tmpfs};
+use firn_sys::window::{FileWindow, Window, is_on_tmpfs};
 use firn_sys::{Errno, Pid};
 
 use super::image::MemoryImage;
@@ -222,9 +222,7 @@ fn fill_from_mapping(
         None => mapped.insert(FileWindow::reserve(UNIT_LEN).map_err(failed)?),
     };
     let file = first.pages_file().file();
-    window
-        .map(file, start, len, FileAccess::Read)
-        .map_err(failed)?;
+    window.map(file, start, len).map_err(failed)?;
     for batch in unit {
         let (window, base) = window.window();
         let at = usize::try_from(batch.pieces[0].offset - start).expect("inside a unit");

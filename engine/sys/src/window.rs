@@ -184,17 +184,8 @@ impl Drop for Window {
     }
 }
 
-/// How a file window is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileAccess {
-    /// Its bytes go elsewhere.
-    Read,
-    /// Bytes are put into it.
-    ReadWrite,
-}
-
-/// A place where parts of files are mapped, one after the other, so that huge pages of the file stay
-/// whole.
+/// A place where parts of files are mapped to be read, one after the other, so that huge pages of the
+/// file stay whole.
 ///
 /// The part before is unmapped by the next one: what is mapped counts as memory of this process.
 #[derive(Debug)]
@@ -236,40 +227,18 @@ impl FileWindow {
     ///
     /// # Panics
     /// If the part is longer than what was reserved.
-    pub fn map(&mut self, file: &File, offset: u64, len: usize, access: FileAccess) -> Result<()> {
+    pub fn map(&mut self, file: &File, offset: u64, len: usize) -> Result<()> {
         self.unmap()?;
         let offset_in_huge_page = offset % u64::try_from(HUGE_PAGE).expect("small");
         let offset_in_huge_page = usize::try_from(offset_in_huge_page).expect("small");
         let to_boundary = self.area.start.addr().get().wrapping_neg() % HUGE_PAGE;
         let base = to_boundary + offset_in_huge_page;
         let at = self.area.at(base, len).cast();
-        let prot = match access {
-            FileAccess::Read => ProtFlags::READ,
-            FileAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
-        };
         let flags = MapFlags::SHARED | MapFlags::FIXED;
         // SAFETY: the range lies inside the reserved area, to which nobody holds a reference.
-        unsafe { mmap(at, len, prot, flags, file.as_fd(), offset) }?;
+        unsafe { mmap(at, len, ProtFlags::READ, flags, file.as_fd(), offset) }?;
         self.mapped = (base, len);
         Ok(())
-    }
-
-    /// Makes the first `len` bytes of what is mapped huge pages of the file (Linux 6.1).
-    ///
-    /// # Errors
-    /// EINVAL where file system or kernel do not have them, or a huge page of the file is a hole.
-    /// Source: man 2 madvise, MADV_COLLAPSE.
-    ///
-    /// # Panics
-    /// If less is mapped.
-    pub fn collapse(&self, len: usize) -> Result<()> {
-        /// Not named by rustix.
-        const MADV_COLLAPSE: i32 = 25;
-        assert!(len <= self.mapped.1, "inside what is mapped");
-        let at = self.area.at(self.mapped.0, len);
-        // SAFETY: the call does not change the contents of the range, which belongs to this value.
-        let result = unsafe { libc::madvise(at.cast(), len, MADV_COLLAPSE) };
-        Errno::check(i64::from(result)).map(drop)
     }
 
     /// The memory, and the offset in it at which the mapped part begins.
@@ -377,22 +346,18 @@ mod tests {
         let file = crate::memfd::create(c"parts", 1).expect("memfd");
         file.set_len(4 << 20).expect("size");
         file.write_all_at(b"first", 8192).expect("write");
+        file.write_all_at(b"second", 3 << 20).expect("write");
         let mut parts = FileWindow::reserve(1 << 20).expect("room");
-        parts
-            .map(&file, 4096, 8192, FileAccess::ReadWrite)
-            .expect("map");
+        parts.map(&file, 4096, 8192).expect("map");
         let (window, base) = parts.window();
         let mut out = [0; 5];
         window.copy_out(base + 4096, &mut out);
         assert_eq!(&out, b"first");
-        window.fill(base, b"second");
-        let part = 3 << 20;
-        parts
-            .map(&file, part, 1 << 20, FileAccess::Read)
-            .expect("map");
-        let mut written = [0; 6];
-        file.read_exact_at(&mut written, 4096).expect("read");
-        assert_eq!(&written, b"second");
+        parts.map(&file, 3 << 20, 1 << 20).expect("map");
+        let (window, base) = parts.window();
+        let mut out = [0; 6];
+        window.copy_out(base, &mut out);
+        assert_eq!(&out, b"second");
     }
 
     #[test]
