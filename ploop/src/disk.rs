@@ -76,6 +76,8 @@ pub trait Disk: Send + Sync {
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError>;
     /// Replaces the dirty bitmap, gives the old one back. None turns the tracking off.
     fn swap_bitmap(&self, bitmap: Option<DirtyBitmap>) -> Option<DirtyBitmap>;
+    /// Counts a range as changed in the dirty bitmap, as a write does.
+    fn mark_changed(&self, offset: u64, len_bytes: u64);
     /// Paths of the chain's files, base first.
     fn layers(&self) -> Vec<String>;
     /// What was done so far.

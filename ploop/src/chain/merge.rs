@@ -120,12 +120,19 @@ impl ChainDisk {
         let mut layers = write(&self.layers);
         let mut buf = vec![0; usize::try_from(self.cluster).expect("fits in an address")];
         self.copy_missed(upper, merge.lower.as_ref(), &mut buf)?;
-        let is_top = level + 1 == layers.len();
-        match is_top && upper.access() == Access::ReadWrite {
-            true => merge.lower.flush()?,
-            false => merge.lower.close()?,
+        let is_top = level + 1 == layers.len() && upper.access() == Access::ReadWrite;
+        if is_top {
+            // From the commit on, the log of pending changes belongs to the lower layer: it has to be
+            // empty by then.
+            upper.flush()?;
+            merge.lower.flush()?;
+        } else {
+            merge.lower.close()?;
         }
         (merge.commit)()?;
+        if is_top {
+            merge.lower.set_log(upper.take_log());
+        }
         layers.remove(level);
         debug_assert!(top_of(&layers).size_bytes() >= self.size_bytes());
         Ok(())

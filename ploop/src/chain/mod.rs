@@ -138,6 +138,8 @@ impl ChainDisk {
             layers[last].reopen()?;
             return Err(error);
         }
+        // The old top was flushed: the log is empty.
+        top.image.set_log(layers[last].take_log());
         layers.push(top.image);
         Ok(match top.bitmap {
             BitmapChange::Keep => None,
@@ -231,6 +233,12 @@ impl Disk for ChainDisk {
     fn swap_bitmap(&self, bitmap: Option<DirtyBitmap>) -> Option<DirtyBitmap> {
         let _nothing_moves = write(&self.layers);
         std::mem::replace(&mut *write(&self.bitmap), bitmap)
+    }
+
+    fn mark_changed(&self, offset: u64, len_bytes: u64) {
+        if let Some(bitmap) = &*read(&self.bitmap) {
+            bitmap.bits.set(offset..offset.saturating_add(len_bytes));
+        }
     }
 
     fn layers(&self) -> Vec<String> {

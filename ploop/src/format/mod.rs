@@ -191,6 +191,20 @@ pub trait Image: Send + Sync {
     fn keep_bitmap(&self, _bitmap: DirtyBitmap) -> bool {
         false
     }
+    /// Gives the log of pending changes to another image; done when nothing is pending.
+    fn take_log(&self) -> Option<Arc<dyn PendingLog>> {
+        None
+    }
+    /// Takes a log of pending changes over.
+    fn set_log(&self, _log: Option<Arc<dyn PendingLog>>) {}
+    /// Makes the disk smaller; clusters behind the new end are lost. Nobody else has it open.
+    ///
+    /// # Errors
+    /// The host refused, or the format does not shrink.
+    fn shrink(&self, size_bytes: u64) -> Result<(), DiskError> {
+        let what = format!("the format does not shrink to {size_bytes} bytes");
+        Err(DiskError::refused(self.name(), what))
+    }
     /// Number of bytes of the file that hold data or tables.
     ///
     /// # Errors

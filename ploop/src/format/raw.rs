@@ -171,6 +171,22 @@ impl Image for RawImage {
         Ok(())
     }
 
+    fn shrink(&self, size_bytes: u64) -> Result<(), DiskError> {
+        self.writable()?;
+        if size_bytes > self.size_bytes() {
+            return Err(DiskError::refused(
+                self.name(),
+                "shrinking would make it larger",
+            ));
+        }
+        self.storage
+            .set_len(size_bytes)
+            .and_then(|()| self.storage.sync())
+            .map_err(self.failed("write", size_bytes))?;
+        self.size.store(size_bytes, Ordering::Release);
+        Ok(())
+    }
+
     fn used_bytes(&self) -> Result<u64, DiskError> {
         let mut used = 0;
         let mut at = 0;

@@ -1,7 +1,7 @@
 //! Everything that writes into an open image, in the order that survives a crash.
 
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use super::extension::{self, Leaf, StoredBitmap};
 use super::header::{HEADER_BYTES, Header, Mark, SECTOR};
@@ -9,7 +9,7 @@ use super::space::{BLOCK, Handed, Space};
 use super::{ExpandedImage, lock};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
-use crate::format::Image;
+use crate::format::{Image, PendingLog};
 
 /// The file grows in steps of so many bytes, or a cluster.
 const STEP: u32 = 8 << 20;
@@ -82,9 +82,14 @@ impl ExpandedImage {
     }
 
     fn note_change(&self, cluster: u32, value: u32) {
-        if let Some(log) = &self.pending_log {
+        if let Some(log) = self.log() {
             log.record(cluster, value);
         }
+    }
+
+    fn log(&self) -> Option<Arc<dyn PendingLog>> {
+        let log = self.pending_log.read();
+        log.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put_entry(&self, cluster: u32, value: u32) -> u32 {
@@ -156,7 +161,7 @@ impl ExpandedImage {
             space.freed.extend(freed);
             return Err(error);
         }
-        if let Some(log) = &self.pending_log {
+        if let Some(log) = self.log() {
             log.forget(position);
         }
         for index in freed {
@@ -181,7 +186,7 @@ impl ExpandedImage {
         let touched: Vec<u64> = std::mem::take(&mut space.touched).into_iter().collect();
         let freed = std::mem::take(&mut space.freed);
         let blocks = touched.iter().map(|block| self.encode_block(*block));
-        let position = self.pending_log.as_ref().map_or(0, |log| log.position());
+        let position = self.log().map_or(0, |log| log.position());
         (blocks.collect(), touched, freed, position)
     }
 
@@ -355,6 +360,31 @@ impl ExpandedImage {
             space.end = first;
             self.reserve(&mut space)?;
         }
+        Ok(())
+    }
+
+    /// Makes the disk smaller: what lies behind goes first, then the header says so. The BAT keeps its
+    /// room.
+    pub(super) fn cut(&self, size_bytes: u64) -> Result<(), DiskError> {
+        let unit = u64::from(self.cluster);
+        if size_bytes > self.size_bytes() || !size_bytes.is_multiple_of(unit) || size_bytes == 0 {
+            let what = format!("{size_bytes} bytes are not a smaller number of clusters");
+            return Err(DiskError::refused(self.name(), what));
+        }
+        let entries = u32::try_from(size_bytes / unit).unwrap_or(u32::MAX);
+        let old = lock(&self.header).entries;
+        for cluster in entries..old {
+            self.forget(cluster);
+        }
+        self.flush_all()?;
+        let mut header = lock(&self.header);
+        header.entries = entries;
+        header.size_sectors = size_bytes / SECTOR;
+        self.write_header(&header)?;
+        let mut bat = self.bat.write().unwrap_or_else(PoisonError::into_inner);
+        bat.truncate(usize::try_from(entries).unwrap_or(usize::MAX));
+        lock(&self.space).rounded_size = size_bytes;
+        self.size.store(size_bytes, Ordering::Release);
         Ok(())
     }
 }

@@ -63,7 +63,7 @@ pub struct ExpandedImage {
     flushed: Mutex<u64>,
     tickets: AtomicU64,
     bitmap: Mutex<Option<DirtyBitmap>>,
-    pending_log: Option<Arc<dyn PendingLog>>,
+    pending_log: RwLock<Option<Arc<dyn PendingLog>>>,
     notes: Vec<String>,
 }
 
@@ -118,8 +118,8 @@ impl ExpandedImage {
             Access::ReadOnly => None,
             Access::ReadWrite => loaded.bitmap(storage.as_ref())?,
         };
-        let mut image = ExpandedImage::assemble(storage, loaded, bitmap);
-        image.pending_log = pending_log;
+        let image = ExpandedImage::assemble(storage, loaded, bitmap);
+        image.set_log(pending_log);
         if let Some(old_bat) = old_bat {
             image.adopt(&old_bat, &changes);
         }
@@ -159,7 +159,7 @@ impl ExpandedImage {
             flushed: Mutex::new(0),
             tickets: AtomicU64::new(0),
             bitmap: Mutex::new(bitmap),
-            pending_log: None,
+            pending_log: RwLock::new(None),
             notes,
             storage,
         }
@@ -336,6 +336,26 @@ impl Image for ExpandedImage {
     fn keep_bitmap(&self, bitmap: DirtyBitmap) -> bool {
         *lock(&self.bitmap) = Some(bitmap);
         true
+    }
+
+    fn take_log(&self) -> Option<Arc<dyn PendingLog>> {
+        let mut log = self
+            .pending_log
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        log.take()
+    }
+
+    fn set_log(&self, log: Option<Arc<dyn PendingLog>>) {
+        *self
+            .pending_log
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = log;
+    }
+
+    fn shrink(&self, size_bytes: u64) -> Result<(), DiskError> {
+        self.must_be_writable()?;
+        self.cut(size_bytes)
     }
 
     fn used_bytes(&self) -> Result<u64, DiskError> {
