@@ -135,3 +135,62 @@ fn settle(sandbox: &Sandbox, task: &Task<'_>, dir: &Path) {
     task.kill();
     sandbox.assert_nothing_left();
 }
+
+/// A restore that fails while its tasks are being born takes all of them back, also those that have
+/// not yet said a word.
+#[test]
+fn failed_restore_leaves_no_newborn_tasks() {
+    isolated(
+        "failed_restore_leaves_no_newborn_tasks",
+        &["sh"],
+        |sandbox| {
+            let dir = sandbox.make_dir("work");
+            let script =
+                "i=0; while [ $i -lt 24 ]; do sleep 1000 & i=$((i + 1)); done; : > ready; wait";
+            let task = Task::spawn(sandbox, &dir, "sh", ["-c", script]);
+            sandbox.wait_until(60, "the tree does not stand", || dir.join("ready").exists());
+            let images = sandbox.make_dir("images");
+            task.dump(&images, &[]).expect_success("dump");
+            // The root has a regular file for its root directory, which it notices after its forks.
+            let pid = task.pid();
+            let mm = decode(sandbox, &images.join(format!("mm-{pid}.img")));
+            let exe = number_after(&mm, "\"exe_file_id\":");
+            let path = images.join(format!("fs-{pid}.img"));
+            let fs = decode(sandbox, &path);
+            let root = number_after(&fs, "\"root_id\":");
+            let changed = fs.replace(
+                &format!("\"root_id\": {root}"),
+                &format!("\"root_id\": {exe}"),
+            );
+            assert_ne!(changed, fs);
+            let json = sandbox.dir().join("fs.json");
+            std::fs::write(&json, changed).expect("the scratch directory is writable");
+            let mut encode = Command::new(firn_path());
+            encode.args(["image", "encode", "-i"]).arg(&json).arg("-o");
+            sandbox.run(encode.arg(&path)).expect_success("encode");
+            for _ in 0..12 {
+                let refused = task.try_restore(&images);
+                refused.expect_refusal(&["root directory"]);
+                sandbox.assert_nothing_left();
+            }
+        },
+    );
+}
+
+fn decode(sandbox: &Sandbox, image: &Path) -> String {
+    let mut decode = Command::new(firn_path());
+    let decoded = sandbox.run(decode.args(["image", "decode", "--pretty"]).arg(image));
+    decoded.expect_success("decode").stdout
+}
+
+/// The number that follows a key in JSON text.
+#[track_caller]
+fn number_after(json: &str, key: &str) -> u64 {
+    let (_, rest) = json.split_once(key).expect("the key is there");
+    let digits: String = rest
+        .trim_start()
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
+    digits.parse().expect("a number follows it")
+}

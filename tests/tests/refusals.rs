@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firn_tests::{Sandbox, Task, firn_path, isolated};
 
@@ -301,6 +301,33 @@ fn restore_without_the_executable() {
         task.dump(&images, &[]).expect_success("dump");
         std::fs::remove_file(&program).expect("the binary is there");
         task.try_restore(&images).expect_refusal(&["own-counter"]);
+    });
+}
+
+#[test]
+fn restore_that_a_script_forbids() {
+    isolated("restore_that_a_script_forbids", &[], |sandbox| {
+        let dir = sandbox.make_dir("work");
+        let program = env!("CARGO_BIN_EXE_many-threads");
+        let task = Task::spawn(sandbox, &dir, program, ["progress"; 0]);
+        sandbox.wait_until(60, "the program does not start", || {
+            std::fs::metadata(dir.join("progress")).is_ok_and(|file| file.len() > 0)
+        });
+        let images = sandbox.make_dir("images");
+        task.dump(&images, &[]).expect_success("dump");
+        // All threads are complete and held by the engine by then.
+        let script = "[ $CRTOOLS_SCRIPT_ACTION != post-restore ]";
+        let start = Instant::now();
+        let refused = task.try_restore_with(&images, &["--action-script", script]);
+        refused.expect_refusal(&["post-restore"]);
+        let took = start.elapsed();
+        assert!(
+            took < Duration::from_secs(15),
+            "the dead were waited for: {took:?}"
+        );
+        sandbox.assert_nothing_left();
+        task.restore(&images);
+        task.kill();
     });
 }
 

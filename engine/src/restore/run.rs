@@ -22,6 +22,8 @@ use crate::task::status::Stat;
 
 /// How long the tasks may be without any progress.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long killed tasks may take to go.
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: i32 = 17;
 const SIGKILL: i32 = 9;
@@ -179,19 +181,20 @@ impl<'a> NewTree<'a> {
 
     /// Kills everything that was born, and waits until it is gone.
     fn kill(&self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + KILL_PATIENCE;
+        let mut ours = HashSet::new();
         let mut ended = HashSet::new();
+        let mut calm = 0;
         loop {
             let mut left = false;
             for (id, birth) in self.family.births.iter().enumerate() {
                 let Some(pid) = birth.pid else { continue };
-                // A pid that never came alive may be somebody else's.
-                let is_ours =
-                    pid == self.root || self.arena.load(self.programs.births[id].alive) > 0;
-                if !is_ours || ended.contains(&pid) {
+                if ended.contains(&pid) || !(ours.contains(&pid) || self.is_ours(id, pid)) {
                     continue;
                 }
+                ours.insert(pid);
                 let _ = sys_task::kill(pid, SIGKILL);
+                self.reap_threads(birth.role);
                 let is_others_child = pid == self.root && self.sibling;
                 if reap(pid) || is_others_child {
                     ended.insert(pid);
@@ -199,12 +202,40 @@ impl<'a> NewTree<'a> {
                     left = true;
                 }
             }
-            if !left || Instant::now() > deadline {
+            // One that was forked while the others were killed is there by the second look.
+            calm = if left { 0 } else { calm + 1 };
+            if calm == 2 || Instant::now() > deadline {
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+impl NewTree<'_> {
+    /// Lets dead threads go that were seized already: their leader is not reaped before.
+    fn reap_threads(&self, role: Role) {
+        if let Role::Task(nth) = role {
+            for tid in self.checkpoint.tree.tasks[nth].threads.iter().skip(1) {
+                let _ = wait::try_wait(*tid);
+            }
+        }
+    }
+
+    /// Whether the process with the pid of a birth is that birth and not somebody else's. A newborn task
+    /// has not said so yet, but it has the arena, where its parent had it.
+    fn is_ours(&self, id: usize, pid: Pid) -> bool {
+        pid == self.root
+            || self.arena.load(self.programs.births[id].alive) > 0
+            || has_mapping_at(pid, self.arena.placed().base())
+    }
+}
+
+/// Whether a mapping of the process begins at the address.
+fn has_mapping_at(pid: Pid, address: u64) -> bool {
+    let maps = firn_sys::procfs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let start = format!("{address:x}-");
+    maps.lines().any(|line| line.starts_with(&start))
 }
 
 impl Drop for NewTree<'_> {
