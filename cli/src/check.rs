@@ -25,20 +25,23 @@ fn one(name: &str, json: bool) -> Result<u8, Failure> {
     let verdict = feature.probe();
     let works = verdict == Verdict::Works;
     if json {
-        println!(
-            "{}",
-            json!({"command": "check", "ok": works, "features": [row(feature, &verdict)]})
-        );
-        return Ok(u8::from(!works));
+        let answer = json!({"command": "check", "ok": works, "features": [row(feature, &verdict)]});
+        return tell(&answer.to_string(), works);
     }
-    match verdict {
-        Verdict::Works => println!("{name} is supported"),
+    let answer = match verdict {
+        Verdict::Works => format!("{name} is supported"),
         Verdict::FallsBack { to, cost } => {
-            println!("{name} is not supported; instead: {to} ({cost})");
+            format!("{name} is not supported; instead: {to} ({cost})")
         }
-        Verdict::Missing { why, cost } => println!("{name} is not supported: {why} ({cost})"),
-    }
-    Ok(u8::from(!works))
+        Verdict::Missing { why, cost } => format!("{name} is not supported: {why} ({cost})"),
+    };
+    tell(&answer, works)
+}
+
+/// Prints the answer; the status says whether it is a good one.
+fn tell(answer: &str, good: bool) -> Result<u8, Failure> {
+    crate::print(format!("{answer}\n").as_bytes())?;
+    Ok(u8::from(!good))
 }
 
 fn unknown(name: &str) -> Failure {
@@ -77,15 +80,10 @@ fn table(args: &CheckArgs) -> Result<u8, Failure> {
             .iter()
             .map(|(feature, verdict)| row(*feature, verdict))
             .collect();
-        println!(
-            "{}",
-            json!({"command": "check", "ok": good, "features": list})
-        );
-    } else {
-        print!("{}", render(&rows));
-        println!("{}", summary(&rows, args));
+        let answer = json!({"command": "check", "ok": good, "features": list});
+        return tell(&answer.to_string(), good);
     }
-    Ok(u8::from(!good))
+    tell(&format!("{}{}", render(&rows), summary(&rows, args)), good)
 }
 
 fn row(feature: Feature, verdict: &Verdict) -> Value {

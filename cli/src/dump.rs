@@ -137,22 +137,22 @@ pub fn failure(error: &DumpError) -> Failure {
 fn tell(args: &DumpArgs, report: &DumpReport) {
     let log = &args.common.log;
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        output::remark(&format!("warning: {warning}"));
     }
     if log.json {
-        println!("{}", as_json(report));
+        output::report(&format!("{}\n", as_json(report)));
         return;
     }
     if args.display_stats {
-        print!("{}", statistics(report));
+        output::report(&statistics(report));
     }
     if progress::is_watched(log) {
-        eprintln!(
+        output::remark(&format!(
             "dumped {}, {}, frozen for {}",
             counted(report.tasks, "task"),
             bytes(report.bytes),
             duration(report.frozen)
-        );
+        ));
     }
 }
 

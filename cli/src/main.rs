@@ -1,4 +1,6 @@
 //! The `firn` command: parses, calls the engine, tells what came of it.
+// They panic where nobody listens; `output` and `print` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 mod check;
@@ -57,7 +59,7 @@ fn parse(argv: Vec<OsString>) -> Result<Parsed, Failure> {
     };
     let cli = Cli::from_arg_matches(&matches).map_err(|error| clap_failure(&error))?;
     for warning in &normalized.warnings {
-        eprintln!("warning: {warning}");
+        output::remark(&format!("warning: {warning}"));
     }
     Ok(Parsed::Task(Box::new(cli.command)))
 }

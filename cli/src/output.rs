@@ -1,6 +1,7 @@
 //! What the user and programs are told: errors, hints, reports as JSON.
 
 use std::fmt::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::time::Duration;
 
 use firn_engine::class::ErrorClass;
@@ -174,6 +175,22 @@ impl Failure {
             },
         })
     }
+}
+
+/// Tells what was done on stdout. What was done is done: a report that can't be written does not make it a
+/// failure, and a reader that has left does not want to hear it.
+pub fn report(text: &str) {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            remark(&format!("warning: the report can't be written: {error}"));
+        }
+        _ => {}
+    }
+}
+
+/// Tells people a line on stderr, unless somebody closed it.
+pub fn remark(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Bytes with a binary unit: `512 B`, `41 MiB`, `1.5 GiB`.

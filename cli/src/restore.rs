@@ -184,23 +184,23 @@ fn exec(args: &RestoreArgs, report: &RestoreReport) -> Failure {
 fn tell(args: &RestoreArgs, report: &RestoreReport) {
     let log = &args.common.log;
     for warning in &report.warnings {
-        eprintln!("warning: {warning}");
+        output::remark(&format!("warning: {warning}"));
     }
     if log.json {
-        println!("{}", as_json(report));
+        output::report(&format!("{}\n", as_json(report)));
         return;
     }
     if args.display_stats {
-        print!("{}", statistics(report));
+        output::report(&statistics(report));
     }
     if progress::is_watched(log) {
-        eprintln!(
+        output::remark(&format!(
             "restored {} as {}, {}, in {}",
             counted(report.tasks, "task"),
             report.pid,
             bytes(report.bytes),
             duration(report.total)
-        );
+        ));
     }
 }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::Path;
+use std::process::Stdio;
 
 use common::{Restored, Said, Victim, can_run, firn, read, run, until};
 
@@ -157,6 +158,32 @@ fn statistics_are_printed_and_written() {
 }
 
 #[test]
+fn a_report_that_nobody_can_read_undoes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::new();
+    let victim = scene.victim();
+    let (pid, images) = (victim.pid(), scene.images());
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full");
+    for option in ["--json", "--display-stats"] {
+        let mut dump = firn(&["dump", "-t", &pid, "-D", &images, "-R", option]);
+        let said = Said::of(dump.stdout(full().unwrap()).output().unwrap());
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.err.contains("the report can't be written"), "{said:?}");
+    }
+    let mut dump = firn(&["dump", "-t", &pid, "-D", &images, "-R", "--json"]);
+    let mut dump = dump.stdout(Stdio::piped()).stderr(full().unwrap()).spawn();
+    let dump = dump.as_mut().unwrap();
+    drop(dump.stdout.take());
+    assert_eq!(dump.wait().unwrap().code(), Some(0));
+    let mut check = firn(&["check"]);
+    let said = Said::of(check.stdout(full().unwrap()).output().unwrap());
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("stdout can't be written"), "{said:?}");
+}
+
+#[test]
 fn scripts_run_and_a_failing_one_leaves_the_tasks_alone() {
     if !can_run() {
         return;
@@ -290,8 +317,8 @@ fn an_interrupted_dump_takes_everything_back() {
         "--action-script",
         &script,
     ])
-    .stdout(std::process::Stdio::piped())
-    .stderr(std::process::Stdio::piped())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
     .spawn()
     .unwrap();
     until("the dump", || ready.exists());
