@@ -264,6 +264,22 @@ impl Client {
         }
     }
 
+    /// Takes a snapshot off the chain of the running disk.
+    ///
+    /// # Errors
+    /// There is none of this name, the host refused, or the server left.
+    pub fn snapshot_delete(&mut self, id: String) -> Result<(), ControlError> {
+        self.done(&Request::SnapshotDelete { id }, "snapshot-delete")
+    }
+
+    /// Merges a delta of the running disk into its parent; None is the top.
+    ///
+    /// # Errors
+    /// There is none of this name, the host refused, or the server left.
+    pub fn merge(&mut self, id: Option<String>) -> Result<(), ControlError> {
+        self.done(&Request::Merge { id }, "merge")
+    }
+
     /// Serves the disk by NBD on a Unix socket as long as this connection lives.
     ///
     /// # Errors

@@ -20,11 +20,11 @@ pub enum Source {
         /// Snapshot to be shown, read-only; None is the top.
         snapshot: Option<String>,
     },
-    /// A single file whose bytes are the disk's.
-    Raw {
+    /// A single image without a descriptor.
+    File {
         /// The file.
         path: PathBuf,
-        /// Bytes of a cluster.
+        /// Bytes of a cluster, where the image is a raw one.
         cluster_bytes: u32,
     },
 }
@@ -33,7 +33,7 @@ impl Source {
     /// The file that names the disk.
     pub fn path(&self) -> &PathBuf {
         match self {
-            Source::Descriptor { path, .. } | Source::Raw { path, .. } => path,
+            Source::Descriptor { path, .. } | Source::File { path, .. } => path,
         }
     }
 
@@ -41,7 +41,7 @@ impl Source {
     pub fn snapshot(&self) -> Option<&str> {
         match self {
             Source::Descriptor { snapshot, .. } => snapshot.as_deref(),
-            Source::Raw { .. } => None,
+            Source::File { .. } => None,
         }
     }
 }
@@ -66,6 +66,8 @@ pub struct ServeConfig {
     pub source: Source,
     /// No writes.
     pub read_only: bool,
+    /// Go on with what is durable of an image that was not closed.
+    pub recover: bool,
     /// Threads that answer requests.
     pub threads: usize,
     /// Past the page cache of the image's files.
@@ -89,6 +91,8 @@ pub struct WorkerConfig {
     pub control: i32,
     /// The state that outlives a worker.
     pub state: i32,
+    /// Changes of the image's table that outlive a worker.
+    pub pending: i32,
     /// Told when requests are answered, or why not.
     pub ready: i32,
     /// Whether the kernel hands out unanswered requests again.

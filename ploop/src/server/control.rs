@@ -93,6 +93,16 @@ pub enum Request {
         /// Freeze the file system meanwhile, so that it needs no recovery.
         freeze: bool,
     },
+    /// Takes a snapshot off the chain of the running disk.
+    SnapshotDelete {
+        /// Its id.
+        id: String,
+    },
+    /// Merges a delta of the running disk into its parent.
+    Merge {
+        /// The snapshot; None is the top.
+        id: Option<String>,
+    },
     /// Serves the disk by NBD on a Unix socket until the connection ends.
     Nbd {
         /// Where to make the socket.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::control::{self, MAX_READ, MapRun, Reply, Request, Stat};
+use super::open::Refusal;
 use super::worker::Worker;
 use super::{chain_of, open};
 use crate::device::fuse::Ended;
@@ -104,8 +105,6 @@ fn answer_read(
     }
 }
 
-type Refusal = (String, u8);
-
 fn host(error: &io::Error) -> Refusal {
     (error.to_string(), 12)
 }
@@ -184,6 +183,26 @@ impl Guest<'_> {
             }
             Request::Grow { size_bytes } => self.grow(size_bytes),
             Request::Snapshot { id, freeze } => self.snapshot(id.as_deref(), freeze),
+            Request::SnapshotDelete { id } => {
+                let worker = self.worker;
+                let disk = &**export.disk();
+                let progress = &mut |_, _| true;
+                open::delete(&worker.config.serve, disk, &worker.options, &id, progress)?;
+                Ok(Reply::Done)
+            }
+            Request::Merge { id } => {
+                let worker = self.worker;
+                let disk = &**export.disk();
+                let progress = &mut |_, _| true;
+                open::merge(
+                    &worker.config.serve,
+                    disk,
+                    &worker.options,
+                    id.as_deref(),
+                    progress,
+                )?;
+                Ok(Reply::Done)
+            }
             Request::Nbd { socket, writable } => {
                 let listening = nbd::listen(Arc::clone(export), &socket, writable);
                 self.nbd = Some(listening.map_err(|error| host(&error))?);
@@ -223,7 +242,13 @@ impl Guest<'_> {
 
     fn grow(&self, size_bytes: u64) -> Result<Reply, Refusal> {
         let export = &self.worker.export;
-        open::grow(&self.worker.config, &**export.disk(), size_bytes)?;
+        let worker = self.worker;
+        open::grow(
+            &worker.config.serve,
+            &**export.disk(),
+            &worker.options,
+            size_bytes,
+        )?;
         export.trackers().grow(export.size_bytes());
         Ok(Reply::Done)
     }
@@ -233,7 +258,9 @@ impl Guest<'_> {
             self.worker.freeze(None).map_err(|error| host(&error))?;
         }
         let begun = std::time::Instant::now();
-        let made = open::snapshot(&self.worker.config, &**self.worker.export.disk(), id);
+        let worker = self.worker;
+        let disk = &**worker.export.disk();
+        let made = open::snapshot(&worker.config.serve, disk, &worker.options, id);
         let held_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         if freeze {
             self.worker.thaw().map_err(|error| host(&error))?;

@@ -21,6 +21,7 @@ mod conversation;
 mod launch;
 mod mounting;
 mod open;
+mod pending;
 mod registry;
 mod setup;
 mod state;

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::config::{Launched, ServeConfig, WorkerConfig};
+use super::pending::PendingFile;
 use super::registry::{Held, Place, Record};
 use super::setup::{SetUp, SetUpError, set_up};
 use super::state::State;
@@ -45,6 +46,7 @@ struct Shared {
     resends: bool,
     control: UnixListener,
     state: File,
+    pending: File,
     held: Held,
 }
 
@@ -127,6 +129,7 @@ fn begin(
     let control = UnixListener::bind(&place.control)
         .map_err(|error| format!("{}: {error}", place.control.display()))?;
     let state = State::create().map_err(|error| error.to_string())?;
+    let pending = PendingFile::create().map_err(|error| error.to_string())?;
     let resends = connection.as_ref().is_some_and(|it| it.agreement.resends);
     let (channel_fd, mount) = match connection {
         Some(connection) => (Some(connection.channel), Some(connection.mount)),
@@ -142,6 +145,7 @@ fn begin(
             resends,
             control,
             state,
+            pending,
             held,
         },
         launcher: Some(launcher),
@@ -231,6 +235,7 @@ impl Supervisor {
             channel: shared.channel.as_ref().map(AsRawFd::as_raw_fd),
             control: shared.control.as_raw_fd(),
             state: shared.state.as_raw_fd(),
+            pending: shared.pending.as_raw_fd(),
             ready: ready.as_raw_fd(),
             resends: shared.resends,
             restarted,
@@ -350,7 +355,7 @@ impl Shared {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         fds.extend(self.channel.as_ref().map(AsFd::as_fd));
         fds.extend([self.control.as_fd(), self.state.as_fd()]);
-        fds.extend([self.held.as_fd(), ready.as_fd()]);
+        fds.extend([self.pending.as_fd(), self.held.as_fd(), ready.as_fd()]);
         for fd in &fds {
             kernel::keep_over_exec(fd)?;
         }

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Pid, Signal};
 
 use super::config::WorkerConfig;
+use super::pending::PendingFile;
 use super::state::State;
 use super::{chain_of, conversation, open};
 use crate::DiskError;
 use crate::device::Export;
 use crate::device::fuse::{self, Ended};
+use crate::folder::{FolderError, OpenOptions};
 use crate::kernel;
 use crate::tracker::Begin;
 
@@ -38,8 +40,8 @@ pub enum WorkerError {
     #[error(transparent)]
     Disk(#[from] DiskError),
     /// The descriptor.
-    #[error("{0}")]
-    Open(String),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
     /// The channel to the kernel broke.
     #[error("the channel to the kernel broke")]
     Channel,
@@ -54,6 +56,8 @@ pub(super) struct Worker {
     pub(super) export: Arc<Export>,
     pub(super) state: State,
     pub(super) config: WorkerConfig,
+    /// How images are opened.
+    pub(super) options: OpenOptions,
     /// The file system frozen by a client, held open.
     pub(super) frozen: Mutex<Option<File>>,
     /// Where a client's wish to end goes.
@@ -86,7 +90,10 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
     let listener = UnixListener::from(adopt(config.control)?);
     let state = State::open(adopt(config.state)?.into()).map_err(step("reading the state"))?;
     let channel_fd = config.channel.map(adopt).transpose()?;
-    let disk = open::open(&config, &state)?;
+    let pending = adopt(config.pending)?.into();
+    let pending = PendingFile::open(pending).map_err(step("reading the pending changes"))?;
+    let options = open::options(&config, &Arc::new(pending));
+    let disk = open::open(&config.serve, &options)?;
     if state.get().released {
         return Ok(disk.close()?);
     }
@@ -104,6 +111,7 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
         export: Arc::clone(&export),
         state,
         config,
+        options,
         frozen: Mutex::new(None),
         ended: ended.clone(),
     });
