@@ -10,12 +10,13 @@
 //!
 //! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.
 //!
-//! Around them: [`server`] keeps a disk's device alive, [`tracker`] knows what was written,
+//! Around them: [`server`] keeps a disk's device alive, [`tracker`] knows what was written, [`copy`] moves a disk while it is written,
 //! [`guest`] handles the file system on it.
 #![deny(unsafe_code)]
 
 mod bitmap;
 mod chain;
+pub mod copy;
 pub mod descriptor;
 pub mod device;
 mod disk;

@@ -1,0 +1,300 @@
+//! The file that a copy becomes.
+//!
+//! It is written as `NAME.partial` and gets its name only when everything is there and durable. Beside
+//! it `NAME.partial.map` says which session it is of and which blocks have come, so that a copy that broke
+//! off can be continued.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::wire::{self, Hello};
+use super::{CopyError, Sink};
+use crate::format::expanded::{self, ExpandedImage, Preallocation, Unclosed};
+use crate::{Access, ChainDisk, Disk, HostFile, Image, RawImage, Storage};
+
+/// A longer map is nobody's.
+const MAX_MAP: u64 = 64 << 20;
+
+/// What kind of file a copy becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetFormat {
+    /// ploop's own.
+    Expanded,
+    /// The disk's bytes.
+    Raw,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Map {
+    hello: Hello,
+    format: TargetFormat,
+    /// First block and the one after the last, of each run.
+    blocks: Vec<(u64, u64)>,
+}
+
+/// A file that is being written.
+pub struct FileTarget {
+    path: PathBuf,
+    partial: PathBuf,
+    map: PathBuf,
+    format: TargetFormat,
+    max_size: u64,
+    open: Option<Open>,
+}
+
+struct Open {
+    hello: Hello,
+    disk: Arc<dyn Disk>,
+    blocks: BTreeSet<u64>,
+    written: u64,
+}
+
+impl FileTarget {
+    /// A file that is to be made. Disks larger than `max_size` bytes are refused.
+    pub fn new(path: &Path, format: TargetFormat, max_size: u64) -> FileTarget {
+        let with = |suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        FileTarget {
+            path: path.to_owned(),
+            partial: with(".partial"),
+            map: with(".partial.map"),
+            format,
+            max_size,
+            open: None,
+        }
+    }
+
+    /// The file as long as it is not whole.
+    pub fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Whether a hello has come.
+    pub fn has_begun(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// The file when it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn failed(&self, action: &'static str) -> impl Fn(io::Error) -> CopyError + '_ {
+        move |source| CopyError::Target {
+            file: self.partial.display().to_string(),
+            action,
+            source,
+        }
+    }
+
+    fn opened(&mut self) -> Result<&mut Open, CopyError> {
+        self.open.as_mut().ok_or_else(|| CopyError::Stream {
+            what: "it does not begin with a hello".to_owned(),
+        })
+    }
+
+    /// The map of an earlier try, if it is one of this copy.
+    fn earlier(&self, hello: &Hello) -> Option<Map> {
+        let length = std::fs::metadata(&self.map).ok()?.len();
+        if length > MAX_MAP {
+            return None;
+        }
+        let map: Map = serde_json::from_slice(&std::fs::read(&self.map).ok()?).ok()?;
+        let fits = map.hello == *hello && map.format == self.format && self.partial.exists();
+        fits.then_some(map)
+    }
+
+    fn create(&self, hello: &Hello) -> Result<Arc<dyn Disk>, CopyError> {
+        if self.path.exists() {
+            let there = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(CopyError::Target {
+                file: self.path.display().to_string(),
+                action: "creating",
+                source: there,
+            });
+        }
+        for old in [&self.partial, &self.map] {
+            match std::fs::remove_file(old) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.failed("removing an old partial file")(error));
+                }
+                _ => {}
+            }
+        }
+        let storage = HostFile::create(&self.partial).map_err(self.failed("creating"))?;
+        match self.format {
+            TargetFormat::Raw => storage
+                .set_len(hello.size_bytes)
+                .map_err(self.failed("creating"))?,
+            TargetFormat::Expanded => {
+                let unit = hello.unit_bytes;
+                let size = hello.size_bytes.next_multiple_of(unit.into());
+                expanded::create(&storage, size, unit, Preallocation::None)
+                    .map_err(CopyError::TargetDisk)?;
+            }
+        }
+        drop(storage);
+        self.open_image(hello)
+    }
+
+    fn open_image(&self, hello: &Hello) -> Result<Arc<dyn Disk>, CopyError> {
+        let storage = HostFile::open(&self.partial, Access::ReadWrite);
+        let storage: Box<dyn Storage> = Box::new(storage.map_err(self.failed("opening"))?);
+        let image: Arc<dyn Image> = match self.format {
+            TargetFormat::Raw => Arc::new(
+                RawImage::open(storage, Access::ReadWrite, hello.unit_bytes)
+                    .map_err(CopyError::TargetDisk)?,
+            ),
+            TargetFormat::Expanded => Arc::new(
+                ExpandedImage::open(storage, Access::ReadWrite, Unclosed::Recover)
+                    .map_err(CopyError::TargetDisk)?,
+            ),
+        };
+        let disk = ChainDisk::new(vec![image]).map_err(CopyError::TargetDisk)?;
+        Ok(Arc::new(disk))
+    }
+
+    /// Hashes of the blocks that have come.
+    fn hashes(&self, map: &Map, disk: &dyn Disk) -> Result<HashMap<u64, u64>, CopyError> {
+        let unit = u64::from(map.hello.unit_bytes);
+        let count = map.hello.size_bytes.div_ceil(unit);
+        let mut hashes = HashMap::new();
+        let mut buf = vec![0; usize::try_from(unit).unwrap_or(0)];
+        for (start, end) in &map.blocks {
+            for block in *start..(*end).min(count) {
+                let at = block * unit;
+                let len = unit.min(map.hello.size_bytes - at);
+                let buf = &mut buf[..usize::try_from(len).unwrap_or(0)];
+                disk.read_at(buf, at).map_err(CopyError::TargetDisk)?;
+                hashes.insert(block, wire::hash(buf, at));
+            }
+        }
+        Ok(hashes)
+    }
+
+    /// Makes what has come durable, and writes down what it is.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn save(&mut self) -> Result<(), CopyError> {
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        open.disk.flush().map_err(CopyError::TargetDisk)?;
+        let mut blocks: Vec<(u64, u64)> = Vec::new();
+        for block in &open.blocks {
+            match blocks.last_mut() {
+                Some(last) if last.1 == *block => last.1 += 1,
+                _ => blocks.push((*block, *block + 1)),
+            }
+        }
+        let map = Map {
+            hello: open.hello.clone(),
+            format: self.format,
+            blocks,
+        };
+        let text = serde_json::to_vec(&map).unwrap_or_default();
+        let new = self.map.with_extension("map.new");
+        let written = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &self.map));
+        written.map_err(self.failed("writing the map of"))
+    }
+
+    fn finish(&mut self) -> Result<(), CopyError> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        open.disk.flush().map_err(CopyError::TargetDisk)?;
+        open.disk.close().map_err(CopyError::TargetDisk)?;
+        drop(open);
+        let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+        sync(&self.partial).map_err(self.failed("syncing"))?;
+        // A name that appeared meanwhile is somebody else's file.
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        let cwd = rustix::fs::CWD;
+        let renamed = rustix::fs::renameat_with(cwd, &self.partial, cwd, &self.path, flags);
+        renamed.map_err(|error| self.failed("renaming")(error.into()))?;
+        // It names a file that is no more; that it is gone is all that is wanted.
+        let _ = std::fs::remove_file(&self.map);
+        let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        sync(dir.unwrap_or(Path::new("."))).map_err(self.failed("syncing the directory of"))
+    }
+
+    fn touched(&mut self, offset: u64, len: u64) -> Result<(), CopyError> {
+        let open = self.opened()?;
+        let unit = u64::from(open.hello.unit_bytes);
+        let end = offset.checked_add(len);
+        if len == 0 || end.is_none_or(|end| end > open.hello.size_bytes) {
+            let what = format!("{len} bytes at {offset} lie outside of the disk");
+            return Err(CopyError::Stream { what });
+        }
+        open.written += len;
+        open.blocks
+            .extend(offset / unit..(offset + len).div_ceil(unit));
+        Ok(())
+    }
+}
+
+impl Sink for FileTarget {
+    fn begin(&mut self, hello: &Hello) -> Result<HashMap<u64, u64>, CopyError> {
+        hello.check(self.max_size)?;
+        let (disk, blocks, have) = match self.earlier(hello) {
+            Some(map) => {
+                let disk = self.open_image(hello)?;
+                let have = self.hashes(&map, &*disk)?;
+                (disk, have.keys().copied().collect(), have)
+            }
+            None => (self.create(hello)?, BTreeSet::new(), HashMap::new()),
+        };
+        self.open = Some(Open {
+            hello: hello.clone(),
+            disk,
+            blocks,
+            written: 0,
+        });
+        self.save()?;
+        Ok(have)
+    }
+
+    fn data(&mut self, offset: u64, bytes: Vec<u8>) -> Result<(), CopyError> {
+        self.touched(offset, bytes.len() as u64)?;
+        let disk = &self.opened()?.disk;
+        disk.write_at(&bytes, offset).map_err(CopyError::TargetDisk)
+    }
+
+    fn zero(&mut self, offset: u64, len_bytes: u64) -> Result<(), CopyError> {
+        self.touched(offset, len_bytes)?;
+        let disk = &self.opened()?.disk;
+        disk.write_zeroes(offset, len_bytes)
+            .map_err(CopyError::TargetDisk)
+    }
+
+    fn barrier(&mut self) -> Result<(), CopyError> {
+        self.opened()?;
+        self.save()
+    }
+
+    fn end(&mut self) -> Result<(), CopyError> {
+        self.opened()?;
+        self.finish()
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.written)
+    }
+}
+
+impl Drop for FileTarget {
+    fn drop(&mut self) {
+        // What has come can be continued; where even that fails the next try begins anew.
+        let _ = self.save();
+    }
+}
