@@ -142,12 +142,28 @@ impl Case<'_> {
             reaper.end_of(root).map(Some)
         })?;
         match ended {
-            None => Ok(()),
+            None => {
+                self.let_settle();
+                Ok(())
+            }
             Some(exit) => bail!(
                 "start: the workload ended with {exit}: {}",
                 self.own_words()
             ),
         }
+    }
+
+    /// Waits until the root sleeps, so that it is seen in the state it stays in and not on its way from
+    /// saying ready to there. Those that never sleep are let be.
+    fn let_settle(&mut self) {
+        let root = self.root;
+        let asleep = |_: &mut Reaper| {
+            let stat = proc::stat(root).ok()?;
+            (stat[3] != "R").then_some(())
+        };
+        let _ = self
+            .reaper
+            .until("settle", Duration::from_millis(500), asleep);
     }
 
     fn checkpoint(&mut self, round: u32) -> Result<()> {

@@ -17,7 +17,7 @@ pub static STATIC: Workload = Workload::new(
 );
 
 // r12 counts, r13 keeps the pid, xmm15 a pattern, the stack a word. The directory is the working
-// directory's parent. `ready` is made by openat; SIGTERM is blocked and waited for by sigtimedwait,
+// directory's parent. `ready` is made by mkdir; SIGTERM is blocked and waited for by sigtimedwait,
 // ten milliseconds at a time.
 global_asm!(
     r#"
@@ -40,10 +40,10 @@ global_asm!(
         xor edx, edx
         mov r10d, 8
         syscall
-        lea rsi, [rip + 20f]
-        call 10f
-        mov rdi, rax
-        mov eax, 3                      // close
+        // No descriptor, which might be seen while it is open.
+        mov eax, 83                     // mkdir(ready, 0700)
+        lea rdi, [rip + 20f]
+        mov esi, 0x1c0
         syscall
         push 10000000                   // ten milliseconds
         push 0
