@@ -153,17 +153,18 @@ impl Case<'_> {
         }
     }
 
-    /// Waits until the root sleeps, so that it is seen in the state it stays in and not on its way from
-    /// saying ready to there. Those that never sleep are let be.
+    /// Waits until all tasks sleep, so that they are seen in the state they stay in and not on their way
+    /// from saying ready to there. Trees that never do are let be.
     fn let_settle(&mut self) {
         let root = self.root;
         let asleep = |_: &mut Reaper| {
-            let stat = proc::stat(root).ok()?;
-            (stat[3] != "R").then_some(())
+            let tree = proc::tree(root).ok()?;
+            let rests = |pid: &i32| proc::stat(pid).is_ok_and(|stat| stat[3] != "R");
+            tree.iter().all(rests).then_some(())
         };
         let _ = self
             .reaper
-            .until("settle", Duration::from_millis(500), asleep);
+            .until("settle", Duration::from_millis(300), asleep);
     }
 
     fn checkpoint(&mut self, round: u32) -> Result<()> {

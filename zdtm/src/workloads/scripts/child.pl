@@ -32,6 +32,7 @@ if ($child == 0) {
     close $to_child;
     close $from_child;
     $to_parent->autoflush(1);
+    print $to_parent "up\n";
     while (my $line = <$from_parent>) {
         chomp $line;
         print $to_parent "$line from $parent\n";
@@ -41,7 +42,12 @@ if ($child == 0) {
 close $from_parent;
 close $to_parent;
 $to_child->autoflush(1);
+my $up = <$from_child> // '';
+$up eq "up\n" or fail("the child began with '$up'");
 print $to_child "hello\n";
+# Its answer stays in the pipe, and it is back where it waits for the next line.
+vec(my $answered = '', fileno($from_child), 1) = 1;
+select($answered, undef, undef, 30) == 1 or fail("the child does not answer");
 
 my $stop = 0;
 $SIG{TERM} = sub { $stop = 1 };
