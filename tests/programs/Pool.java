@@ -1,7 +1,10 @@
 import java.io.FileOutputStream;
 import java.nio.ByteBuffer;
+import java.nio.file.Files;
+import java.nio.file.Path;
 import java.security.MessageDigest;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -13,9 +16,14 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.stream.LongStream;
 
-/** A thread pool that makes garbage and compiles its hot code while it runs, timers, direct memory. */
+/**
+ * A thread pool that makes garbage and compiles its hot code while it runs, timers, direct memory. It goes round and
+ * round through the same seeds, which must give the same results, until there is a file called enough.
+ */
 public final class Pool {
+    private static final int SEEDS = 60;
     private static final Map<Long, String> KEPT = new ConcurrentHashMap<>();
+    private static final AtomicLong STARTED = new AtomicLong();
     private static final AtomicLong DONE = new AtomicLong();
 
     /** A tree of objects that lives for one unit of work. */
@@ -31,7 +39,7 @@ public final class Pool {
         }
     }
 
-    private static long unit(long seed, FileOutputStream progress) throws Exception {
+    private static String unit(long seed) throws Exception {
         long sum = Node.grow(seed, 13).sum();
         Map<String, Long> words = new HashMap<>();
         for (long n = 0; n < 3000; n++) {
@@ -42,36 +50,42 @@ public final class Pool {
             direct.putLong(sum);
         }
         direct.flip();
-        byte[] digest = MessageDigest.getInstance("SHA-256").digest(new byte[] {(byte) seed});
+        byte[] digest = MessageDigest.getInstance("SHA-256").digest(words.toString().getBytes());
         long parallel = LongStream.range(0, 20_000).parallel().map(n -> n * n % 1009).sum();
-        KEPT.put(seed, words.toString() + digest[0]);
-        synchronized (progress) {
-            progress.write(String.format("%9d%n", DONE.incrementAndGet()).getBytes());
+        return sum + " " + parallel + " " + direct.getLong(8 * 4000) + " " + Arrays.toString(digest);
+    }
+
+    private static Void work(FileOutputStream progress) throws Exception {
+        while (DONE.get() < SEEDS || !Files.exists(Path.of("enough"))) {
+            long seed = 1 + STARTED.getAndIncrement() % SEEDS;
+            String result = unit(seed);
+            String before = KEPT.putIfAbsent(seed, result);
+            if (before != null && !before.equals(result)) {
+                throw new IllegalStateException("seed " + seed + " gave " + before + ", now " + result);
+            }
+            synchronized (progress) {
+                progress.write(String.format("%9d%n", DONE.incrementAndGet()).getBytes());
+            }
         }
-        return sum ^ parallel ^ direct.getLong(8 * 4000) ^ words.get("word0");
+        return null;
     }
 
     public static void main(String[] arguments) throws Exception {
-        int units = Integer.parseInt(arguments[0]);
         AtomicLong ticks = new AtomicLong();
         ScheduledExecutorService clock = Executors.newSingleThreadScheduledExecutor();
         clock.scheduleAtFixedRate(ticks::incrementAndGet, 1, 1, TimeUnit.MILLISECONDS);
         var pool = Executors.newFixedThreadPool(6);
-        List<Future<Long>> results = new ArrayList<>();
+        List<Future<Void>> workers = new ArrayList<>();
         try (var progress = new FileOutputStream("progress")) {
-            for (long seed = 1; seed <= units; seed++) {
-                long mine = seed;
-                results.add(pool.submit(() -> unit(mine, progress)));
+            for (int nth = 0; nth < 6; nth++) {
+                workers.add(pool.submit(() -> work(progress)));
             }
-            long total = 0;
-            for (Future<Long> result : results) {
-                total = total * 31 + result.get();
+            for (Future<Void> worker : workers) {
+                worker.get();
             }
-            long kept = 0;
-            for (long seed = 1; seed <= units; seed++) {
-                kept = kept * 31 + KEPT.get(seed).hashCode();
-            }
-            System.out.println("units " + DONE + " total " + total + " kept " + kept);
+        }
+        for (long seed = 1; seed <= SEEDS; seed++) {
+            System.out.println(seed + ": " + KEPT.get(seed));
         }
         pool.shutdown();
         clock.shutdown();

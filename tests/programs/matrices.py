@@ -1,17 +1,23 @@
-"""Threads of a pool that multiply matrices with numpy, and Python's own collector at work beside them."""
+"""Threads of a pool that multiply matrices with numpy, and Python's own collector at work beside them.
+
+They go round and round through the same seeds, which must give the same results, until there is a file `enough`.
+"""
 import gc
 import hashlib
-import sys
+import itertools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 
-UNITS = int(sys.argv[1])
+SEEDS = 24
 SIZE = 160
 progress = open("progress", "w")
 guard = threading.Lock()
+numbers = itertools.count()
 done = 0
+results = {}
 
 
 class Node:
@@ -35,7 +41,6 @@ def rings(count):
 
 def unit(seed):
     """A sum that comes out only if every element is right: whole numbers, which a double holds exactly."""
-    global done
     generator = numpy.random.default_rng(seed)
     left = generator.integers(0, 1000, (SIZE, SIZE)).astype(numpy.float64)
     right = generator.integers(0, 1000, (SIZE, SIZE)).astype(numpy.float64)
@@ -44,18 +49,28 @@ def unit(seed):
     words = numpy.sort(generator.integers(0, 1 << 62, 20000))
     assert (words[1:] >= words[:-1]).all(), "a sorted array is not"
     rings(200)
-    digest = hashlib.sha256(product.tobytes() + words.tobytes()).hexdigest()
-    with guard:
-        done += 1
-        progress.write(f"{done:9}\n")
-        progress.flush()
-    return digest
+    return hashlib.sha256(product.tobytes() + words.tobytes()).hexdigest()
+
+
+def work():
+    global done
+    while done < SEEDS or not os.path.exists("enough"):
+        with guard:
+            seed = next(numbers) % SEEDS
+        digest = unit(seed)
+        with guard:
+            assert results.setdefault(seed, digest) == digest, f"seed {seed} has another result now"
+            done += 1
+            progress.write(f"{done:9}\n")
+            progress.flush()
 
 
 gc.set_threshold(500, 5, 5)
 kept = numpy.arange(2_000_000)
 with ThreadPoolExecutor(6) as pool:
-    digests = list(pool.map(unit, range(UNITS)))
+    for one in [pool.submit(work) for _ in range(6)]:
+        one.result()
 gc.collect()
 assert (kept == numpy.arange(2_000_000)).all(), "an array that nobody touched has changed"
-print("units", done, "freed", Node.freed, hashlib.sha256("".join(digests).encode()).hexdigest())
+assert Node.freed == done * 400, f"{Node.freed} objects were freed after {done} units"
+print("result", hashlib.sha256("".join(results[seed] for seed in range(SEEDS)).encode()).hexdigest())

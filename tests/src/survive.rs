@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::sandbox::Sandbox;
 use crate::task::Task;
 
-/// Times that a program whose amount of work can be chosen is dumped and restored in a row:
+/// Times that a program which works as long as it has to is dumped and restored in a row:
 /// `FIRN_TESTS_ROUNDS`, or 3.
 pub fn rounds() -> usize {
     let wanted = std::env::var("FIRN_TESTS_ROUNDS").ok();
@@ -30,8 +30,10 @@ pub struct Program<'a> {
     pub set_up: &'a dyn Fn(&Path),
     /// What must happen between two dumps.
     pub progress: Progress,
-    /// Times that it is dumped and restored, [`rounds`] where its work can last as long as that.
+    /// Times that it is dumped and restored, [`rounds`] where it works as long as it has to.
     pub rounds: usize,
+    /// A file that tells a program that it may end; without it the program must have enough to do.
+    pub enough: Option<&'static str>,
     /// Files that must be the same as after an uninterrupted run.
     pub results: &'a [&'a str],
 }
@@ -44,6 +46,11 @@ impl Sandbox {
         let (peace, work) = (self.make_dir("peace"), self.make_dir("work"));
         (program.set_up)(&peace);
         (program.set_up)(&work);
+        let enough = |dir: &Path| {
+            if let Some(name) = program.enough {
+                std::fs::write(dir.join(name), "").expect("room for a file");
+            }
+        };
         let start = |dir: &Path| Task::spawn(self, dir, &program.command[0], &program.command[1..]);
         let task = start(&work);
         for round in 1..=program.rounds {
@@ -53,6 +60,7 @@ impl Sandbox {
                 .expect_success(&format!("dump {round}"));
             task.restore(&images);
         }
+        enough(&work);
         let status = task.wait(120);
         assert_eq!(
             status.exit_status(),
@@ -61,6 +69,7 @@ impl Sandbox {
             text(&work.join("stderr"))
         );
         task.wait_until_gone();
+        enough(&peace);
         let undisturbed = start(&peace);
         let status = undisturbed.wait(120);
         assert_eq!(

@@ -21,6 +21,7 @@ fn bash_loop_writes_all_numbers() {
             set_up: &nothing,
             progress: Progress::File("stdout", 4000),
             rounds: 3,
+            enough: None,
             results: &[],
         });
     });
@@ -37,6 +38,7 @@ fn python_with_threads_child_and_database() {
                 set_up: &nothing,
                 progress: Progress::File("progress", 5000),
                 rounds: 3,
+                enough: None,
                 results: &["progress"],
             });
         },
@@ -51,6 +53,7 @@ fn perl_with_timer_and_child() {
             set_up: &nothing,
             progress: Progress::File("progress", 200),
             rounds: 3,
+            enough: None,
             results: &["progress"],
         });
     });
@@ -65,6 +68,7 @@ fn gcc_compiles_the_same_object() {
             set_up: &|dir| std::fs::write(dir.join("long.c"), &source).expect("room for a file"),
             progress: Progress::CpuTicks(40),
             rounds: 3,
+            enough: None,
             results: &["long.o"],
         });
     });
@@ -106,6 +110,7 @@ fn tar_and_zstd_make_the_same_archive() {
                 set_up: &text_tree,
                 progress: Progress::CpuTicks(60),
                 rounds: 3,
+                enough: None,
                 results: &["tree.tar.zst"],
             });
         },
@@ -137,6 +142,7 @@ fn five_hundred_threads_reach_the_same_sum() {
             set_up: &nothing,
             progress: Progress::File("progress", 300),
             rounds: 3,
+            enough: None,
             results: &["progress"],
         });
     });
