@@ -103,7 +103,7 @@ impl<'a> Task<'a> {
             self.pid.to_string(),
             "restored with another pid"
         );
-        assert!(self.is_alive(), "the task has ended after its restore");
+        assert!(!self.has_ended(), "the task has ended after its restore");
     }
 
     /// Runs the restore, whatever comes of it.
@@ -129,6 +129,12 @@ impl<'a> Task<'a> {
     pub fn is_alive(&self) -> bool {
         self.sandbox.reap();
         stat_field(self.pid, 0).is_some_and(|state| state != "Z" && state != "X")
+    }
+
+    /// Whether it has ended. The main thread alone may be a zombie for a moment, when another thread of it
+    /// executes a program.
+    pub fn has_ended(&self) -> bool {
+        self.sandbox.ended(self.pid).is_some()
     }
 
     /// Whether it is stopped by a signal or held by a tracer.

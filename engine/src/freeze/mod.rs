@@ -5,17 +5,23 @@
 //! born or orphaned meanwhile is found by going round until nothing new appears. Where the tree has a
 //! cgroup (v2) to itself, that group is frozen first, which stops even a fork storm at once.
 //!
+//! A task that has lent its memory to a child by vfork can't be stopped before the child gives it back; and
+//! a process that executes a program in one of its threads, or dies, while it is being stopped is not what it
+//! was. Both let the whole tree go on, and it is stopped once more.
+//!
 //! A frozen tree is its own undo guard: dropped, it lets every thread go on exactly where it was.
 
 mod cgroup;
+mod seize;
 mod stop;
 mod walk;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use firn_sys::{Errno, Pid, ptrace, task as sys_task};
+use firn_sys::{Errno, Pid, task as sys_task};
 
+use self::stop::{Deadline, Setback};
 use crate::task::status::StatusError;
 use crate::tree::{Task, TaskState, Tree};
 
@@ -132,21 +138,37 @@ impl FrozenTree {
     /// The calling thread becomes the tracer and must make all further ptrace calls.
     pub fn freeze(root: Pid, options: &FreezeOptions) -> Result<FrozenTree, FreezeError> {
         check_root(root)?;
-        let begun = Instant::now();
-        let mut frozen = FrozenTree {
-            tree: Tree { tasks: Vec::new() },
-            seized: Vec::new(),
-            since: begun,
-            freezing: Duration::ZERO,
-            released: false,
+        let deadline = Deadline {
+            at: Instant::now() + options.timeout,
+            timeout: options.timeout,
         };
-        let group = cgroup::freeze_for(root, options, begun + options.timeout)?;
-        stop::stop_all(&mut frozen, root, options.timeout)?;
-        if let Some(group) = group {
-            group.thaw()?;
+        loop {
+            let begun = Instant::now();
+            let mut frozen = FrozenTree {
+                tree: Tree { tasks: Vec::new() },
+                seized: Vec::new(),
+                since: begun,
+                freezing: Duration::ZERO,
+                released: false,
+            };
+            let group = cgroup::freeze_for(root, options, deadline.at)?;
+            match stop::stop_all(&mut frozen, root, group, deadline) {
+                Ok(()) => {
+                    frozen.freezing = begun.elapsed();
+                    return Ok(frozen);
+                }
+                Err(Setback::Failed(error)) => return Err(error),
+                Err(Setback::Vfork { tid, child }) => {
+                    tracing::info!(%tid, %child, "waiting for a vfork");
+                    drop(frozen);
+                    stop::await_vfork(tid, child, deadline)?;
+                }
+                Err(Setback::Changed) if deadline.has_passed() => {
+                    return Err(FreezeError::NeverSettled(root));
+                }
+                Err(Setback::Changed) => tracing::info!("the tree has changed, once more"),
+            }
         }
-        frozen.freezing = begun.elapsed();
-        Ok(frozen)
     }
 
     /// The tasks.
@@ -188,10 +210,7 @@ impl FrozenTree {
     }
 
     fn detach(&self) {
-        for &tid in &self.seized {
-            // ESRCH: killed meanwhile by somebody else, which is not ours to undo.
-            let _ = ptrace::detach(tid, 0);
-        }
+        stop::let_go(&self.seized);
     }
 
     fn kill(&self) {
@@ -216,10 +235,6 @@ mod libc_signal {
 impl FrozenTree {
     fn add(&mut self, task: Task) {
         self.tree.tasks.push(task);
-    }
-
-    fn knows(&self, pid: Pid) -> bool {
-        self.tree.task(pid).is_some()
     }
 
     /// Sorts the tasks so that every parent stands before its children, depth first.

@@ -1,21 +1,68 @@
 //! Seizing threads and waiting until each has stopped.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
+use super::cgroup::FrozenGroup;
+use super::seize::{self, Deputy};
 use super::{FreezeError, FrozenTree, walk};
-use crate::task::status::{Stat, Status, StatusError};
+use crate::task::status::{Stat, Status};
 use crate::tree::{Task, TaskState, Tree};
 
 /// Rounds after which a tree that still grows is given up.
 const MAX_ROUNDS: usize = 10_000;
-/// How long a vfork may take before it is taken for one that does not end.
-const VFORK_PATIENCE: Duration = Duration::from_millis(500);
-/// Seizing options: mark syscall stops, so that they can't be taken for a SIGTRAP.
-const OPTIONS: u32 = ptrace::O_TRACESYSGOOD;
+/// How long a vfork may take while everything else is stopped.
+const VFORK_PATIENCE: Duration = Duration::from_millis(100);
+/// How often one is looked for.
+const VFORK_INTERVAL: Duration = Duration::from_millis(25);
+/// How long tasks that are let go, but have not stopped yet, may take to do so.
+const CATCH_PATIENCE: Duration = Duration::from_millis(200);
+/// How long threads of a large tree on a busy machine may take, one after the other, beyond the deadline.
+const LAST_PATIENCE: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Why a tree has not been stopped.
+#[derive(Debug)]
+pub enum Setback {
+    /// A task waits for the child that borrows its memory: to be tried again when it has it back.
+    Vfork {
+        /// The task.
+        tid: Pid,
+        /// Its child.
+        child: Pid,
+    },
+    /// A process that had stopped has executed a program or has died: to be tried again.
+    Changed,
+    /// There is no use in trying again.
+    Failed(FreezeError),
+}
+
+impl<E: Into<FreezeError>> From<E> for Setback {
+    fn from(error: E) -> Setback {
+        Setback::Failed(error.into())
+    }
+}
+
+/// When to give up.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// That moment.
+    pub at: Instant,
+    /// How long it was from the beginning, for messages.
+    pub timeout: Duration,
+}
+
+impl Deadline {
+    /// Whether it has passed.
+    pub fn has_passed(&self) -> bool {
+        Instant::now() > self.at
+    }
+}
 
 /// How a thread came to its stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,33 +75,33 @@ enum Stopped {
     Ended,
 }
 
-/// Stops the tree level by level and fills `frozen`.
-pub fn stop_all(frozen: &mut FrozenTree, root: Pid, timeout: Duration) -> Result<(), FreezeError> {
-    let deadline = Instant::now() + timeout;
-    let mut level = vec![root];
-    for _ in 0..MAX_ROUNDS {
-        stop_level(frozen, &level, deadline, timeout)?;
-        level = newcomers(frozen);
-        if level.is_empty() {
-            return finish(frozen, root);
-        }
-        if Instant::now() > deadline {
-            break;
-        }
-    }
-    Err(FreezeError::NeverSettled(root))
+/// A process on its way into the tree.
+struct Open {
+    pid: Pid,
+    known: HashSet<Pid>,
+    state: TaskState,
 }
 
-/// Children of frozen tasks that are not frozen themselves.
-fn newcomers(frozen: &FrozenTree) -> Vec<Pid> {
-    let mut new = Vec::new();
-    for task in &frozen.tree.tasks {
-        if task.is_alive() {
-            new.extend(walk::children(task.pid, &task.threads));
-        }
+/// Stops the tree level by level and fills `frozen`. A frozen cgroup is thawed when it has served.
+pub fn stop_all(
+    frozen: &mut FrozenTree,
+    root: Pid,
+    group: Option<FrozenGroup>,
+    deadline: Deadline,
+) -> Result<(), Setback> {
+    let mut stopper = Stopper {
+        frozen,
+        group,
+        deadline,
+        deputy: Deputy::default(),
+        known: HashSet::new(),
+        traced: HashSet::new(),
+    };
+    stopper.stop_tree(root)?;
+    if let Some(group) = stopper.group.take() {
+        group.thaw().map_err(FreezeError::from)?;
     }
-    new.retain(|pid| !frozen.knows(*pid));
-    new
+    finish(frozen, root).map_err(Setback::Failed)
 }
 
 fn finish(frozen: &mut FrozenTree, root: Pid) -> Result<(), FreezeError> {
@@ -66,155 +113,224 @@ fn finish(frozen: &mut FrozenTree, root: Pid) -> Result<(), FreezeError> {
     }
 }
 
-/// Stops all threads of the given processes: first all are interrupted, then all are waited for.
-fn stop_level(
-    frozen: &mut FrozenTree,
-    pids: &[Pid],
-    deadline: Instant,
-    timeout: Duration,
-) -> Result<(), FreezeError> {
-    let mut open: Vec<(Pid, Vec<Pid>, TaskState)> = pids
-        .iter()
-        .map(|pid| (*pid, Vec::new(), TaskState::Alive))
-        .collect();
-    while !open.is_empty() {
-        let mut interrupted = Vec::new();
-        open.retain_mut(|(pid, known, state)| {
-            let new: Vec<Pid> = walk::threads(*pid)
-                .into_iter()
-                .filter(|tid| !known.contains(tid))
-                .collect();
-            known.extend(&new);
-            interrupted.extend(new.iter().map(|tid| (*pid, *tid)));
-            if new.is_empty() {
-                settle(frozen, *pid, std::mem::take(known), *state);
+struct Stopper<'a> {
+    frozen: &'a mut FrozenTree,
+    group: Option<FrozenGroup>,
+    deadline: Deadline,
+    deputy: Deputy,
+    /// Pids of the processes that are in the tree.
+    known: HashSet<Pid>,
+    /// Threads that are traced and have not ended.
+    traced: HashSet<Pid>,
+}
+
+impl Stopper<'_> {
+    fn stop_tree(&mut self, root: Pid) -> Result<(), Setback> {
+        let mut level = vec![root];
+        let mut from = 0;
+        for _ in 0..MAX_ROUNDS {
+            self.stop_level(&level)?;
+            // Most newcomers are children of those that have just stopped; orphans may have come to others.
+            level = self.newcomers(from);
+            from = self.frozen.tree.tasks.len();
+            if level.is_empty() {
+                level = self.newcomers(0);
             }
-            !new.is_empty()
-        });
-        let mut seized = Vec::new();
-        for (pid, tid) in interrupted {
-            if seize(pid, tid)? {
-                frozen.seized.push(tid);
-                seized.push((pid, tid));
+            if level.is_empty() {
+                return Ok(());
+            }
+            if self.deadline.has_passed() {
+                break;
             }
         }
-        for (pid, tid) in seized {
-            match await_stop(tid, deadline, timeout)? {
-                Stopped::Interrupted => {}
-                Stopped::Group(signal) => {
-                    if let Some(task) = open.iter_mut().find(|(known, ..)| *known == pid) {
-                        task.2 = TaskState::Stopped(signal);
-                    }
-                }
-                Stopped::Ended => frozen.seized.retain(|known| *known != tid),
-            }
+        Err(Setback::Failed(FreezeError::NeverSettled(root)))
+    }
+
+    /// Children of frozen tasks, from the `from`th on, that are not frozen themselves.
+    fn newcomers(&self, from: usize) -> Vec<Pid> {
+        let mut new = Vec::new();
+        let tasks = &self.frozen.tree.tasks[from..];
+        for task in tasks.iter().filter(|task| task.is_alive()) {
+            new.extend(walk::children(task.pid, &task.threads));
         }
+        new.retain(|pid| !self.known.contains(pid));
+        new
     }
-    Ok(())
-}
 
-/// Enters a process whose threads have all stopped, or which has died, into the tree.
-fn settle(frozen: &mut FrozenTree, pid: Pid, known: Vec<Pid>, state: TaskState) {
-    // ESRCH: it has died and been reaped since; its children show up under their new parent.
-    let Ok(stat) = Stat::read(pid) else { return };
-    let mut threads: Vec<Pid> = known
-        .into_iter()
-        .filter(|tid| frozen.seized.contains(tid))
-        .collect();
-    threads.sort_by_key(|tid| (*tid != pid, *tid));
-    let state = if threads.is_empty() {
-        TaskState::Zombie(stat.exit_code)
-    } else {
-        state
-    };
-    if threads.is_empty() {
-        threads.push(pid);
-    }
-    frozen.add(Task {
-        pid,
-        ppid: stat.ppid,
-        pgid: stat.pgid,
-        sid: stat.sid,
-        state,
-        threads,
-    });
-}
-
-/// Seizes and interrupts; false when the thread is a zombie or gone.
-fn seize(pid: Pid, tid: Pid) -> Result<bool, FreezeError> {
-    match ptrace::seize(tid, OPTIONS) {
-        Ok(()) => {}
-        Err(Errno::ESRCH) => return Ok(false),
-        Err(source) => return why_not_seized(pid, tid, source),
-    }
-    match ptrace::interrupt(tid) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(true),
-        Err(source) => Err(FreezeError::Refused { tid, source }),
-    }
-}
-
-fn why_not_seized(pid: Pid, tid: Pid, source: Errno) -> Result<bool, FreezeError> {
-    let status = match Status::read(pid, tid) {
-        Ok(status) => status,
-        Err(StatusError::Read { .. }) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    match status {
-        Status {
-            state: b'Z' | b'X', ..
-        } => Ok(false),
-        Status { kthread: true, .. } => Err(FreezeError::KernelThread(tid)),
-        Status { tracer, .. } if tracer != 0 => {
-            let tracer = Pid::from_raw(tracer);
-            let name = procfs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
-            Err(FreezeError::Traced {
-                tid,
-                tracer,
-                tracer_name: name.trim_end().to_owned(),
+    /// Stops all threads of the given processes: first all are interrupted, then all are waited for.
+    fn stop_level(&mut self, pids: &[Pid]) -> Result<(), Setback> {
+        let mut open: Vec<Open> = pids
+            .iter()
+            .map(|pid| Open {
+                pid: *pid,
+                known: HashSet::new(),
+                state: TaskState::Alive,
             })
+            .collect();
+        while !open.is_empty() {
+            let mut new_threads = Vec::new();
+            let mut left = Vec::with_capacity(open.len());
+            for mut process in open {
+                let listed = walk::threads(process.pid);
+                let is_new = |tid: &&Pid| !process.known.contains(tid);
+                let new: Vec<Pid> = listed.iter().filter(is_new).copied().collect();
+                if new.is_empty() {
+                    self.settle(&process, &listed)?;
+                } else {
+                    process.known.extend(&new);
+                    new_threads.extend(new.iter().map(|tid| (left.len(), process.pid, *tid)));
+                    left.push(process);
+                }
+            }
+            open = left;
+            let pending = self.seize_all(&open, new_threads)?;
+            for (nth, signal) in self.await_stops(pending)? {
+                open[nth].state = TaskState::Stopped(signal);
+            }
         }
-        _ => Err(FreezeError::Refused { tid, source }),
+        Ok(())
+    }
+
+    fn seize_all(
+        &mut self,
+        open: &[Open],
+        threads: Vec<(usize, Pid, Pid)>,
+    ) -> Result<Vec<(usize, Pid)>, FreezeError> {
+        let mut pending = Vec::with_capacity(threads.len());
+        for (nth, pid, tid) in threads {
+            let is_seized = match open[nth].known.len() {
+                0 | 1 => seize::seize(pid, tid)?,
+                _ => self.deputy.seize(pid, tid)?,
+            };
+            if is_seized {
+                self.frozen.seized.push(tid);
+                self.traced.insert(tid);
+                pending.push((nth, tid));
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Waits until all interrupted threads have stopped, in whatever order: one that executes a program
+    /// stops only when the others of its process have been seen dead. Returns the signals of stopped groups.
+    fn await_stops(
+        &mut self,
+        mut pending: Vec<(usize, Pid)>,
+    ) -> Result<Vec<(usize, i32)>, Setback> {
+        let (begun, mut progress) = (Instant::now(), Instant::now());
+        let mut next_look = begun + VFORK_INTERVAL;
+        let mut groups = Vec::new();
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            let before = pending.len();
+            pending.retain(|(nth, tid)| match poll_stop(*tid) {
+                None => true,
+                Some(Stopped::Interrupted) => false,
+                Some(Stopped::Group(signal)) => {
+                    groups.push((*nth, signal));
+                    false
+                }
+                Some(Stopped::Ended) => {
+                    self.traced.remove(tid);
+                    false
+                }
+            });
+            if pending.is_empty() {
+                return Ok(groups);
+            }
+            if pending.len() < before {
+                pause = SHORTEST_PAUSE;
+                progress = Instant::now();
+                continue;
+            }
+            if Instant::now() > next_look {
+                self.check_vforks(&pending, begun.elapsed())?;
+                next_look += VFORK_INTERVAL;
+            }
+            if self.deadline.has_passed() && progress.elapsed() > LAST_PATIENCE {
+                let (_, tid) = pending[0];
+                return Err(Setback::Failed(wont_stop(tid, self.deadline.timeout)));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Lets the child of a task in vfork come to its end, or gives this attempt up.
+    fn check_vforks(&mut self, pending: &[(usize, Pid)], waited: Duration) -> Result<(), Setback> {
+        let Some((tid, child)) = find_vfork(pending) else {
+            return Ok(());
+        };
+        if let Some(group) = self.group.take() {
+            group.thaw().map_err(FreezeError::from)?;
+        } else if waited > VFORK_PATIENCE {
+            return Err(Setback::Vfork { tid, child });
+        }
+        Ok(())
+    }
+
+    /// Enters a process whose threads have all stopped, or which has died, into the tree.
+    fn settle(&mut self, process: &Open, listed: &[Pid]) -> Result<(), Setback> {
+        let pid = process.pid;
+        // Gone: it has died and been reaped since; its children show up under their new parent.
+        let Ok(stat) = Stat::read(pid) else {
+            return Ok(());
+        };
+        let is_traced = |tid: &Pid| self.traced.contains(tid);
+        let mut threads: Vec<Pid> = process.known.iter().copied().filter(is_traced).collect();
+        // Something killed one of them, or a thread that nobody knew yet has executed a program.
+        let is_stopped = |tid: &Pid| ptrace::signal_mask(*tid).is_ok();
+        if threads.len() > listed.len() || !threads.iter().all(is_stopped) {
+            return Err(Setback::Changed);
+        }
+        threads.sort_by_key(|tid| (*tid != pid, *tid));
+        let state = match threads.is_empty() {
+            true => TaskState::Zombie(stat.exit_code),
+            false => process.state,
+        };
+        if threads.is_empty() {
+            threads.push(pid);
+        }
+        self.known.insert(pid);
+        self.frozen.add(Task {
+            pid,
+            ppid: stat.ppid,
+            pgid: stat.pgid,
+            sid: stat.sid,
+            state,
+            threads,
+        });
+        Ok(())
     }
 }
 
-/// Waits until an interrupted thread has stopped, letting through the signals it was about to take.
-fn await_stop(tid: Pid, deadline: Instant, timeout: Duration) -> Result<Stopped, FreezeError> {
-    let mut pause = Duration::from_micros(10);
-    let begun = Instant::now();
+/// Looks whether an interrupted thread has stopped, letting through the signals it was about to take.
+fn poll_stop(tid: Pid) -> Option<Stopped> {
     loop {
-        match wait::try_wait(tid) {
+        return match wait::try_wait(tid) {
             Ok(Some(WaitStatus::Stopped {
                 signal,
                 event: ptrace::EVENT_STOP,
-            })) => {
-                return Ok(match signal {
-                    5 => Stopped::Interrupted,
-                    stop => Stopped::Group(stop),
-                });
-            }
+            })) => Some(match signal {
+                5 => Stopped::Interrupted,
+                stop => Stopped::Group(stop),
+            }),
             // A signal was about to be delivered: the task takes it (its handler's frame is built, or it
             // stops, or dies of it), and the interrupt that is still pending stops it right after.
-            Ok(Some(WaitStatus::Stopped { signal, event: 0 })) => {
-                let _ = ptrace::cont(tid, signal);
+            Ok(Some(WaitStatus::Stopped { signal, event })) => {
+                let _ = ptrace::cont(tid, if event == 0 { signal } else { 0 });
+                continue;
             }
-            Ok(Some(WaitStatus::Stopped { .. })) => {
-                let _ = ptrace::cont(tid, 0);
-            }
-            Ok(Some(WaitStatus::Continued) | None) => {
-                if begun.elapsed() > VFORK_PATIENCE
-                    && let Some(child) = vfork_child(tid)
-                {
-                    return Err(FreezeError::Vfork { tid, child });
-                }
-                if Instant::now() > deadline {
-                    return Err(wont_stop(tid, timeout));
-                }
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(1));
-            }
-            Ok(Some(WaitStatus::Ended(_))) | Err(_) => return Ok(Stopped::Ended),
-        }
+            Ok(Some(WaitStatus::Continued) | None) => None,
+            Ok(Some(WaitStatus::Ended(_))) | Err(_) => Some(Stopped::Ended),
+        };
     }
+}
+
+fn find_vfork(pending: &[(usize, Pid)]) -> Option<(Pid, Pid)> {
+    pending
+        .iter()
+        .find_map(|(_, tid)| Some((*tid, vfork_child(*tid)?)))
 }
 
 /// The child that a task in vfork waits for: the one that uses its memory.
@@ -229,6 +345,19 @@ fn vfork_child(tid: Pid) -> Option<Pid> {
     children.into_iter().find(shares)
 }
 
+/// Waits, with the rest of the tree running, for the end of a vfork of an interrupted task.
+pub fn await_vfork(tid: Pid, child: Pid, deadline: Deadline) -> Result<(), FreezeError> {
+    while poll_stop(tid).is_none() {
+        if deadline.has_passed() {
+            return Err(FreezeError::Vfork { tid, child });
+        }
+        std::thread::sleep(LONGEST_PAUSE);
+    }
+    // ESRCH: it has ended instead.
+    let _ = ptrace::detach(tid, 0);
+    Ok(())
+}
+
 fn wont_stop(tid: Pid, timeout: Duration) -> FreezeError {
     let state = Status::read(tid, tid).map_or('?', |status| char::from(status.state));
     let place = procfs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
@@ -236,6 +365,34 @@ fn wont_stop(tid: Pid, timeout: Duration) -> FreezeError {
         tid,
         state: format!("{state} in {}", place.trim_end()),
         timeout,
+    }
+}
+
+/// Lets traced threads go on. Those that have been interrupted and have not stopped yet would do so later,
+/// when nobody looks: they are caught first.
+pub fn let_go(seized: &[Pid]) {
+    let mut running: Vec<Pid> = Vec::new();
+    for &tid in seized {
+        if ptrace::detach(tid, 0) != Err(Errno::ESRCH) {
+            continue;
+        }
+        match ptrace::interrupt(tid) {
+            Ok(()) => running.push(tid),
+            // Killed meanwhile by somebody else, which is not ours to undo; its parent waits for us to know.
+            Err(_) => drop(wait::try_reap(tid)),
+        }
+    }
+    let begun = Instant::now();
+    while !running.is_empty() && begun.elapsed() < CATCH_PATIENCE {
+        running.retain(|tid| match poll_stop(*tid) {
+            None => true,
+            Some(Stopped::Ended) => false,
+            Some(_) => {
+                let _ = ptrace::detach(*tid, 0);
+                false
+            }
+        });
+        std::thread::sleep(SHORTEST_PAUSE);
     }
 }
 

@@ -31,6 +31,11 @@ impl Pid {
     pub fn this() -> Pid {
         Pid(std::process::id().cast_signed())
     }
+
+    /// The calling thread.
+    pub fn this_thread() -> Pid {
+        Pid(nix::unistd::gettid().as_raw())
+    }
 }
 
 impl fmt::Display for Pid {

@@ -42,6 +42,30 @@ pub fn try_wait(tid: Pid) -> Result<Option<Status>> {
     wait_with(tid, libc::__WALL | libc::WNOHANG)
 }
 
+/// Reaps exactly this task if it has ended, and leaves all other changes of its state to be waited for.
+/// Any thread of the tracer or parent may do so.
+///
+/// # Errors
+/// ECHILD when it is neither child nor tracee.
+pub fn try_reap(tid: Pid) -> Result<()> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+    let id = libc::id_t::try_from(tid.raw()).map_err(|_| Errno::ECHILD)?;
+    // SAFETY: a structure of numbers, for which zeros are a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // The kernel reports stops of tracees whatever it is asked for, so it must not take them away.
+    let peek = options | libc::WNOWAIT;
+    // SAFETY: the structure is the one that the call fills.
+    let got = unsafe { libc::waitid(libc::P_PID, id, &raw mut info, peek) };
+    Errno::check(i64::from(got))?;
+    let is_dead = [libc::CLD_EXITED, libc::CLD_KILLED, libc::CLD_DUMPED].contains(&info.si_code);
+    if is_dead {
+        // SAFETY: the kernel takes a null pointer for nobody who wants to know.
+        let got = unsafe { libc::waitid(libc::P_PID, id, std::ptr::null_mut(), options) };
+        Errno::check(i64::from(got))?;
+    }
+    Ok(())
+}
+
 fn wait_with(tid: Pid, options: i32) -> Result<Option<Status>> {
     let mut raw = 0;
     // SAFETY: the status outlives the call.

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use super::check;
 
@@ -39,7 +40,20 @@ pub fn seize(pid: i32) -> io::Result<()> {
 /// Makes a child by vfork that opens a fifo for reading, which lets it wait, and then ends; returns
 /// the exit code to end with.
 pub fn vfork_reading(path: &CStr) -> i32 {
-    let path = path.as_ptr();
+    vfork_calling(libc::SYS_open, path.as_ptr().expose_provenance())
+}
+
+/// Makes a child by vfork that sleeps that long, and then ends; returns the exit code to end with.
+pub fn vfork_sleeping(time: Duration) -> i32 {
+    let time = super::timespec(time);
+    vfork_calling(
+        libc::SYS_nanosleep,
+        std::ptr::from_ref(&time).expose_provenance(),
+    )
+}
+
+/// Makes a child by vfork that makes one call with an address and a zero, and then ends with code 0.
+fn vfork_calling(number: i64, address: usize) -> i32 {
     let failed: i64;
     // The child runs on this stack, so it must not return from any function: it makes its two calls
     // right here. SAFETY: registers it changes are named, memory is only read.
@@ -49,14 +63,15 @@ pub fn vfork_reading(path: &CStr) -> i32 {
             "syscall",
             "test rax, rax",
             "jnz 2f",
-            "mov eax, 2",               // open(path, O_RDONLY)
+            "mov rax, {number}",
             "xor esi, esi",
             "syscall",
             "mov eax, 60",              // exit
             "xor edi, edi",
             "syscall",
             "2:",
-            in("rdi") path,
+            number = in(reg) number,
+            in("rdi") address,
             out("rax") failed,
             out("rcx") _,
             out("r11") _,
@@ -79,21 +94,6 @@ pub fn signalfd(set: u64) -> io::Result<OwnedFd> {
     let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
     // SAFETY: the call has just returned the descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Attaches a new System V shared memory segment, which goes when the last task has left it.
-pub fn attach_sysv_segment(len: usize) -> io::Result<usize> {
-    // SAFETY: numbers only.
-    let id = check(unsafe { libc::shmget(libc::IPC_PRIVATE, len, 0o600) })?;
-    // SAFETY: a new mapping at a place the kernel chooses aliases nothing.
-    let addr = unsafe { libc::shmat(id, std::ptr::null(), 0) };
-    // SAFETY: removing takes no argument structure.
-    check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
-    if addr.addr() == usize::MAX {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(addr.addr())
-    }
 }
 
 /// Makes a POSIX timer that is not set, and returns its id.

@@ -56,12 +56,6 @@ static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaul
     hold_call(stage, libc::SYS_userfaultfd, [0; 4])
 })
 .refused(&["userfaultfd"]);
-static SYSV_SHM: Workload = Workload::new(
-    "refusals/sysv-shm",
-    "an attached System V segment",
-    |stage| hold(stage, || sys::attach_sysv_segment(1 << 16)),
-)
-.refused(&["sysv"]);
 static POSIX_TIMER: Workload = Workload::new("refusals/posix-timer", "a POSIX timer", |stage| {
     hold(stage, sys::make_posix_timer)
 })
@@ -113,6 +107,7 @@ static VFORK: Workload = Workload::new(
     "a parent that waits in vfork for its child",
     vfork,
 )
+.dump_options(&["--timeout", "1"])
 .refused(&["waits in vfork"]);
 static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
@@ -128,7 +123,6 @@ pub static ALL: &[&Workload] = &[
     &INOTIFY,
     &PIDFD,
     &USERFAULTFD,
-    &SYSV_SHM,
     &POSIX_TIMER,
     &SECCOMP,
     &UTS_NAMESPACE,

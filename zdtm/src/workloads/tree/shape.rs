@@ -1,5 +1,7 @@
 //! Trees of processes: pids, parents, depth and fan-out.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
 use crate::{Child, Stage, Workload, sys};
@@ -23,10 +25,20 @@ pub static FORKING: Workload = Workload::new(
     "children that come and go all the time, frozen at any moment",
     forking,
 )
-.moves(&[
+.moves(MOVES);
+
+pub static VFORKING: Workload = Workload::new(
+    "tree/vforking",
+    "tasks that wait in vfork nearly all the time",
+    vforking,
+)
+.moves(MOVES);
+
+/// What shows of a tree in motion may be anything.
+const MOVES: &[&str] = &[
     "tree", "ids", "state", "exit", "comm", "maps", "vmflags", "mm", "fd", "cwd", "root", "exe",
     "signals", "umask", "tracer", "syscall",
-]);
+];
 
 fn single(stage: &Stage) -> Result<()> {
     let ids = (sys::pid(), sys::tid(), sys::group_and_session());
@@ -155,4 +167,26 @@ fn fork_without_pause(stage: &Stage) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A parent in vfork can't be stopped before its child has ended.
+fn vforking(stage: &Stage) -> Result<()> {
+    let children = (0..3)
+        .map(|_| {
+            stage.child(|stage| {
+                stage.ready()?;
+                while !stage.stopping() {
+                    let (pid, time) = (sys::fork()?, Duration::from_millis(40));
+                    if pid == 0 {
+                        sys::exit_now(sys::vfork_sleeping(time));
+                    }
+                    let exit = sys::wait(pid)?;
+                    ensure!(exit == sys::Exit::Code(0), "a task in vfork: {exit}");
+                }
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<Child>>>()?;
+    stage.ready_and_wait()?;
+    children.into_iter().try_for_each(Child::finish)
 }
