@@ -4,7 +4,7 @@
 use firn_sys::{Pid, nr, task as sys_task};
 
 use super::load::{DeadTask, LoadedTask};
-use super::programs::{Builder, count};
+use super::programs::{Builder, WALL, count};
 use crate::program::{CloneSpec, Program, Rule};
 use crate::task::attributes;
 use crate::task::relations::{BirthId, Role};
@@ -207,8 +207,19 @@ impl Builder<'_> {
         attributes::plan_name(&mut p, &task.core.comm);
         self.make_children(&mut p, id);
         self.plan_groups(&mut p, id);
+        // They would become zombies of whoever takes its children over.
+        self.plan_reaping(&mut p, id);
         plan_death(&mut p, self.pid(nth), task);
         p
+    }
+
+    /// Waits for the helpers that end as children of this task.
+    pub(super) fn plan_reaping(&self, p: &mut Program, id: BirthId) {
+        for &helper in &self.birth_of(id).reaps {
+            let pid = self.birth_of(helper).pid.map_or(-1, Pid::raw);
+            let args = [pid.into(), 0.into(), WALL.into(), 0.into()];
+            p.call_retrying(nr::WAIT4, &args, Rule::Ok, "reaping a helper");
+        }
     }
 
     /// A helper that leads a session or group in place of somebody who is gone.

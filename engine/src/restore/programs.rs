@@ -36,7 +36,7 @@ const CLONE_THREAD: u64 = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x1_0000 | 0x4_0
 const P_PID: u32 = 1;
 const WEXITED: u32 = 4;
 const WNOWAIT: u32 = 0x0100_0000;
-const WALL: u32 = 0x4000_0000;
+pub(super) const WALL: u32 = 0x4000_0000;
 
 /// Words through which programs and coordinator keep step.
 #[derive(Debug, Clone, Copy)]
@@ -331,11 +331,7 @@ impl<'a> Builder<'a> {
                 p.call_retrying(nr::WAITID, &args, Rule::Ok, why);
             }
         }
-        for &helper in &self.birth_of(id).reaps {
-            let pid = self.birth_of(helper).pid.map_or(-1, Pid::raw);
-            let args = [pid.into(), 0.into(), WALL.into(), 0.into()];
-            p.call_retrying(nr::WAIT4, &args, Rule::Ok, "reaping a helper");
-        }
+        self.plan_reaping(p, id);
     }
 
     /// What belongs to the whole process and needs the rights it starts with.

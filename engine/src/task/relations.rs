@@ -236,8 +236,12 @@ impl<'a> Planner<'a> {
         id
     }
 
+    /// Bears a task, and before it those that it needs and that stand behind it in the tree.
     fn bear(&mut self, nth: usize) -> Result<(), RelationError> {
         let task = &self.tree.tasks[nth];
+        if self.by_pid.contains_key(&task.pid) {
+            return Ok(());
+        }
         let Some(&parent) = self.by_pid.get(&task.ppid) else {
             return Err(RelationError::NoParent {
                 pid: task.pid,
@@ -285,9 +289,7 @@ impl<'a> Planner<'a> {
         let pid = Some(task.pid);
         let leader = match self.by_pid.get(&task.sid) {
             Some(&leader) => leader,
-            None if self.indices.contains_key(&task.sid) => {
-                return Err(unreachable(task));
-            }
+            None if self.indices.contains_key(&task.sid) => self.bear_leader(task)?,
             None => self.make_leader(task.sid, parent, task.ppid),
         };
         let siblings: Vec<BirthId> = (0..self.births.len())
@@ -306,6 +308,17 @@ impl<'a> Planner<'a> {
         self.births[leader].reaps.push(midwife);
         self.make(role, pid, midwife, false, task.sid, task.ppid);
         Ok(())
+    }
+
+    /// Bears the leader of a task's session before the task, where its pid is the higher one: pids wrap.
+    fn bear_leader(&mut self, task: &Task) -> Result<BirthId, RelationError> {
+        let nth = self.indices[&task.sid];
+        let leader = &self.tree.tasks[nth];
+        if leader.sid != leader.pid || !self.by_pid.contains_key(&leader.ppid) {
+            return Err(unreachable(task));
+        }
+        self.bear(nth)?;
+        Ok(self.by_pid[&leader.pid])
     }
 
     /// A helper that leads the session `sid`, as a child of `parent`.
@@ -458,6 +471,15 @@ mod tests {
         assert_eq!(midwife.role, Role::Midwife);
         assert_eq!(midwife.maker, Some(family.of_task(2)));
         assert!(family.births[0].subreaper);
+    }
+
+    #[test]
+    fn an_orphan_with_a_lower_pid_than_its_leader_comes_after_it() {
+        let family = plan(&[(10, 1, 10, 10), (14, 10, 30, 30), (30, 10, 30, 30)]);
+        let leader = family.of_task(2);
+        assert!(family.births[leader].setsid);
+        let orphan = &family.births[family.of_task(1)];
+        assert_eq!((orphan.maker, orphan.sibling), (Some(leader), true));
     }
 
     #[test]

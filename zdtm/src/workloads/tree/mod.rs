@@ -15,6 +15,7 @@ pub static ALL: &[&Workload] = &[
     &shape::BUSHY,
     &shape::REPARENTED,
     &shape::FORKING,
+    &shape::VFORKING,
     &threads::FEW,
     &threads::THOUSAND,
     &threads::TREE,
@@ -26,6 +27,7 @@ pub static ALL: &[&Workload] = &[
     &zombies::CODES,
     &zombies::SIGNALS,
     &zombies::LEADER,
+    &zombies::SESSION,
     &stopped::CHILD,
     &stopped::THREADS,
 ];

@@ -18,6 +18,12 @@ pub static LEADER: Workload = Workload::new(
     leader,
 );
 
+pub static SESSION: Workload = Workload::new(
+    "tree/zombie-session",
+    "a zombie that leads a session, and a member of it that has come to its grandparent",
+    session,
+);
+
 const CODE_ENDS: [Exit; 4] = [
     Exit::Code(0),
     Exit::Code(1),
@@ -89,5 +95,43 @@ fn leader(stage: &Stage) -> Result<()> {
     stage.ready_and_wait()?;
     member.finish()?;
     sys::wait(leader).context("waiting for the dead leader")?;
+    Ok(())
+}
+
+/// The session lives on in a child that its dead leader has left to the subreaper.
+fn session(stage: &Stage) -> Result<()> {
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
+    let (reader, writer) = sys::pipe(libc::O_CLOEXEC)?;
+    let leader = stage.child(|stage| {
+        let session = sys::setsid()?;
+        let member = stage.child(|stage| {
+            sys::setpgid(0, 0)?;
+            stage.ready_and_wait()?;
+            let found = sys::group_and_session();
+            let wanted = (sys::pid(), session);
+            ensure!(
+                found == wanted,
+                "(group, session) were {wanted:?}, are {found:?}"
+            );
+            Ok(())
+        })?;
+        sys::write(&writer, &member.pid.to_le_bytes())?;
+        stage.ready()
+    })?;
+    sys::wait_leaving_zombie(leader.pid)?;
+    let bytes = sys::read_exact(&reader, 4)?;
+    let member = stage.adopt(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    drop((reader, writer));
+    stage.ready_and_wait()?;
+    member.finish()?;
+    leader.reap()?;
+    // Nobody else must have become a child.
+    let other = sys::wait(-1).map_err(|error| error.raw_os_error());
+    ensure!(
+        other
+            .as_ref()
+            .is_err_and(|errno| *errno == Some(libc::ECHILD)),
+        "there was another child: {other:?}"
+    );
     Ok(())
 }
