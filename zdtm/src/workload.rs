@@ -65,6 +65,10 @@ pub enum Need {
     Program(&'static str),
     /// `MADV_GUARD_INSTALL`, Linux 6.13.
     GuardRegions,
+    /// A system call, by number and name, that with zeros only does nothing.
+    Call(i64, &'static str),
+    /// A file.
+    File(&'static str),
 }
 
 impl Workload {
@@ -162,6 +166,12 @@ impl Need {
                 )
             }
             Need::Program(name) => (find_program(name).is_some(), format!("no {name} in PATH")),
+            Need::Call(number, name) => {
+                let result = crate::sys::call_plain(*number, [0; 6]);
+                let errno = result.err().and_then(|error| error.raw_os_error());
+                (errno != Some(libc::ENOSYS), format!("no {name}"))
+            }
+            Need::File(name) => (std::path::Path::new(name).exists(), format!("no {name}")),
             Need::GuardRegions => (
                 crate::sys::has_guard_regions(),
                 "no MADV_GUARD_INSTALL".to_owned(),

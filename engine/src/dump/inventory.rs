@@ -12,6 +12,7 @@ use firn_sys::clock;
 use firn_sys::procfs;
 
 use crate::arch::{self, XsaveLayout};
+use crate::memory::sysv::OWN_IPC_NAMESPACE;
 use crate::task::core_image::ROOT_CG_SET;
 
 /// Network lock method "skip": nothing was locked.
@@ -28,7 +29,7 @@ fn root_ids() -> TaskKobjIdsEntry {
         sighand_id: 1,
         pid_ns_id: Some(1),
         net_ns_id: Some(2),
-        ipc_ns_id: Some(3),
+        ipc_ns_id: Some(OWN_IPC_NAMESPACE),
         uts_ns_id: Some(4),
         time_ns_id: Some(5),
         mnt_ns_id: Some(6),

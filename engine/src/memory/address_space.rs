@@ -14,6 +14,7 @@ use super::range::AddressRange;
 use super::shared_dump::SharedDump;
 use super::smaps::{self, Mapping};
 use super::survey;
+use super::sysv;
 use super::vma::{Vma, status};
 
 /// What only the task itself can tell about its memory.
@@ -208,11 +209,13 @@ impl AddressSpace {
                     let inode = shared.add_mapping(self.pid, mapping)?;
                     files.mapped_memfd(inode, open_flags)
                 }
+                Backing::Segment => shared.add_segment(self.pid, mapping)?,
                 _ => 0,
             };
             vma.shmid = u64::from(id);
             vmas.push(vma);
         }
+        sysv::check_whole(self.pid, &vmas, |id| shared.segment(id))?;
         classify::join_vvar(&mut vmas);
         Ok(vmas)
     }

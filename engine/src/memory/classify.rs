@@ -10,11 +10,13 @@
 //! | `[stack]` | as nameless | and GROWSDOWN |
 //! | a file | REGULAR, FILE_PRIVATE or FILE_SHARED | PRIVATE or SHARED |
 //! | a memory file, shared memory | and MEMFD | |
+//! | a System V segment | REGULAR, ANON_SHARED, SYSVIPC | SHARED, ANONYMOUS |
 //! | private huge pages | REGULAR, ANON_PRIVATE | and HUGETLB with the size |
 
 use firn_sys::mm::{advice, map};
 
 use super::smaps::{Mapping, VmFlags};
+use super::sysv;
 use super::vma::{Vma, status};
 
 /// What stands behind a mapping.
@@ -28,6 +30,8 @@ pub enum Backing {
     File,
     /// A memory file or shared anonymous memory.
     SharedMemory,
+    /// A System V segment.
+    Segment,
     /// Nothing that is saved or restored: the page of user probes.
     Nothing,
 }
@@ -63,6 +67,9 @@ pub fn backing(mapping: &Mapping, shmem_device: (u32, u32)) -> Result<Backing, R
     }
     if let Some(refusal) = refusal_by_name(name) {
         return Err(refusal);
+    }
+    if sysv::is_segment(mapping, shmem_device) {
+        return Ok(Backing::Segment);
     }
     let is_kernel_mount = mapping.device.0 == 0;
     if flags.has(VmFlags::HUGETLB) && is_kernel_mount && name.starts_with(b"/anon_hugepage") {
@@ -103,11 +110,6 @@ fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
         ("mappings of this kernel object are not supported", None)
     } else if starts("/[aio]") {
         ("asynchronous I/O contexts are not supported", None)
-    } else if starts("/SYSV") {
-        (
-            "System V shared memory outside of an ipc namespace of its own is not supported",
-            None,
-        )
     } else if starts("/secretmem") {
         ("secret memory can't be read from outside", None)
     } else if starts("/dev/") && !starts("/dev/zero") && !starts("/dev/shm/") {
@@ -141,6 +143,12 @@ pub fn describe(mapping: &Mapping, backing: Backing) -> Vma {
             }
         }
         Backing::Kernel => describe_kernel(mapping, &mut vma),
+        Backing::Segment => {
+            vma.offset = mapping.offset;
+            vma.flags |= map::ANONYMOUS;
+            vma.status |= status::ANON_SHARED | status::SYSVIPC;
+            vma.open_flags = Some(open_flags(mapping));
+        }
         Backing::File | Backing::SharedMemory => {
             vma.offset = mapping.offset;
             vma.status |= match mapping.is_shared {
@@ -327,7 +335,6 @@ mod tests {
         for name in [
             "anon_inode:[io_uring]",
             "/[aio] (deleted)",
-            "/SYSV0000002a (deleted)",
             "/dev/mem",
             "/secretmem (deleted)",
             "socket:[44]",
@@ -341,6 +348,16 @@ mod tests {
         assert!(backing.is_err());
         let (_, backing) = one("1000-2000 rw-s 0 00:14 9 /dev/shm/segment\nVmFlags: rd\n");
         assert_eq!(backing, Ok(Backing::File));
+    }
+
+    #[test]
+    fn a_segment_is_told_by_name_and_device() {
+        let text = "1000-2000 r--s 0 00:01 9 /SYSV0000002a (deleted)\nVmFlags: rd sh mr\n";
+        let vma = described(text);
+        assert_eq!((vma.status, vma.flags), (0x501, 0x21));
+        assert_eq!(vma.open_flags, Some(0));
+        let (_, other) = one("1000-2000 rw-s 0 fe:05 9 /SYSV0000002a\nVmFlags: rd\n");
+        assert_eq!(other, Ok(Backing::File));
     }
 
     #[test]

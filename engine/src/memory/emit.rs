@@ -2,7 +2,8 @@
 
 use std::os::fd::AsRawFd;
 
-use firn_sys::mm::{self, MmFields, advice, map};
+use firn_sys::mm::{self, MmFields, advice, map, prot};
+use firn_sys::sysv::flag as sysv_flag;
 use firn_sys::{Pid, nr, uffd};
 
 use super::error::SourceError;
@@ -11,6 +12,7 @@ use super::image::MemoryImage;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
 use super::range::AddressRange;
+use super::sysv;
 use super::vdso::KernelVdso;
 use super::vma::{KEPT_ADVICE, Vma, status};
 use crate::program::{Arg, Program, Rule, Slot};
@@ -184,6 +186,10 @@ impl MemoryPlan {
     ) -> Result<(), MappingFdError> {
         for &index in &phase.mapped {
             let vma = self.vma(index);
+            if vma.is(status::SYSVIPC) {
+                self.attach(p, index);
+                continue;
+            }
             self.map_one(p, fds, vma, self.prot_while_filled[index])?;
             if vma.has_advice(advice::HUGEPAGE) {
                 advise(p, vma, advice::HUGEPAGE);
@@ -228,6 +234,33 @@ impl MemoryPlan {
             format!("mmap of {}", vma.title()),
         );
         Ok(())
+    }
+
+    /// Attaches a System V segment, with the first of its parts and for all of them.
+    fn attach(&self, p: &mut Program, index: usize) {
+        const ACCESS_MODE: u32 = 3;
+        let vma = self.vma(index);
+        let is_read_only = vma.open_flags.is_some_and(|flags| flags & ACCESS_MODE == 0);
+        let is_rest = index > 0 && sysv::follows(self.vma(index - 1), vma);
+        if !is_rest {
+            let parts = (index..self.image.vmas().len()).map(|at| self.vma(at));
+            let is_executable = parts
+                .take_while(|part| part.shmid == vma.shmid)
+                .any(|part| part.prot & prot::EXEC != 0);
+            let mut flags = 0;
+            flags |= if is_read_only { sysv_flag::RDONLY } else { 0 };
+            flags |= if is_executable { sysv_flag::EXEC } else { 0 };
+            let id = vma.shmid.into();
+            let start = vma.range.start;
+            p.call(
+                nr::SHMAT,
+                &[id, start.into(), flags.into()],
+                Rule::Exact(start.cast_signed()),
+                format!("shmat of {}", vma.title()),
+            );
+        }
+        // What it has been attached with is not known to be the same as what it has to be.
+        self.protect(p, index, vma.prot, "to its protection");
     }
 
     fn protect(&self, p: &mut Program, index: usize, prot: u32, what: &str) {
@@ -394,7 +427,7 @@ fn lock(p: &mut Program, vma: &Vma) {
 fn map_scratch(p: &mut Program, scratch: AddressRange) {
     let [start, len] = args(scratch);
     let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | map::FIXED_NOREPLACE;
-    let prot = mm::prot::READ | mm::prot::WRITE;
+    let prot = prot::READ | prot::WRITE;
     let unused: Arg = (-1).into();
     p.call(
         nr::MMAP,

@@ -297,7 +297,7 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
         | status::GUARD;
     let kinds = vma.status & KINDS;
     let size = vma.page_size();
-    if kinds.count_ones() != 1 && !vma.is(status::SYSVIPC) {
+    if kinds.count_ones() != 1 {
         Some("is of no kind or of several")
     } else if vma.prot & !7 != 0 {
         Some("has an unknown protection")
@@ -312,7 +312,6 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
 
 fn unsupported(vma: &Vma) -> Option<&'static str> {
     let kinds = [
-        (status::SYSVIPC, "System V shared memory can't be restored"),
         (status::SOCKET, "rings of packet sockets can't be restored"),
         (
             status::AIORING,
@@ -383,8 +382,8 @@ mod tests {
             status: status::REGULAR,
             ..entry(0x1000, 0x3000)
         };
-        let sysv = VmaEntry {
-            status: status::SYSVIPC | status::ANON_SHARED,
+        let socket = VmaEntry {
+            status: status::SOCKET | status::ANON_SHARED,
             ..entry(0x1000, 0x3000)
         };
         let cases = [
@@ -397,7 +396,7 @@ mod tests {
             (vec![entry(0x1000, 1 << 50)], "outside of user space"),
             (vec![huge], "huge pages"),
             (vec![kindless], "no kind"),
-            (vec![sysv], "System V"),
+            (vec![socket], "packet sockets"),
         ];
         for (vmas, expected) in cases {
             let problem = problem_of(vmas);

@@ -66,7 +66,7 @@ pub fn inheritance(parent: &MemoryImage, child: &MemoryImage) -> Inheritance {
 }
 
 fn can_inherit(parent: &Vma, child: &Vma) -> bool {
-    let never = status::VDSO | status::VVAR | status::VSYSCALL;
+    let never = status::VDSO | status::VVAR | status::VSYSCALL | status::SYSVIPC;
     let never_flags = map::HUGETLB | map::DROPPABLE;
     let is_mappable = child.status & never == 0
         && !child.has_flag(never_flags)

@@ -3,13 +3,13 @@
 //! An object is known by device and inode. Shared anonymous memory is one as well; its name is
 //! `/dev/zero`, or `/anon_hugepage` when it is made of huge pages.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
-use firn_proto::MemfdInodeEntry;
+use firn_proto::{IpcShmEntry, MemfdInodeEntry};
 use firn_sys::mm::map;
 use firn_sys::{Errno, Pid, memfd};
 
@@ -18,6 +18,8 @@ use super::copy::{self, PageCopy};
 use super::error::MemoryDumpError;
 use super::range::{AddressRange, PAGE_SIZE};
 use super::smaps::Mapping;
+use super::sysv::{self, Attached};
+use crate::obstacle::Obstacle;
 
 /// Shared memory objects found so far.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct SharedDump {
     known: HashMap<(u64, u64), usize>,
     objects: Vec<Object>,
     shmids: HashSet<u32>,
+    /// System V segments, by id.
+    segments: BTreeMap<u32, Attached>,
 }
 
 #[derive(Debug)]
@@ -49,6 +53,7 @@ impl SharedDump {
             known: HashMap::new(),
             objects: Vec::new(),
             shmids: HashSet::new(),
+            segments: BTreeMap::new(),
         })
     }
 
@@ -120,6 +125,48 @@ impl SharedDump {
         Ok(number(index))
     }
 
+    /// Notes the System V segment of a mapping; returns its id.
+    ///
+    /// # Errors
+    /// The segment can't be opened, or asked for its state.
+    pub fn add_segment(&mut self, pid: Pid, mapping: &Mapping) -> Result<u32, MemoryDumpError> {
+        let name = || String::from_utf8_lossy(&mapping.name).into_owned();
+        let id = u32::try_from(mapping.inode);
+        let id = id.map_err(|_| shared_error(&name(), Errno::EINVAL))?;
+        if !self.segments.contains_key(&id) {
+            let range = mapping.range;
+            let link = format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end);
+            let file = File::open(link).map_err(|source| shared_error(&name(), source.into()))?;
+            let segment = Attached::new(id, file, mapping);
+            let segment = segment.map_err(|source| shared_error(&name(), source))?;
+            self.claim(id);
+            self.segments.insert(id, segment);
+        }
+        if let Some(segment) = self.segments.get_mut(&id) {
+            segment.count(pid);
+        }
+        Ok(id)
+    }
+
+    /// The segment with that id.
+    pub(super) fn segment(&self, id: u32) -> Option<&Attached> {
+        self.segments.get(&id)
+    }
+
+    /// Takes a number for a segment, which can have no other, from an object that has it.
+    fn claim(&mut self, id: u32) {
+        if self.shmids.insert(id) {
+            return;
+        }
+        let other = self
+            .objects
+            .iter()
+            .position(|object| object.entry.shmid == id);
+        if let Some(other) = other {
+            self.objects[other].entry.shmid = self.new_shmid(id.into());
+        }
+    }
+
     /// The inode's number, or the next free one where two mounts have the same.
     fn new_shmid(&mut self, inode: u64) -> u32 {
         let mut shmid = u32::try_from(inode & u64::from(u32::MAX)).expect("masked");
@@ -159,6 +206,48 @@ impl SharedDump {
         images.write_all(ImageKind::MemfdInode, 0, &entries)?;
         let mut stats = PageStats::default();
         for object in &self.objects {
+            stats += object.write(images, next_pages_id(), page_copy)?;
+        }
+        stats += self.write_segments(images, next_pages_id, page_copy)?;
+        Ok(stats)
+    }
+
+    fn write_segments(
+        &self,
+        images: &ImageSetWriter,
+        mut next_pages_id: impl FnMut() -> u32,
+        page_copy: &PageCopy<'_>,
+    ) -> Result<PageStats, MemoryDumpError> {
+        let mut stats = PageStats::default();
+        if self.segments.is_empty() {
+            return Ok(stats);
+        }
+        let others: Vec<Obstacle> = self
+            .segments
+            .values()
+            .filter_map(Attached::others)
+            .collect();
+        if !others.is_empty() {
+            return Err(MemoryDumpError::Obstacles(others));
+        }
+        let entries: Vec<IpcShmEntry> = self.segments.values().map(|s| s.entry).collect();
+        images.write_all(
+            ImageKind::IpcnsShm,
+            sysv::OWN_IPC_NAMESPACE.into(),
+            &entries,
+        )?;
+        for (id, segment) in &self.segments {
+            let file = segment.file.try_clone();
+            let object = Object {
+                file: file.map_err(|source| shared_error("a System V segment", source.into()))?,
+                entry: MemfdInodeEntry {
+                    name: b"a System V segment".to_vec(),
+                    shmid: *id,
+                    size: segment.len(),
+                    hugetlb_flag: segment.entry.hugetlb_flag,
+                    ..MemfdInodeEntry::default()
+                },
+            };
             stats += object.write(images, next_pages_id(), page_copy)?;
         }
         Ok(stats)

@@ -22,6 +22,7 @@ use super::fill::PageFill;
 use super::image::MemoryImage;
 use super::piece::{self, Piece};
 use super::range::{AddressRange, PAGE_SIZE};
+use super::sysv::{self, Segment};
 use super::vma::{self, status};
 use crate::files::MemfdRestore;
 
@@ -57,6 +58,19 @@ pub enum SharedRestoreError {
         /// Cause.
         source: Errno,
     },
+    /// The id of a System V segment is in use.
+    #[error(
+        "{name} exists already: {holders} mappings of it, or another key or size; \
+         remove it with `ipcrm -m {id}` if nobody needs it"
+    )]
+    SegmentTaken {
+        /// Its id.
+        id: i32,
+        /// The segment of the images.
+        name: String,
+        /// Mappings of the one that is there.
+        holders: u64,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
@@ -68,10 +82,12 @@ pub struct SharedRestore {
     objects: Vec<Object>,
     by_inode: HashMap<u32, usize>,
     by_shmid: HashMap<u64, usize>,
+    segments: Vec<Segment>,
 }
 
+/// An object, or the contents of a segment.
 #[derive(Debug)]
-struct Object {
+pub(super) struct Object {
     name: Vec<u8>,
     size: u64,
     /// `MAP_HUGETLB` with its size, or 0.
@@ -93,7 +109,11 @@ impl SharedRestore {
         images: &ImageDir,
         tasks: impl IntoIterator<Item = &'a MemoryImage>,
     ) -> Result<SharedRestore, SharedRestoreError> {
-        let mut shared = SharedRestore::default();
+        let tasks: Vec<&MemoryImage> = tasks.into_iter().collect();
+        let mut shared = SharedRestore {
+            segments: sysv::load(images, &tasks)?,
+            ..SharedRestore::default()
+        };
         let entries: Vec<MemfdInodeEntry> = images.read_all(ImageKind::MemfdInode, 0)?;
         for entry in entries {
             shared.add_memfd(images, entry)?;
@@ -161,7 +181,9 @@ impl SharedRestore {
             object.fill(&file, how)?;
             object.file = Some(file);
         }
-        Ok(())
+        self.segments
+            .iter()
+            .try_for_each(|segment| segment.make(how))
     }
 
     /// Descriptor of the shared anonymous memory `shmid`, the same in every task.
@@ -215,7 +237,12 @@ impl SharedRestore {
                 object.seal(entry, file)?;
             }
         }
-        Ok(())
+        self.segments.iter().try_for_each(Segment::settle)
+    }
+
+    /// Lets what outlives its users stay, now that the restore has come to its end.
+    pub fn keep(&self) {
+        self.segments.iter().for_each(Segment::keep);
     }
 }
 
@@ -233,7 +260,7 @@ fn anonymous<'a>(tasks: impl IntoIterator<Item = &'a MemoryImage>) -> BTreeMap<u
         for vma in image
             .vmas()
             .iter()
-            .filter(|vma| vma.is(status::ANON_SHARED))
+            .filter(|vma| vma.is(status::ANON_SHARED) && !vma.is(status::SYSVIPC))
         {
             let object = found.entry(vma.shmid).or_default();
             // Checked not to overflow when the image was loaded.
@@ -261,18 +288,35 @@ fn memfd_flags(map_flags: u32) -> u32 {
 }
 
 impl Object {
-    fn title(&self) -> String {
+    /// The contents of a System V segment.
+    pub(super) fn of_segment(name: String, size: u64, huge: u32, pages: PageSource) -> Object {
+        Object {
+            name: name.into_bytes(),
+            size,
+            huge,
+            entry: None,
+            pages,
+            file: None,
+            read_only: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn title(&self) -> String {
         String::from_utf8_lossy(&self.name).into_owned()
     }
 
-    fn corrupt(&self, problem: &'static str) -> SharedRestoreError {
+    pub(super) fn corrupt(&self, problem: &'static str) -> SharedRestoreError {
         SharedRestoreError::Corrupt {
             name: self.title(),
             problem,
         }
     }
 
-    fn failed(&self, action: &'static str) -> impl Fn(Errno) -> SharedRestoreError {
+    pub(super) fn failed(&self, action: &'static str) -> impl Fn(Errno) -> SharedRestoreError {
         let (name, size) = (self.title(), self.size);
         move |source| SharedRestoreError::Make {
             action,
@@ -282,7 +326,7 @@ impl Object {
         }
     }
 
-    fn check(&self) -> Result<(), SharedRestoreError> {
+    pub(super) fn check(&self) -> Result<(), SharedRestoreError> {
         let end = self.size.checked_next_multiple_of(PAGE_SIZE);
         let end = end.filter(|end| *end <= i64::MAX.cast_unsigned());
         let end = end.ok_or_else(|| self.corrupt("has an impossible size"))?;
@@ -356,7 +400,7 @@ impl Object {
     }
 
     /// Reads all contents into mapped windows of the object, with several workers.
-    fn fill(&self, file: &File, how: &PageFill<'_>) -> Result<(), SharedRestoreError> {
+    pub(super) fn fill(&self, file: &File, how: &PageFill<'_>) -> Result<(), SharedRestoreError> {
         let windows = self.windows();
         let next = AtomicUsize::new(0);
         let failure = Mutex::new(None);

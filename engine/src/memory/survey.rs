@@ -47,7 +47,7 @@ mod tests {
     fn lists_all_obstacles_of_a_map() {
         let text = "1000-2000 rw-s 0 00:0e 9 anon_inode:[io_uring]\n\
                     3000-4000 rw-p 0 fe:00 9 /bin/fine\n\
-                    5000-6000 rw-s 0 00:01 9 /SYSV00000000 (deleted)\n";
+                    5000-6000 rw-s 0 00:01 9 /secretmem (deleted)\n";
         let mappings = smaps::parse(text.as_bytes()).expect("text");
         let found = obstacles(Pid::from_raw(7), &mappings);
         assert_eq!(found.len(), 2);

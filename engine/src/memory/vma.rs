@@ -120,6 +120,7 @@ impl Vma {
             () if self.is(status::MEMFD) => "memory file",
             () if self.is(status::FILE_PRIVATE) => "private file",
             () if self.is(status::FILE_SHARED) => "shared file",
+            () if self.is(status::SYSVIPC) => "System V segment",
             () if self.is(status::ANON_SHARED) => "shared memory",
             () if self.has_flag(map::GROWSDOWN) => "stack",
             () => "memory",

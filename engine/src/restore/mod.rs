@@ -161,6 +161,7 @@ impl Operation<'_> {
         self.script(ScriptAction::PostRestore, Some(root))?;
         self.check_cancel()?;
         self.gentle_script(ScriptAction::PreResume, root);
+        prepared.shared.keep();
         taken.let_go(self.options.leave_stopped);
         prepared.files.remove_link_remaps();
         self.gentle_script(ScriptAction::PostResume, root);

@@ -27,6 +27,7 @@ pub mod rlimit;
 pub mod sched;
 pub mod session;
 pub mod signal;
+pub mod sysv;
 pub mod task;
 pub mod tty;
 pub mod uffd;

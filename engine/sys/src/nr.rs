@@ -18,7 +18,7 @@ pub use libc::{
     SYS_set_tid_address as SET_TID_ADDRESS, SYS_setfsgid as SETFSGID, SYS_setfsuid as SETFSUID,
     SYS_setgroups as SETGROUPS, SYS_setitimer as SETITIMER, SYS_setpgid as SETPGID,
     SYS_setpriority as SETPRIORITY, SYS_setresgid as SETRESGID, SYS_setresuid as SETRESUID,
-    SYS_setsid as SETSID, SYS_sigaltstack as SIGALTSTACK, SYS_tgkill as TGKILL,
+    SYS_setsid as SETSID, SYS_shmat as SHMAT, SYS_sigaltstack as SIGALTSTACK, SYS_tgkill as TGKILL,
     SYS_timer_create as TIMER_CREATE, SYS_timer_delete as TIMER_DELETE,
     SYS_timer_getoverrun as TIMER_GETOVERRUN, SYS_timer_gettime as TIMER_GETTIME,
     SYS_timer_settime as TIMER_SETTIME, SYS_umask as UMASK, SYS_userfaultfd as USERFAULTFD,

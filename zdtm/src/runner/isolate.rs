@@ -1,4 +1,4 @@
-//! Namespaces for one case: pids that nobody else can take, and an end that takes everything along.
+//! Namespaces for one case: pids and ids that nobody else can take, and an end that takes everything along.
 
 use std::env;
 use std::ffi::CStr;
@@ -10,11 +10,13 @@ use anyhow::{Context, Result};
 
 use crate::sys;
 
-/// Runs this program again with `arguments` as pid 1 of a new pid namespace, with its own `/proc`.
+/// Runs this program again with `arguments` as pid 1 of a new pid namespace, with its own `/proc`,
+/// mounts and System V objects.
 ///
 /// The child dies with this process, and all that it started with it.
 pub fn run_as_init(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitStatus> {
-    sys::unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS).context("making a pid namespace")?;
+    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+    sys::unshare(kinds).context("making namespaces")?;
     sys::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE)
         .context("keeping mounts to ourselves")?;
     let mut command = Command::new(env::current_exe().context("finding our own program")?);

@@ -183,6 +183,13 @@ impl Region {
         check(unsafe { libc::madvise(self.pointer().cast(), self.len, advice) }).map(drop)
     }
 
+    /// Seals it against changes of the mapping.
+    pub fn seal(&self) -> io::Result<()> {
+        // SAFETY: sealing changes no contents.
+        let got = unsafe { libc::syscall(libc::SYS_mseal, self.addr, self.len, 0) };
+        super::check_long(got).map(drop)
+    }
+
     /// Unmaps it.
     pub fn unmap(&self) -> io::Result<()> {
         // SAFETY: the mapping is ours and holds no Rust object.

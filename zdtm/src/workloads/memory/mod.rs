@@ -6,9 +6,11 @@ mod copy_on_write;
 mod file;
 mod huge;
 mod memfd;
+mod odd;
 mod shared;
 mod special;
 mod stack;
+mod sysv;
 mod vdso;
 
 use crate::Workload;
@@ -24,6 +26,16 @@ pub static ALL: &[&Workload] = &[
     &stack::THREAD,
     &stack::GROWS_DOWN,
     &stack::MALLOC,
+    &sysv::SEGMENTS,
+    &sysv::PARTS,
+    &sysv::HUGE,
+    &sysv::OUTSIDE,
+    &sysv::DETACHED_PART,
+    &odd::SEALED,
+    &odd::DROPPABLE,
+    &odd::REPLACED,
+    &odd::DEVICE,
+    &odd::PERSONALITY,
     &file::PRIVATE,
     &file::PRIVATE_READ_ONLY,
     &file::SHARED,
