@@ -82,7 +82,8 @@ impl fmt::Debug for AddressRange {
 /// Parts of the ascending, disjoint `ranges` that `holes`, likewise, do not cover.
 pub fn subtract(ranges: &[AddressRange], holes: &[AddressRange]) -> Vec<AddressRange> {
     let mut left = Vec::new();
-    let mut first = 0;
+    // Often one range of very many: those before it are passed over at once.
+    let mut first = first_after(holes, ranges);
     for range in ranges {
         let mut start = range.start;
         while holes.get(first).is_some_and(|hole| hole.end <= range.start) {
@@ -101,7 +102,7 @@ pub fn subtract(ranges: &[AddressRange], holes: &[AddressRange]) -> Vec<AddressR
 /// Common parts of two ascending lists of disjoint ranges.
 pub fn intersect(a: &[AddressRange], b: &[AddressRange]) -> Vec<AddressRange> {
     let mut common = Vec::new();
-    let (mut i, mut j) = (0, 0);
+    let (mut i, mut j) = (first_after(a, b), first_after(b, a));
     while let (Some(&x), Some(&y)) = (a.get(i), b.get(j)) {
         let both = x.intersect(y);
         if !both.is_empty() {
@@ -114,6 +115,12 @@ pub fn intersect(a: &[AddressRange], b: &[AddressRange]) -> Vec<AddressRange> {
         }
     }
     common
+}
+
+/// Index of the first of `ranges` that does not end before the first of `others` begins.
+fn first_after(ranges: &[AddressRange], others: &[AddressRange]) -> usize {
+    let begin = others.first().map_or(0, |other| other.start);
+    ranges.partition_point(|range| range.end <= begin)
 }
 
 /// Sorts ranges and joins those that touch or overlap.
