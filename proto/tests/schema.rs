@@ -144,12 +144,16 @@ fn no_extension_is_required() {
     }
     extensions.sort();
     let expected = [
+        "inet_sk_entry.firn=20000",
         "inventory_entry.firn=20000",
         "pipe_data_entry.firn=20000",
         "pipe_entry.firn=20000",
         "reg_file_entry.firn=20000",
+        "sk_opts_entry.firn=20000",
+        "sk_packet_entry.firn=20000",
         "task_core_entry.firn=20000",
         "thread_core_entry.firn_restart=20000",
+        "unix_sk_entry.firn=20000",
         "user_x86_xsave_entry.firn=20000",
         "vma_entry.firn=20000",
     ];

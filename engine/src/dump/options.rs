@@ -7,7 +7,7 @@ use firn_sys::Pid;
 
 use super::{DumpError, DumpReport};
 use crate::cancel::CancelFlag;
-use crate::files::{FileDumpOptions, FileValidation};
+use crate::files::{FileDumpOptions, FileValidation, SocketDumpOptions};
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
 
@@ -39,6 +39,7 @@ pub struct DumpOptions {
     pub(crate) file_validation: FileValidation,
     pub(crate) freeze_cgroup: Option<PathBuf>,
     pub(crate) scripts: Scripts,
+    pub(crate) sockets: SocketDumpOptions,
 }
 
 impl DumpOptions {
@@ -54,6 +55,7 @@ impl DumpOptions {
             link_remap: self.link_remap,
             shell_job: self.shell_job,
             validation: self.file_validation,
+            sockets: self.sockets.clone(),
         }
     }
 }
@@ -93,6 +95,7 @@ impl Dump {
             file_validation: FileValidation::default(),
             freeze_cgroup: None,
             scripts: Scripts::new(),
+            sockets: SocketDumpOptions::default(),
         };
         Dump {
             options,
@@ -175,6 +178,13 @@ impl Dump {
     #[must_use]
     pub fn freeze_cgroup(mut self, path: impl AsRef<Path>) -> Dump {
         self.options.freeze_cgroup = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// What is done with sockets; by default connections to the outside are refused.
+    #[must_use]
+    pub fn sockets(mut self, options: SocketDumpOptions) -> Dump {
+        self.options.sockets = options;
         self
     }
 

@@ -1,6 +1,6 @@
 //! One table of descriptors: which open file each of them has, and the dump of those not met before.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry};
 use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
@@ -76,6 +76,28 @@ impl FileTable {
         }
         self.tables.push((self.files_id(pid), table));
         Ok(())
+    }
+
+    /// Adds a file that is in a message and of which we have a duplicate. Returns its number; None for one
+    /// that can't be dumped, which is noted.
+    pub(super) fn add_in_flight(
+        &mut self,
+        fd: OwnedFd,
+        shared: &mut SharedDump,
+    ) -> Result<Option<u32>, FileDumpError> {
+        let (me, number) = (Pid::this(), fd.as_raw_fd());
+        let mut dir = DescriptorDir::open(me)?;
+        let seen = dir.see(number)?;
+        let known = match self.find(me, &seen)? {
+            Ok(known) => Some(known),
+            Err(place) => {
+                let file = dir.look(seen, Some(fd.as_fd()))?;
+                self.describe(&file, Some(fd.as_fd()), number, place, shared)?
+            }
+        };
+        // It stays open: it may be the one that others are compared with.
+        self.in_flight.push(fd);
+        Ok(known.map(|(id, _)| id))
     }
 
     /// Finds the open file behind a descriptor among those known: its number and type, or the place

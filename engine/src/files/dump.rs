@@ -1,6 +1,7 @@
 //! Collecting the open files of frozen tasks.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FdinfoEntry, FileEntry, FownEntry};
@@ -15,6 +16,7 @@ use super::link_remap::LinkRemaps;
 use super::memfd;
 use super::open_file::{OpenFile, Place, ProcLink};
 use super::pipe_data::PipeContents;
+use super::sockets::DumpedSockets;
 use super::tty::Terminals;
 use super::{FileDumpOptions, outside, regular, sharing, survey};
 use crate::memory::smaps::Mapping;
@@ -39,6 +41,8 @@ pub struct FileTable {
     mapped: HashMap<MappingKey, u32>,
     mapped_memfds: HashMap<(u32, u32), u32>,
     pub(super) obstacles: Vec<Obstacle>,
+    /// Files from messages in sockets, open so that they can be compared.
+    pub(super) in_flight: Vec<OwnedFd>,
 }
 
 /// What all kinds collect for the images.
@@ -51,6 +55,7 @@ pub(super) struct Collected {
     pub(super) fifos: PipeContents,
     pub(super) terminals: Terminals,
     pub(super) build_ids: BuildIds,
+    pub(super) sockets: DumpedSockets,
     next_id: u32,
 }
 
@@ -104,7 +109,7 @@ impl FileTable {
     pub fn new(options: &FileDumpOptions) -> FileTable {
         FileTable {
             collected: Collected {
-                options: *options,
+                options: options.clone(),
                 entries: Vec::new(),
                 ghosts: Ghosts::default(),
                 link_remaps: LinkRemaps::default(),
@@ -112,6 +117,7 @@ impl FileTable {
                 fifos: PipeContents::default(),
                 terminals: Terminals::default(),
                 build_ids: BuildIds::default(),
+                sockets: DumpedSockets::default(),
                 next_id: 0,
             },
             sorted_tables: Vec::new(),
@@ -122,6 +128,7 @@ impl FileTable {
             mapped: HashMap::new(),
             mapped_memfds: HashMap::new(),
             obstacles: Vec::new(),
+            in_flight: Vec::new(),
         }
     }
 
@@ -139,7 +146,11 @@ impl FileTable {
             let own = survey::threads_with_own_table(task.pid, &task.threads);
             self.obstacles.extend(own);
         }
-        let inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+        let mut inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+        // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
+        inside.push(Pid::this());
+        self.add_messages(shared)?;
+        self.settle_sockets(&inside);
         let half_open = self.collected.pipes.half_open();
         self.obstacles
             .extend(outside::obstacles(&half_open, &inside));
@@ -150,6 +161,40 @@ impl FileTable {
                 &mut self.obstacles,
             )))
         }
+    }
+
+    /// Reads the messages that wait in sockets, and the files in them, which may be sockets, too.
+    fn add_messages(&mut self, shared: &mut SharedDump) -> Result<(), FileDumpError> {
+        while let Some((id, messages)) = self.collected.sockets.unix.next_queue()? {
+            for mut message in messages {
+                let mut rights = Vec::new();
+                for fd in std::mem::take(&mut message.rights) {
+                    rights.extend(self.add_in_flight(fd, shared)?);
+                }
+                self.collected.sockets.packets.add(id, message, rights);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_sockets(&mut self, inside: &[Pid]) {
+        let Collected {
+            sockets,
+            entries,
+            options,
+            next_id,
+            ..
+        } = &mut self.collected;
+        let mut new_id = || {
+            *next_id += 1;
+            *next_id
+        };
+        let (found, stubs) =
+            sockets
+                .unix
+                .settle_peers(entries, &options.sockets, inside, &mut new_id);
+        entries.extend(stubs);
+        self.obstacles.extend(found);
     }
 
     /// Number of the task's descriptor table, for its ids image.
@@ -232,6 +277,7 @@ impl FileTable {
         stats.pipe_bytes = self.collected.pipes.write(images, ImageKind::PipesData)?
             + self.collected.fifos.write(images, ImageKind::FifoData)?;
         self.collected.terminals.write(images)?;
+        self.collected.sockets.write(images)?;
         Ok(stats)
     }
 

@@ -20,6 +20,11 @@ impl Entries {
         self.by_id.values()
     }
 
+    /// Types and numbers of all entries, in no order.
+    pub(super) fn keys(&self) -> impl Iterator<Item = (FdTypes, u32)> {
+        self.by_id.keys().copied()
+    }
+
     /// The entry of that type and number.
     pub(super) fn get(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
         self.by_id.get(&(fd_type, id))

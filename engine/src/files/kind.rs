@@ -13,12 +13,21 @@ use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
 use super::pipe::Pipe;
 use super::regular::Regular;
+use super::sockets::UnixSocketKind;
 use super::tty::Tty;
 use super::{FileDumpOptions, unsupported};
 use crate::obstacle::Obstacle;
 
 /// All kinds. The first one that recognises a file has it; the first one of an image's type opens it.
-pub(super) static KINDS: &[&dyn FileKind] = &[&Regular, &Pipe, &Fifo, &CharDevice, &Tty, &Memfd];
+pub(super) static KINDS: &[&dyn FileKind] = &[
+    &Regular,
+    &Pipe,
+    &Fifo,
+    &CharDevice,
+    &Tty,
+    &Memfd,
+    &UnixSocketKind,
+];
 
 /// One open file being dumped.
 pub(super) struct Dumping<'a> {

@@ -32,6 +32,7 @@ mod pipe_data;
 mod plan;
 mod regular;
 mod sharing;
+mod sockets;
 mod store;
 mod survey;
 mod tty;
@@ -42,13 +43,14 @@ pub use dump::{FileStats, FileTable};
 pub use error::{FileDumpError, FileRestoreError};
 pub use memfd::MemfdRestore;
 pub use open_file::{ProcLink, ProcReadError};
+pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
 pub use survey::survey;
 
 use std::path::PathBuf;
 
 /// What a dump is to do with files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileDumpOptions {
     /// Refuses deleted files of which more bytes than this are allocated; None saves any size.
     pub ghost_limit: Option<u64>,
@@ -58,6 +60,8 @@ pub struct FileDumpOptions {
     pub shell_job: bool,
     /// What is noted about files, to recognise them at restore.
     pub validation: FileValidation,
+    /// What is done with sockets.
+    pub sockets: SocketDumpOptions,
 }
 
 /// How a restore recognises that a file is still the same.
@@ -83,4 +87,6 @@ pub struct FileRestoreOptions {
     pub root: Option<PathBuf>,
     /// Terminals are replaced by the one that the restore runs on.
     pub shell_job: bool,
+    /// What is done with sockets.
+    pub sockets: SocketRestoreOptions,
 }

@@ -17,6 +17,7 @@ use super::ghost_restore::StandIns;
 use super::locate;
 use super::memfd::MemfdRestore;
 use super::pipe::Pipes;
+use super::sockets::SocketSet;
 use super::tty::TerminalInfos;
 
 /// Position of files that are not to be moved to any.
@@ -31,6 +32,7 @@ pub(super) struct Opener<'a> {
     pub(super) pipes: Pipes,
     pub(super) fifos: Fifos,
     pub(super) terminals: &'a TerminalInfos,
+    pub(super) sockets: SocketSet<'a>,
 }
 
 impl<'a> Opener<'a> {

@@ -7,13 +7,22 @@ use std::collections::{HashMap, HashSet};
 
 use firn_sys::{Pid, file};
 
-use super::open_file::{DescriptorDir, OpenFile};
+use super::open_file::{DescriptorDir, OpenFile, Trouble};
 use super::survey::held_outside;
 use crate::obstacle::Obstacle;
 use crate::task::status::Stat;
 
 /// One obstacle for each of the files (by link text) that a process other than `inside` has open.
 pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> Vec<Obstacle> {
+    obstacles_with(files, inside, |holder, _| held_outside(holder))
+}
+
+/// The same with words of the caller's, who is given the holder and the link text.
+pub(super) fn obstacles_with(
+    files: &HashMap<Vec<u8>, OpenFile>,
+    inside: &[Pid],
+    trouble: impl Fn(&str, &[u8]) -> Trouble,
+) -> Vec<Obstacle> {
     if files.is_empty() {
         return Vec::new();
     }
@@ -30,10 +39,10 @@ pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> V
             };
             if let Some(file) = files.get(&link)
                 && !belongs_to(pid, &inside)
-                && named.insert(link)
+                && named.insert(link.clone())
             {
                 let holder = format!("process {pid} (fd {fd})");
-                found.push(file.obstacle(held_outside(&holder)));
+                found.push(file.obstacle(trouble(&holder, &link)));
             }
         }
     }

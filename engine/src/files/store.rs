@@ -14,6 +14,7 @@ use super::ghost_restore::{GhostName, StandIns};
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
 use super::pipe::{self, Pipes};
+use super::sockets::{self, SocketSet};
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, kind, link_remap, validate};
 
@@ -144,9 +145,10 @@ impl FileStore {
             pipes: Pipes::load(&self.images)?,
             fifos: Fifos::default(),
             terminals: &self.terminals,
+            sockets: SocketSet::make(&self.entries, options)?,
         };
         let mut opened = HashMap::new();
-        for key in self.keys_to_open() {
+        for key in self.keys_to_open()? {
             let (fd_type, id) = key;
             let entry = self.entries.get(fd_type, id);
             let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
@@ -154,23 +156,29 @@ impl FileStore {
             opened.insert(key, kind.open(entry, &mut opener)?);
         }
         opener.fifos.fill(&self.images)?;
-        drop(opener);
+        let sockets = opener.sockets;
+        sockets.finish(&self.images, &opened)?;
         self.opened = opened;
         Ok(())
     }
 
-    /// Everything in a table, and everything whose stand-in is about to vanish; in order of numbers.
-    fn keys_to_open(&self) -> Vec<(FdTypes, u32)> {
+    /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in order of
+    /// numbers.
+    fn keys_to_open(&self) -> Result<Vec<(FdTypes, u32)>, FileRestoreError> {
         let described = self.tables.values().flatten();
         let described =
             described.filter_map(|fd| Some((FdTypes::try_from(fd.r#type).ok()?, fd.id)));
         let renamed = self.entries.removed_names().map(|(entry, _)| entry.id);
         let standing = self.remaps.keys().copied().chain(renamed);
         let standing = standing.map(|id| (FdTypes::Reg, id));
-        let keys: HashSet<(FdTypes, u32)> = described.chain(standing).collect();
+        let sent: HashSet<u32> = sockets::files_in_flight(&self.images)?
+            .into_iter()
+            .collect();
+        let sent = self.entries.keys().filter(|(_, id)| sent.contains(id));
+        let keys: HashSet<(FdTypes, u32)> = described.chain(standing).chain(sent).collect();
         let mut keys: Vec<_> = keys.into_iter().collect();
         keys.sort_by_key(|(_, id)| *id);
-        keys
+        Ok(keys)
     }
 
     fn make_stand_ins(&self, options: &FileRestoreOptions) -> Result<StandIns, FileRestoreError> {
@@ -293,6 +301,7 @@ impl FileStore {
             }
             FdTypes::Tty => entry.tty.as_ref().map(|tty| (tty.fown, tty.flags)),
             FdTypes::Memfd => entry.memfd.as_ref().map(|memfd| (memfd.fown, memfd.flags)),
+            FdTypes::Unixsk => entry.usk.as_ref().map(|socket| (socket.fown, socket.flags)),
             _ => None,
         }
     }

@@ -1,8 +1,9 @@
 //! Descriptors of kinds that are not saved: what they are, in words.
 
-use firn_sys::file::{self, S_IFBLK, S_IFSOCK};
+use firn_sys::file::{S_IFBLK, S_IFSOCK};
 
 use super::open_file::{OpenFile, Trouble};
+use super::sockets::protocol_name;
 
 /// Says why the file can't be dumped.
 pub(super) fn trouble(file: &OpenFile) -> Trouble {
@@ -17,7 +18,10 @@ pub(super) fn trouble(file: &OpenFile) -> Trouble {
 fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
     let link = String::from_utf8_lossy(&file.link).into_owned();
     if file.stat.file_type() == S_IFSOCK {
-        return (socket_protocol(file), "sockets are not saved");
+        return (
+            protocol_name(file),
+            "sockets of this protocol are not saved",
+        );
     }
     if let Some(name) = link.strip_prefix("anon_inode:") {
         return (None, anon_inode_reason(name.trim_matches(['[', ']'])));
@@ -32,15 +36,6 @@ fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
         return (None, "open namespaces are not saved");
     }
     (None, "files of this kind are not saved")
-}
-
-/// The protocol, as sockfs tells it.
-///
-/// Source: linux net/socket.c, `system.sockprotoname`.
-fn socket_protocol(file: &OpenFile) -> Option<String> {
-    let name = file::xattr(&file.proc_path(), c"system.sockprotoname").ok()?;
-    let name = name.strip_suffix(b"\0").unwrap_or(&name);
-    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 fn device(file: &OpenFile) -> Option<String> {

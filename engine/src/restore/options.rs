@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{RestoreError, RestoreReport};
 use crate::cancel::CancelFlag;
-use crate::files::{FileRestoreOptions, FileValidation};
+use crate::files::{FileRestoreOptions, FileValidation, SocketRestoreOptions};
 use crate::memory::VdsoChoice;
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
@@ -22,6 +22,7 @@ pub struct RestoreOptions {
     pub(crate) file_validation: FileValidation,
     pub(crate) vdso: VdsoChoice,
     pub(crate) scripts: Scripts,
+    pub(crate) sockets: SocketRestoreOptions,
 }
 
 impl RestoreOptions {
@@ -37,6 +38,7 @@ impl RestoreOptions {
             validation: self.file_validation,
             root: self.root.clone(),
             shell_job: self.shell_job,
+            sockets: self.sockets.clone(),
         }
     }
 }
@@ -71,6 +73,7 @@ impl Restore {
             file_validation: FileValidation::default(),
             vdso: VdsoChoice::default(),
             scripts: Scripts::new(),
+            sockets: SocketRestoreOptions::default(),
         };
         Restore {
             options,
@@ -138,6 +141,13 @@ impl Restore {
         } else {
             VdsoChoice::ByContent
         };
+        self
+    }
+
+    /// What is done with sockets.
+    #[must_use]
+    pub fn sockets(mut self, options: SocketRestoreOptions) -> Restore {
+        self.options.sockets = options;
         self
     }
 

@@ -48,6 +48,20 @@ impl Errno {
     pub const ENOTTY: Errno = Errno(libc::ENOTTY);
     /// Timed out.
     pub const ETIMEDOUT: Errno = Errno(libc::ETIMEDOUT);
+    /// Socket operation on something that has no connection.
+    pub const ENOTCONN: Errno = Errno(libc::ENOTCONN);
+    /// The protocol has no such option.
+    pub const ENOPROTOOPT: Errno = Errno(libc::ENOPROTOOPT);
+    /// Not supported by the object.
+    pub const EOPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
+    /// The address is taken.
+    pub const EADDRINUSE: Errno = Errno(libc::EADDRINUSE);
+    /// The address is not one of ours.
+    pub const EADDRNOTAVAIL: Errno = Errno(libc::EADDRNOTAVAIL);
+    /// The connection is on its way.
+    pub const EINPROGRESS: Errno = Errno(libc::EINPROGRESS);
+    /// The message is too long.
+    pub const EMSGSIZE: Errno = Errno(libc::EMSGSIZE);
     /// No data.
     pub const ENODATA: Errno = Errno(libc::ENODATA);
 

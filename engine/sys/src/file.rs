@@ -77,6 +77,11 @@ impl Stat {
     }
 }
 
+/// Major and minor number of a device as user space encodes it.
+pub fn split_device(dev: u64) -> (u32, u32) {
+    (libc::major(dev), libc::minor(dev))
+}
+
 fn nanos(raw: u64) -> u32 {
     u32::try_from(raw).unwrap_or(0)
 }

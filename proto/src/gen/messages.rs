@@ -3792,7 +3792,7 @@ const NAME: &'static str = "ip_opts_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "ip_opts_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ip_opts_entry".into() }}
 /// An inet socket; addresses are words copied from network order.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InetSkEntry {
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
@@ -3834,13 +3834,49 @@ pub struct InetSkEntry {
     pub shutdown: ::core::option::Option<i32>,
     #[prost(message, optional, tag = "20")]
     pub tcp_opts: ::core::option::Option<TcpOptsEntry>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnInetSkEntry>,
 }
 impl ::prost::Name for InetSkEntry {
 const NAME: &'static str = "inet_sk_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "inet_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/inet_sk_entry".into() }}
-/// A netlink socket.
+/// More about an inet socket.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FirnInetSkEntry {
+    /// Interface of a link-local address.
+    #[prost(uint32, optional, tag = "1")]
+    pub scope_id: ::core::option::Option<u32>,
+    /// Multicast groups.
+    #[prost(message, repeated, tag = "2")]
+    pub membership: ::prost::alloc::vec::Vec<FirnMembershipEntry>,
+}
+impl ::prost::Name for FirnInetSkEntry {
+const NAME: &'static str = "firn_inet_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_inet_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_inet_sk_entry".into() }}
+/// A multicast group that a socket is a member of.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnMembershipEntry {
+    /// Name of the interface.
+    #[prost(string, optional, tag = "1")]
+    pub interface: ::core::option::Option<::prost::alloc::string::String>,
+    /// Address of the group, 4 or 16 bytes.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub group: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// 0 only these sources, 1 all but these.
+    #[prost(uint32, optional, tag = "3")]
+    pub mode: ::core::option::Option<u32>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub source: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FirnMembershipEntry {
+const NAME: &'static str = "firn_membership_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_membership_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_membership_entry".into() }}
+/// A netlink socket.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetlinkSkEntry {
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
@@ -3872,7 +3908,7 @@ const NAME: &'static str = "netlink_sk_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "netlink_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/netlink_sk_entry".into() }}
 /// Options that every socket kind has.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SkOptsEntry {
     #[prost(uint32, required, tag = "1")]
     pub so_sndbuf: u32,
@@ -3924,11 +3960,29 @@ pub struct SkOptsEntry {
     pub so_linger: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "25")]
     pub so_buf_lock: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, repeated, tag = "20000")]
+    pub firn: ::prost::alloc::vec::Vec<FirnSockoptEntry>,
 }
 impl ::prost::Name for SkOptsEntry {
 const NAME: &'static str = "sk_opts_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "sk_opts_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sk_opts_entry".into() }}
+/// An option of any level that differs from that of a fresh socket of the kind.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnSockoptEntry {
+    #[prost(int32, optional, tag = "1")]
+    pub level: ::core::option::Option<i32>,
+    #[prost(int32, optional, tag = "2")]
+    pub name: ::core::option::Option<i32>,
+    /// As getsockopt gives it and setsockopt takes it.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub value: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FirnSockoptEntry {
+const NAME: &'static str = "firn_sockopt_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_sockopt_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_sockopt_entry".into() }}
 /// Directions in which a socket is shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -3983,11 +4037,31 @@ pub struct SkPacketEntry {
     pub length: u32,
     #[prost(message, repeated, tag = "4")]
     pub scm: ::prost::alloc::vec::Vec<ScmEntry>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnSkPacketEntry>,
 }
 impl ::prost::Name for SkPacketEntry {
 const NAME: &'static str = "sk_packet_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "sk_packet_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sk_packet_entry".into() }}
+/// More about a packet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnSkPacketEntry {
+    /// Address of the sender, as struct sockaddr has it.
+    #[prost(bytes = "vec", optional, tag = "1")]
+    pub sender: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Credentials of the sender, where the receiver asks for them.
+    #[prost(message, optional, tag = "2")]
+    pub creds: ::core::option::Option<FirnUcred>,
+    /// Local address that a datagram was sent to, where that is not the socket's own.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub destination: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FirnSkPacketEntry {
+const NAME: &'static str = "firn_sk_packet_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_sk_packet_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_sk_packet_entry".into() }}
 /// Owner and mode of a socket's file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FilePermsEntry {
@@ -4003,7 +4077,7 @@ const NAME: &'static str = "file_perms_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "file_perms_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_perms_entry".into() }}
 /// A unix socket; peer is the inode number of the other end.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UnixSkEntry {
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
@@ -4039,11 +4113,48 @@ pub struct UnixSkEntry {
     pub ns_id: ::core::option::Option<u32>,
     #[prost(sint32, optional, tag = "17", default = "-1")]
     pub mnt_id: ::core::option::Option<i32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnUnixSkEntry>,
 }
 impl ::prost::Name for UnixSkEntry {
 const NAME: &'static str = "unix_sk_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "unix_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/unix_sk_entry".into() }}
+/// More about a unix socket.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUnixSkEntry {
+    /// SO_PEERCRED.
+    #[prost(message, optional, tag = "1")]
+    pub peer_creds: ::core::option::Option<FirnUcred>,
+    /// SO_PEEK_OFF, where it is set.
+    #[prost(int32, optional, tag = "2")]
+    pub peek_off: ::core::option::Option<i32>,
+    /// Name of a peer outside of the tree, as sun_path has it.
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub outside_peer: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// A datagram socket whose peer is gone.
+    #[prost(bool, optional, tag = "4")]
+    pub lost_peer: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnUnixSkEntry {
+const NAME: &'static str = "firn_unix_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_unix_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_unix_sk_entry".into() }}
+/// Who a process was.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUcred {
+    #[prost(uint32, optional, tag = "1")]
+    pub pid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub uid: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub gid: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnUcred {
+const NAME: &'static str = "firn_ucred";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_ucred".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_ucred".into() }}
 /// Of a dump; times in microseconds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DumpStatsEntry {

@@ -1,4 +1,5 @@
-//! Namespaces for one case: pids and ids that nobody else can take, and an end that takes everything along.
+//! Namespaces for one case: pids, ids and ports that nobody else can take, and an end that takes
+//! everything along.
 
 use std::env;
 use std::ffi::CStr;
@@ -11,12 +12,13 @@ use anyhow::{Context, Result};
 use crate::sys;
 
 /// Runs this program again with `arguments` as pid 1 of a new pid namespace, with its own `/proc`,
-/// mounts and System V objects.
+/// mounts, network and System V objects.
 ///
 /// The child dies with this process, and all that it started with it.
 pub fn run_as_init(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitStatus> {
-    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC;
+    let kinds = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWNET;
     sys::unshare(kinds).context("making namespaces")?;
+    sys::raise_loopback().context("bringing the loopback interface up")?;
     sys::mount(None, c"/", None, libc::MS_REC | libc::MS_PRIVATE)
         .context("keeping mounts to ourselves")?;
     let mut command = Command::new(env::current_exe().context("finding our own program")?);

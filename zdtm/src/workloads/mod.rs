@@ -7,6 +7,7 @@ mod refusals;
 mod registers;
 mod scripts;
 mod signals;
+mod sockets;
 mod syscalls;
 mod task;
 mod timers;
@@ -23,6 +24,7 @@ static AREAS: &[&[&Workload]] = &[
     task::ALL,
     memory::ALL,
     files::ALL,
+    sockets::ALL,
     odd::ALL,
     scripts::ALL,
     refusals::ALL,

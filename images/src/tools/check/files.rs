@@ -253,8 +253,12 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
     for placed in &set.packets {
         let packet = &placed.message;
         let mut bad = |fault| found.entry(ImageKind::SkQueues, 0, placed, fault);
-        if set.file(FdTypes::Unixsk, packet.id_for).is_none() {
-            bad(dangling("id_for", "unix socket", packet.id_for));
+        let receivers = [FdTypes::Unixsk, FdTypes::Inetsk];
+        if !receivers
+            .iter()
+            .any(|kind| set.file(*kind, packet.id_for).is_some())
+        {
+            bad(dangling("id_for", "socket", packet.id_for));
         }
         let rights = packet.scm.iter().filter(|scm| scm.r#type == SCM_RIGHTS);
         for id in rights

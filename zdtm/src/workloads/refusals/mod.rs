@@ -10,11 +10,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Stage, Workload, sys};
 
-static UNIX_SOCKET: Workload =
-    Workload::new("refusals/unix-socket", "a pair of unix sockets", |stage| {
-        hold(stage, || sys::socket_pair(libc::SOCK_STREAM))
-    })
-    .refused(&["socket"]);
 static TCP_SOCKET: Workload = Workload::new("refusals/tcp-socket", "a TCP socket", |stage| {
     hold(stage, || sys::socket(libc::AF_INET, libc::SOCK_STREAM))
 })
@@ -113,7 +108,6 @@ static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
 
 pub static ALL: &[&Workload] = &[
-    &UNIX_SOCKET,
     &TCP_SOCKET,
     &NETLINK_SOCKET,
     &EPOLL,

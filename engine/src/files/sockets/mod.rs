@@ -1,0 +1,110 @@
+//! Sockets, one module per family.
+//!
+//! At dump a socket is asked through a duplicate of its descriptor, and through sock_diag for what only
+//! that tells; nothing about it changes that is not put back. At restore all sockets are made by the
+//! coordinator before any task lives ([`SocketSet::make`]), handed out like other files, and finished when
+//! every file is open, because queues may hold descriptors of any kind ([`SocketSet::finish`]).
+
+mod extra;
+mod options;
+mod packets;
+mod settings;
+mod unix;
+
+pub(super) use packets::{PacketRestore, files_in_flight};
+pub use settings::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
+pub(super) use unix::UnixSocketKind;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use firn_images::{ImageDir, ImageSetWriter};
+use firn_proto::FdTypes;
+use firn_sys::file::{self, S_IFSOCK};
+
+use super::FileRestoreOptions;
+use super::entries::Entries;
+use super::error::{FileDumpError, FileRestoreError};
+use super::open_file::OpenFile;
+
+/// Number of the network namespace in images: all tasks have the same one.
+const NET_NS_ID: u32 = 2;
+
+/// True for a socket that is held by a descriptor, and not for the name of one opened with O_PATH.
+pub(super) fn is_socket(file: &OpenFile) -> bool {
+    file.stat.file_type() == S_IFSOCK && file.link.starts_with(b"socket:[")
+}
+
+/// The protocol, as sockfs tells it.
+///
+/// Source: linux net/socket.c, `system.sockprotoname`.
+pub(super) fn protocol_name(file: &OpenFile) -> Option<String> {
+    let name = file::xattr(&file.proc_path(), c"system.sockprotoname").ok()?;
+    let name = name.strip_suffix(b"\0").unwrap_or(&name);
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+/// The inode number, which is a socket's number in images.
+fn inode_of(file: &OpenFile) -> u32 {
+    u32::try_from(file.stat.ino & 0xffff_ffff).expect("masked")
+}
+
+/// The sockets of a dump.
+#[derive(Debug, Default)]
+pub(super) struct DumpedSockets {
+    pub(super) unix: unix::DumpedUnix,
+    pub(super) packets: packets::PacketDump,
+    defaults: extra::Defaults,
+}
+
+impl DumpedSockets {
+    /// Writes the images of queues and connections.
+    pub(super) fn write(&self, images: &ImageSetWriter) -> Result<(), FileDumpError> {
+        self.packets.write(images)
+    }
+}
+
+/// The sockets of a restore.
+#[derive(Debug)]
+pub(super) struct SocketSet<'a> {
+    unix: unix::RestoredUnix<'a>,
+}
+
+impl<'a> SocketSet<'a> {
+    /// Makes all sockets of the images.
+    pub(super) fn make(
+        entries: &'a Entries,
+        options: &'a FileRestoreOptions,
+    ) -> Result<SocketSet<'a>, FileRestoreError> {
+        let unix = entries.all().filter_map(|entry| entry.usk.as_ref());
+        Ok(SocketSet {
+            unix: unix::RestoredUnix::make(unix.collect(), options)?,
+        })
+    }
+
+    /// Hands the socket of an entry out, once.
+    pub(super) fn take(&mut self, fd_type: FdTypes, id: u32) -> Result<OwnedFd, FileRestoreError> {
+        let found = match fd_type {
+            FdTypes::Unixsk => self.unix.take(id),
+            _ => None,
+        };
+        found.ok_or_else(|| FileRestoreError::corrupt(id, "it is asked for twice"))
+    }
+
+    /// Fills queues and sets what ends a socket's making, when all files are open.
+    pub(super) fn finish(
+        self,
+        images: &ImageDir,
+        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+    ) -> Result<(), FileRestoreError> {
+        let mut packets = PacketRestore::load(images)?;
+        self.unix.finish(&mut packets, opened)
+    }
+}
+
+impl SocketDumpOptions {
+    /// Whether the tree may go without a unix peer with that inode number.
+    fn permits_outside(&self, ino: u32) -> bool {
+        self.ext_unix || self.ext_unix_inodes.contains(&ino)
+    }
+}
