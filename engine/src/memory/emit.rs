@@ -4,10 +4,10 @@ use std::os::fd::AsRawFd;
 
 use firn_sys::mm::{self, MmFields, advice, map, prot};
 use firn_sys::sysv::flag as sysv_flag;
-use firn_sys::{Pid, nr, uffd};
+use firn_sys::{Pid, nr};
 
 use super::error::SourceError;
-use super::fill::{self, MemoryFillError, PageFill};
+use super::fresh;
 use super::image::MemoryImage;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
@@ -49,10 +49,6 @@ pub struct MappingFdError {
     pub source: SourceError,
 }
 
-/// Where the results of moves are found when the program has run.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct MoveResults(Vec<(Slot, AddressRange)>);
-
 impl MemoryPlan {
     /// Removes what the task got at fork and does not want. First of all memory records.
     pub fn unmap_not_inherited(&self, p: &mut Program) {
@@ -71,7 +67,8 @@ impl MemoryPlan {
         }
     }
 
-    /// Maps what children of the task inherit, and reads the pages of it that the task reads itself.
+    /// Maps what children of the task inherit, and reads the pages of it that the task reads itself. The
+    /// slot tells the coordinator the userfaultfd to fill through, if there is one.
     ///
     /// # Errors
     /// A mapping has no descriptor.
@@ -79,13 +76,15 @@ impl MemoryPlan {
         &self,
         p: &mut Program,
         fds: &mut dyn MappingFds,
-    ) -> Result<(), MappingFdError> {
+    ) -> Result<Option<Slot>, MappingFdError> {
         self.map_phase(p, fds, &self.early)
     }
 
-    /// Moves huge pages into place that the coordinator has filled before the fork.
-    pub fn settle_before_fork(&self, p: &mut Program) {
-        self.move_pages(p, &self.early, Rule::Exact(0));
+    /// Closes what the coordinator filled through: after it has, and before anything is forked or changed.
+    pub fn settle(&self, p: &mut Program, filled_through: Option<Slot>) {
+        if let Some(uffd) = filled_through {
+            fresh::close(p, uffd);
+        }
     }
 
     /// Moves the vdso into place from where it was parked, at `parked_at`. After
@@ -94,26 +93,25 @@ impl MemoryPlan {
         self.vdso.place(p, kernel, parked_at);
     }
 
-    /// Maps everything else at its final place, and reads the pages that the task reads itself.
+    /// Maps everything else at its final place, and reads the pages that the task reads itself. As
+    /// [`MemoryPlan::map_before_fork`].
     ///
     /// # Errors
     /// A mapping has no descriptor.
-    pub fn map(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
+    pub fn map(
+        &self,
+        p: &mut Program,
+        fds: &mut dyn MappingFds,
+    ) -> Result<Option<Slot>, MappingFdError> {
         self.map_phase(p, fds, &self.late)
     }
 
-    /// Moves huge pages into place, then gives protection, advice, locks and seals, and tells the kernel
-    /// the shape of the address space. Nothing may be written to the memory after it, and the limits
+    /// Gives protection, advice, locks and seals, and tells the kernel the shape of the address space. Nothing may be written to the memory after it, and the limits
     /// RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK and PR_SET_MDWE may be set only after it; credentials too.
     ///
     /// # Errors
     /// There is no descriptor of the executable.
-    pub fn finish(
-        &self,
-        p: &mut Program,
-        fds: &mut dyn MappingFds,
-    ) -> Result<MoveResults, MappingFdError> {
-        let moved = self.move_pages(p, &self.late, Rule::Any);
+    pub fn finish(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
         self.describe(p, fds)?;
         if self.image.thp_disabled() {
             let option = Arg::from(mm::PR_SET_THP_DISABLE);
@@ -144,7 +142,7 @@ impl MemoryPlan {
             let why = format!("mseal of {}", vma.title());
             p.call(mm::SYS_MSEAL, &args(vma.range), Rule::Exact(0), why);
         }
-        Ok(moved)
+        Ok(())
     }
 
     /// Says whether core dumps may be written. After the credentials are set, which resets it.
@@ -156,34 +154,12 @@ impl MemoryPlan {
         }
     }
 
-    /// Writes again what could not be moved, after the program has run. `result` gives the result of a
-    /// slot of the program.
-    ///
-    /// # Errors
-    /// As of filling.
-    pub fn repair_moves(
-        &self,
-        pid: Pid,
-        moved: &MoveResults,
-        result: impl Fn(Slot) -> i64,
-        how: &PageFill<'_>,
-    ) -> Result<(), MemoryFillError> {
-        for (slot, range) in &moved.0 {
-            let result = result(*slot);
-            if result != 0 {
-                tracing::debug!("task {pid}: moving [{range}] gave {result}, filling it in place");
-                fill::refill(pid, &self.image, *range, how)?;
-            }
-        }
-        Ok(())
-    }
-
     fn map_phase(
         &self,
         p: &mut Program,
         fds: &mut dyn MappingFds,
         phase: &Phase,
-    ) -> Result<(), MappingFdError> {
+    ) -> Result<Option<Slot>, MappingFdError> {
         for &index in &phase.mapped {
             let vma = self.vma(index);
             if vma.is(status::SYSVIPC) {
@@ -196,10 +172,7 @@ impl MemoryPlan {
             }
         }
         read_pages(p, &self.image, &phase.read_by_task);
-        if let (Some(scratch), false) = (self.scratch, phase.moves.is_empty()) {
-            map_scratch(p, scratch);
-        }
-        Ok(())
+        Ok(fresh::open(p, &phase.fresh))
     }
 
     fn map_one(
@@ -275,44 +248,6 @@ impl MemoryPlan {
         );
     }
 
-    /// Moves the huge pages of a phase, with the whole mapping registered so that it is not split.
-    fn move_pages(&self, p: &mut Program, phase: &Phase, rule: Rule) -> MoveResults {
-        let mut results = MoveResults::default();
-        let (Some(scratch), false) = (self.scratch, phase.moves.is_empty()) else {
-            return results;
-        };
-        let flags = Arg::from(uffd::USER_MODE_ONLY);
-        let why = "userfaultfd to move huge pages";
-        let fd = p.call_to_slot(nr::USERFAULTFD, &[flags], Rule::Ok, why);
-        let api = words(p, &uffd::API_ARG);
-        ioctl(p, fd, uffd::API, api, "UFFDIO_API".to_owned());
-        for moves in phase.moves.chunk_by(|a, b| a.vma == b.vma) {
-            let vma = self.vma(moves[0].vma).range;
-            let register = words(p, &uffd::register_arg(vma.start, vma.len()));
-            let why = format!("UFFDIO_REGISTER of [{vma}]");
-            ioctl(p, fd, uffd::REGISTER, register, why);
-            for one in moves {
-                let arg = words(p, &uffd::move_arg(one.to.start, one.from, one.to.len()));
-                let why = format!("UFFDIO_MOVE to [{}]", one.to);
-                let call = [Arg::Slot(fd), uffd::MOVE.into(), arg];
-                let slot = p.call_to_slot(nr::IOCTL, &call, rule, why);
-                results.0.push((slot, one.to));
-            }
-            let range = words(p, &uffd::range_arg(vma.start, vma.len()));
-            let why = format!("UFFDIO_UNREGISTER of [{vma}]");
-            ioctl(p, fd, uffd::UNREGISTER, range, why);
-        }
-        p.call(
-            nr::CLOSE,
-            &[Arg::Slot(fd)],
-            Rule::Exact(0),
-            "close of the userfaultfd",
-        );
-        let why = format!("munmap of scratch memory [{scratch}]");
-        p.call(nr::MUNMAP, &args(scratch), Rule::Exact(0), why);
-        results
-    }
-
     fn describe(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
         let exe = fds
             .exe_fd(self.image.exe_file_id())
@@ -354,11 +289,6 @@ fn args(range: AddressRange) -> [Arg; 2] {
 fn words(p: &mut Program, words: &[u64]) -> Arg {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     p.data(&bytes).into()
-}
-
-fn ioctl(p: &mut Program, fd: Slot, request: u64, arg: Arg, why: String) {
-    let call = [Arg::Slot(fd), request.into(), arg];
-    p.call(nr::IOCTL, &call, Rule::Exact(0), why);
 }
 
 fn map_flags(vma: &Vma, has_object: bool) -> u32 {
@@ -423,27 +353,6 @@ fn lock(p: &mut Program, vma: &Vma) {
     };
 }
 
-/// Memory that asks for huge pages, protected as what it is moved to.
-fn map_scratch(p: &mut Program, scratch: AddressRange) {
-    let [start, len] = args(scratch);
-    let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | map::FIXED_NOREPLACE;
-    let prot = prot::READ | prot::WRITE;
-    let unused: Arg = (-1).into();
-    p.call(
-        nr::MMAP,
-        &[start, len, prot.into(), flags.into(), unused],
-        Rule::Exact(scratch.start.cast_signed()),
-        format!("mmap of scratch memory [{scratch}]"),
-    );
-    let huge = advice::HUGEPAGE.into();
-    p.call(
-        nr::MADVISE,
-        &[start, len, huge],
-        Rule::Exact(0),
-        "madvise of scratch memory",
-    );
-}
-
 /// Reads of pages, as few as the layout of the files allows.
 fn read_pages(p: &mut Program, image: &MemoryImage, pieces: &[Piece]) {
     for group in file_groups(pieces) {
@@ -451,7 +360,7 @@ fn read_pages(p: &mut Program, image: &MemoryImage, pieces: &[Piece]) {
         let file = &image.pages().files()[first.file];
         let mut iovecs = Vec::with_capacity(2 * group.len());
         for piece in group {
-            iovecs.extend([Arg::from(piece.target), Arg::from(piece.len())]);
+            iovecs.extend([Arg::from(piece.range.start), Arg::from(piece.len())]);
         }
         let len: u64 = group.iter().map(Piece::len).sum();
         let table = p.table(&iovecs);

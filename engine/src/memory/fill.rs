@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::PagesFile;
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
+use firn_sys::uffd::Uffd;
 use firn_sys::window::{FileWindow, Window, is_on_tmpfs};
 use firn_sys::{Errno, Pid};
 
@@ -67,11 +68,31 @@ pub enum When {
     Mapped,
 }
 
+/// A task to be filled.
+#[derive(Debug)]
+pub struct Filling<'a> {
+    /// The task.
+    pub pid: Pid,
+    /// What it gets.
+    pub plan: &'a MemoryPlan,
+    /// Its userfaultfd for what is fresh; None where its program opened none.
+    pub uffd: Option<Uffd>,
+}
+
+/// One task in one of its two fillings.
+#[derive(Debug, Clone, Copy)]
+struct Target<'a> {
+    pid: Pid,
+    image: &'a MemoryImage,
+    /// Mappings, ascending, that are filled through the userfaultfd.
+    fresh: &'a [AddressRange],
+    uffd: Option<&'a Uffd>,
+}
+
 /// Pieces that stand together in a pages file.
 #[derive(Debug)]
 struct Batch<'a> {
-    pid: Pid,
-    image: &'a MemoryImage,
+    target: Target<'a>,
     pieces: Vec<Piece>,
     len: usize,
 }
@@ -82,47 +103,31 @@ struct Batch<'a> {
 ///
 /// # Errors
 /// A pages file can't be read, a task can't be written to.
-pub fn fill(
-    tasks: &[(Pid, &MemoryPlan)],
-    when: When,
-    how: &PageFill<'_>,
-) -> Result<(), MemoryFillError> {
+pub fn fill(tasks: &[Filling<'_>], when: When, how: &PageFill<'_>) -> Result<(), MemoryFillError> {
     let mut batches = Vec::new();
-    for (pid, plan) in tasks {
+    for Filling { pid, plan, uffd } in tasks {
         let phase = match when {
             When::BeforeFork => &plan.early,
             When::Mapped => &plan.late,
         };
-        push_batches(&mut batches, *pid, plan.image(), &phase.filled);
+        let target = Target {
+            pid: *pid,
+            image: plan.image(),
+            fresh: &phase.fresh,
+            uffd: uffd.as_ref(),
+        };
+        push_batches(&mut batches, target, &phase.filled);
     }
     run(&batches, how)
 }
 
-/// Writes pages of a range into place, whatever was there.
-pub(super) fn refill(
-    pid: Pid,
-    image: &MemoryImage,
-    range: AddressRange,
-    how: &PageFill<'_>,
-) -> Result<(), MemoryFillError> {
-    let mut batches = Vec::new();
-    let pieces = super::piece::pieces_in(image.pages(), range);
-    push_batches(&mut batches, pid, image, &pieces);
-    run(&batches, how)
-}
-
-fn push_batches<'a>(
-    batches: &mut Vec<Batch<'a>>,
-    pid: Pid,
-    image: &'a MemoryImage,
-    pieces: &[Piece],
-) {
+fn push_batches<'a>(batches: &mut Vec<Batch<'a>>, target: Target<'a>, pieces: &[Piece]) {
     for piece in pieces {
         let mut rest = *piece;
         while !rest.is_empty() {
             let room = batches.last().map_or(0, |last: &Batch<'_>| {
                 let end = last.pieces.last();
-                let goes_on = last.unit() == (pid, rest.target / UNIT_BYTES)
+                let goes_on = last.unit() == (target.pid, rest.range.start / UNIT_BYTES)
                     && last.pieces.len() < MAX_RANGES
                     && end.is_some_and(|before| before.is_followed_in_file_by(&rest));
                 match goes_on {
@@ -132,14 +137,13 @@ fn push_batches<'a>(
             });
             if room == 0 {
                 batches.push(Batch {
-                    pid,
-                    image,
+                    target,
                     pieces: Vec::new(),
                     len: 0,
                 });
             }
             let room = if room == 0 { BATCH_BYTES } else { room };
-            let room = room.min(UNIT_BYTES - rest.target % UNIT_BYTES);
+            let room = room.min(UNIT_BYTES - rest.range.start % UNIT_BYTES);
             let end = rest.range.end.min(rest.range.start + room);
             let part = rest.within(AddressRange::new(rest.range.start, end));
             let last = batches.last_mut().expect("one was pushed");
@@ -256,8 +260,8 @@ fn fill_through_buffer(
 impl Batch<'_> {
     /// The unit that it belongs to: batches do not cross the borders of units.
     fn unit(&self) -> (Pid, u64) {
-        let target = self.pieces.first().map_or(0, |piece| piece.target);
-        (self.pid, target / UNIT_BYTES)
+        let start = self.pieces.first().map_or(0, |piece| piece.range.start);
+        (self.target.pid, start / UNIT_BYTES)
     }
 
     fn is_followed_in_file_by(&self, next: &Batch<'_>) -> bool {
@@ -267,7 +271,7 @@ impl Batch<'_> {
     }
 
     fn pages_file(&self) -> &PagesFile {
-        &self.image.pages().files()[self.pieces[0].file]
+        &self.target.image.pages().files()[self.pieces[0].file]
     }
 
     fn read_error(&self, source: Errno) -> MemoryFillError {
@@ -293,27 +297,79 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Writes the bytes that stand at `at` of the window into place.
-    fn write(&self, window: &Window, at: usize) -> Result<(), MemoryFillError> {
-        let ranges: Vec<RemoteRange> = self
-            .pieces
+    /// Brings the bytes that stand at `at` of the window into place.
+    fn write(&self, window: &Window, mut at: usize) -> Result<(), MemoryFillError> {
+        let is_fresh = |piece: &Piece| self.target.is_fresh(piece);
+        for alike in self.pieces.chunk_by(|a, b| is_fresh(a) == is_fresh(b)) {
+            at += match self.target.uffd {
+                Some(uffd) if is_fresh(&alike[0]) => self.target.copy(uffd, alike, window, at)?,
+                _ => self.target.write(alike, window, at)?,
+            };
+        }
+        Ok(())
+    }
+}
+
+impl Target<'_> {
+    fn is_fresh(&self, piece: &Piece) -> bool {
+        let next = self
+            .fresh
+            .partition_point(|range| range.end <= piece.range.start);
+        let found = self.fresh.get(next);
+        found.is_some_and(|range| range.start <= piece.range.start)
+    }
+
+    /// Makes pages that are not there yet; returns the bytes taken.
+    fn copy(
+        &self,
+        uffd: &Uffd,
+        pieces: &[Piece],
+        window: &Window,
+        at: usize,
+    ) -> Result<usize, MemoryFillError> {
+        let mut done = 0;
+        for piece in pieces {
+            let len = bytes(piece);
+            uffd.copy(window, at + done, len, piece.range.start)
+                .map_err(|source| self.write_error(piece, source))?;
+            done += len;
+        }
+        Ok(done)
+    }
+
+    /// Writes over whatever is there; returns the bytes taken.
+    fn write(
+        &self,
+        pieces: &[Piece],
+        window: &Window,
+        at: usize,
+    ) -> Result<usize, MemoryFillError> {
+        let ranges: Vec<RemoteRange> = pieces
             .iter()
             .map(|piece| RemoteRange {
-                address: piece.target,
-                len: usize::try_from(piece.len()).expect("a batch fits memory"),
+                address: piece.range.start,
+                len: bytes(piece),
             })
             .collect();
-        let failed = |source| MemoryFillError::Write {
-            pid: self.pid,
-            range: self.pieces[0].range,
-            source,
-        };
+        let len: usize = ranges.iter().map(|range| range.len).sum();
         match window.write_process(self.pid, &ranges, at) {
-            Ok(written) if written == self.len => Ok(()),
-            Ok(_) => Err(failed(Errno::EFAULT)),
-            Err(error) => Err(failed(error)),
+            Ok(written) if written == len => Ok(len),
+            Ok(_) => Err(self.write_error(&pieces[0], Errno::EFAULT)),
+            Err(error) => Err(self.write_error(&pieces[0], error)),
         }
     }
+
+    fn write_error(&self, piece: &Piece, source: Errno) -> MemoryFillError {
+        MemoryFillError::Write {
+            pid: self.pid,
+            range: piece.range,
+            source,
+        }
+    }
+}
+
+fn bytes(piece: &Piece) -> usize {
+    usize::try_from(piece.len()).expect("a batch fits memory")
 }
 
 fn to_u64(len: usize) -> u64 {

@@ -9,8 +9,6 @@ use super::range::{AddressRange, PAGE_SIZE};
 pub struct Piece {
     /// Where the pages belong.
     pub range: AddressRange,
-    /// Where they are written: there, or in the scratch memory from which they are moved there.
-    pub target: u64,
     /// Index of the pages file.
     pub file: usize,
     /// Offset in it, in bytes.
@@ -34,7 +32,6 @@ impl Piece {
         let skipped = part.start.saturating_sub(self.range.start);
         Piece {
             range: part,
-            target: self.target + skipped,
             file: self.file,
             offset: self.offset + skipped,
         }
@@ -59,7 +56,6 @@ pub fn pieces_in(pages: &PageSource, range: AddressRange) -> Vec<Piece> {
             };
             let whole = Piece {
                 range: AddressRange::new(run.vaddr, run.end()),
-                target: run.vaddr,
                 file,
                 offset,
             };
@@ -106,7 +102,6 @@ mod tests {
     fn piece(start: u64, end: u64, offset: u64) -> Piece {
         Piece {
             range: AddressRange::new(start, end),
-            target: start,
             file: 0,
             offset,
         }

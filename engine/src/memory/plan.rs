@@ -4,10 +4,10 @@
 //! a task's program                              coordinator
 //! unmap what it inherits and does not want
 //! map what its children inherit, read pages     ── posts ── fills large mappings
-//! move huge pages into place                    ── waits ──
+//!                                               ── waits ──
 //! fork its children
 //! map everything else, read pages               ── posts ── fills large mappings
-//! move huge pages, protect, advise, lock        ── waits ──
+//! protect, advise, lock                         ── waits ──
 //! ```
 //!
 //! A task reads its pages itself where they are few, straight from the pages file into place, which
@@ -16,10 +16,10 @@
 use std::ops::Range;
 
 use firn_sys::Errno;
-use firn_sys::mm::{advice, map, prot};
+use firn_sys::mm::prot;
 
 use super::compare;
-use super::huge::{self, HugeFacts, HugeMove};
+use super::fresh::{self, FreshFacts};
 use super::image::MemoryImage;
 use super::inherit::{self, Inheritance};
 use super::piece::{self, Piece};
@@ -60,8 +60,8 @@ pub struct TaskMemory {
 /// What is to be known of this machine.
 #[derive(Debug)]
 pub struct MemoryFacts {
-    /// Huge pages.
-    pub huge: HugeFacts,
+    /// How fresh memory can be filled.
+    pub fresh: FreshFacts,
     /// The running kernel's vdso, where it gives one.
     pub vdso: Option<KernelVdso>,
     /// How vdsos are put into place.
@@ -75,7 +75,7 @@ impl MemoryFacts {
     /// The own vdso can't be read.
     pub fn probe() -> Result<MemoryFacts, VdsoError> {
         Ok(MemoryFacts {
-            huge: HugeFacts::probe(),
+            fresh: FreshFacts::probe(),
             vdso: KernelVdso::read()?,
             vdso_choice: VdsoChoice::ByContent,
         })
@@ -91,8 +91,8 @@ pub struct Phase {
     pub(super) read_by_task: Vec<Piece>,
     /// Pages that the coordinator writes.
     pub(super) filled: Vec<Piece>,
-    /// Huge pages that are moved into place afterwards.
-    pub(super) moves: Vec<HugeMove>,
+    /// The mappings, ascending, into which they are copied through userfaultfd.
+    pub(super) fresh: Vec<AddressRange>,
 }
 
 /// How the memory of one task is rebuilt.
@@ -111,8 +111,6 @@ pub struct MemoryPlan {
     pub(super) early: Phase,
     /// After it.
     pub(super) late: Phase,
-    /// Where huge pages are filled, while they are.
-    pub(super) scratch: Option<AddressRange>,
     /// What happens to the vdso.
     pub(super) vdso: VdsoPlan,
     /// Pages compared with the parent's.
@@ -148,7 +146,7 @@ pub fn plan_tree(
             &task.instruction_pointers,
             facts.vdso_choice,
         )?;
-        plans.push(draft.into_plan(task.image, vdso, hole, &facts.huge));
+        plans.push(draft.into_plan(task.image, vdso, &facts.fresh));
     }
     Ok(plans)
 }
@@ -289,43 +287,34 @@ impl Draft {
         Ok(())
     }
 
-    fn into_plan(
-        self,
-        image: MemoryImage,
-        vdso: VdsoPlan,
-        hole: AddressRange,
-        facts: &HugeFacts,
-    ) -> MemoryPlan {
+    fn into_plan(self, image: MemoryImage, vdso: VdsoPlan, facts: &FreshFacts) -> MemoryPlan {
         let total = piece::nr_pages(&self.early_pieces) + piece::nr_pages(&self.late_pieces);
         let is_large = total * range::PAGE_SIZE > MAX_READ_BY_TASK;
-        let mut plan = MemoryPlan {
-            early: phase(self.early, self.early_pieces, is_large),
-            late: phase(self.late, self.late_pieces, is_large),
+        let phase = |mapped: Vec<usize>, pieces: Vec<Piece>| {
+            let (read_by_task, filled) = match is_large {
+                true => (Vec::new(), pieces),
+                false => (pieces, Vec::new()),
+            };
+            let vmas = mapped.iter().map(|&index| &image.vmas()[index]);
+            Phase {
+                fresh: fresh::choose(vmas, &filled, facts),
+                mapped,
+                read_by_task,
+                filled,
+            }
+        };
+        MemoryPlan {
+            early: phase(self.early, self.early_pieces),
+            late: phase(self.late, self.late_pieces),
             image,
             unwanted: self.unwanted,
             dropped: self.dropped,
             unprotected: self.unprotected,
             prot_while_filled: self.prot_while_filled,
-            scratch: None,
             vdso,
             nr_compared: self.nr_compared,
             nr_shared: self.nr_shared,
-        };
-        huge::plan(&mut plan, hole, facts);
-        plan
-    }
-}
-
-fn phase(mapped: Vec<usize>, pieces: Vec<Piece>, is_large: bool) -> Phase {
-    let (read_by_task, filled) = match is_large {
-        true => (Vec::new(), pieces),
-        false => (pieces, Vec::new()),
-    };
-    Phase {
-        mapped,
-        read_by_task,
-        filled,
-        moves: Vec::new(),
+        }
     }
 }
 
@@ -370,16 +359,5 @@ impl MemoryPlan {
 
     pub(super) fn indices(&self) -> Range<usize> {
         0..self.image.vmas().len()
-    }
-
-    /// Whether huge pages may be given to a mapping that does not ask for them: it must not show
-    /// afterwards.
-    pub(super) fn takes_huge_pages(&self, vma: &Vma) -> bool {
-        let plain = status::REGULAR | status::ANON_PRIVATE;
-        let advised = 1 << advice::HUGEPAGE | 1 << advice::NOHUGEPAGE;
-        vma.status & !status::HEAP == plain
-            && !vma.has_flag(map::GROWSDOWN | map::LOCKED | map::HUGETLB | map::DROPPABLE)
-            && vma.advice & advised == 0
-            && !self.image.thp_disabled()
     }
 }

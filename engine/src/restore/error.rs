@@ -94,6 +94,14 @@ pub enum RestoreError {
         /// Cause.
         source: Errno,
     },
+    /// The userfaultfd to fill a task's memory through could not be fetched.
+    #[error("task {pid}: can't get the userfaultfd to fill its memory through")]
+    Uffd {
+        /// The task.
+        pid: Pid,
+        /// Cause.
+        source: Errno,
+    },
     /// A task died while it was rebuilt.
     #[error("task {0} died while it was rebuilt")]
     Died(Pid),

@@ -35,9 +35,7 @@ use firn_sys::{Pid, sched};
 
 use crate::cancel::CancelFlag;
 use crate::files::{FileRestoreError, FileStore};
-use crate::memory::{
-    AddressRange, MemoryFacts, MemoryPlan, PageFill, SharedRestore, TaskMemory, plan_tree,
-};
+use crate::memory::{AddressRange, MemoryFacts, MemoryPlan, SharedRestore, TaskMemory, plan_tree};
 use crate::program::Arena;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -150,7 +148,6 @@ impl Operation<'_> {
         tree.build(&prepared.memory, &how, |done| {
             reporter.bytes(done, pages * 4096)
         })?;
-        repair_moves(&prepared, &arena, &how)?;
         let fork_time = begun.elapsed();
         let warnings = self.outside_values(&prepared);
         prepared.shared.seal()?;
@@ -449,22 +446,6 @@ fn is_own_root(fd: i32) -> bool {
         (Ok(a), Ok(b)) => same(a, b),
         _ => false,
     }
-}
-
-/// Writes again what could not be moved into place.
-fn repair_moves(
-    prepared: &Prepared,
-    arena: &Arena,
-    how: &PageFill<'_>,
-) -> Result<(), RestoreError> {
-    for (nth, plan) in prepared.memory.iter().enumerate() {
-        let Some(plan) = plan else { continue };
-        let pid = prepared.checkpoint.tree.tasks[nth].pid;
-        let program = prepared.programs.of_threads[nth][0];
-        let result = |slot| arena.slot(program, slot);
-        plan.repair_moves(pid, &prepared.programs.moved[nth], result, how)?;
-    }
-    Ok(())
 }
 
 /// Whether somebody has a pid. What was killed by a dump just before may still wait for its parent, or for

@@ -22,10 +22,8 @@ use super::load::{Checkpoint, LivingTask, LoadedTask};
 use super::thread::{self, Inherited};
 use crate::arch::regs::Resumption;
 use crate::files::FileStore;
-use crate::memory::{
-    AddressRange, Descriptors, KernelVdso, MemoryPlan, MoveResults, SharedRestore,
-};
-use crate::program::{Arg, CloneSpec, Program, ProgramId, ProgramSet, Rule, Word};
+use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
+use crate::program::{Arg, CloneSpec, Program, ProgramId, ProgramSet, Rule, Slot, Word};
 use crate::task::relations::{Birth, BirthId, Family, Role};
 use crate::task::{attributes, itimers, limits, signals};
 
@@ -51,15 +49,25 @@ pub(super) struct Words {
     pub asleep: Word,
 }
 
+/// Where a task waits for the coordinator to fill its memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meeting {
+    /// It is mapped, and it is filled.
+    pub mapped: Word,
+    pub filled: Word,
+    /// The task's userfaultfd to fill it through.
+    pub uffd: Option<Slot>,
+}
+
 /// Words of one birth.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BirthWords {
     /// It runs.
     pub alive: Word,
-    /// It has mapped what its children inherit, and that is filled.
-    pub early: (Word, Word),
-    /// It has mapped everything, and that is filled.
-    pub late: (Word, Word),
+    /// It has mapped what its children inherit.
+    pub early: Meeting,
+    /// It has mapped everything.
+    pub late: Meeting,
     /// Sharers of its descriptor table that don't need inherited descriptors any more.
     files_done: Word,
     /// Threads whose credentials are set.
@@ -94,7 +102,6 @@ pub(super) struct Programs {
     pub of_birth: Vec<ProgramId>,
     /// Programs of the threads of each task, leader first; empty for zombies.
     pub of_threads: Vec<Vec<ProgramId>>,
-    pub moved: Vec<MoveResults>,
     pub warnings: Vec<String>,
 }
 
@@ -117,8 +124,8 @@ pub(super) fn build(
         .iter()
         .map(|_| BirthWords {
             alive: set.word(),
-            early: (set.word(), set.word()),
-            late: (set.word(), set.word()),
+            early: Meeting::new(&mut set),
+            late: Meeting::new(&mut set),
             files_done: set.word(),
             threads_done: set.word(),
         })
@@ -131,7 +138,6 @@ pub(super) fn build(
         births,
         of_birth,
         of_threads: vec![Vec::new(); nr_tasks],
-        moved: (0..nr_tasks).map(|_| MoveResults::default()).collect(),
         warnings: Vec::new(),
     };
     let mut builder = Builder {
@@ -147,6 +153,16 @@ pub(super) fn build(
         builder.out.set.set(program_id, program);
     }
     Ok(builder.out)
+}
+
+impl Meeting {
+    fn new(set: &mut ProgramSet) -> Meeting {
+        Meeting {
+            mapped: set.word(),
+            filled: set.word(),
+            uffd: None,
+        }
+    }
 }
 
 pub(super) struct Builder<'a> {
@@ -231,30 +247,35 @@ impl<'a> Builder<'a> {
         let mut p = self.prologue(id);
         let p = &mut p;
         memory.unmap_not_inherited(p);
-        memory.map_before_fork(p, &mut self.descriptors())?;
+        let uffd = memory.map_before_fork(p, &mut self.descriptors())?;
         if memory.needs_fill_before_fork() {
-            p.post(words.early.0, "saying that what children inherit is mapped");
-            p.wait(words.early.1, 1, "waiting until it is filled");
+            p.post(
+                words.early.mapped,
+                "saying that what children inherit is mapped",
+            );
+            p.wait(words.early.filled, 1, "waiting until it is filled");
         }
-        memory.settle_before_fork(p);
+        memory.settle(p, uffd);
+        self.out.births[id].early.uffd = uffd;
         self.make_children(p, id);
         self.plan_groups(p, id);
-        memory.map(p, &mut self.descriptors())?;
+        let uffd = memory.map(p, &mut self.descriptors())?;
         if let Some(kernel) = from.kernel_vdso {
             memory.place_vdso(p, kernel, from.parked_vdso);
         }
         if memory.needs_fill() {
-            p.post(words.late.0, "saying that everything is mapped");
-            p.wait(words.late.1, 1, "waiting until it is filled");
+            p.post(words.late.mapped, "saying that everything is mapped");
+            p.wait(words.late.filled, 1, "waiting until it is filled");
         }
-        let moved = memory.finish(p, &mut self.descriptors())?;
+        memory.settle(p, uffd);
+        self.out.births[id].late.uffd = uffd;
+        memory.finish(p, &mut self.descriptors())?;
         self.plan_directories(p, nth, task);
         self.plan_files(p, id, nth);
         self.plan_deaths(p, id, nth);
         self.plan_process(p, nth, task);
         let threads = self.plan_threads(p, id, nth, task);
         self.plan_leader_end(p, id, nth, task, memory);
-        self.out.moved[nth] = moved;
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::session::AdoptOrphans;
+use firn_sys::uffd::Uffd;
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, task as sys_task, wait};
 
@@ -15,9 +16,9 @@ use super::RestoreError;
 use super::load::Checkpoint;
 use super::programs::Programs;
 use crate::cancel::CancelFlag;
-use crate::memory::{MemoryPlan, PageFill, When, fill};
-use crate::program::{Arena, WaitOutcome, Word};
-use crate::task::relations::{Family, Role};
+use crate::memory::{Filling, MemoryPlan, PageFill, When, fill};
+use crate::program::{Arena, Slot, WaitOutcome, Word};
+use crate::task::relations::{BirthId, Family, Role};
 use crate::task::status::Stat;
 
 /// How long the tasks may be without any progress.
@@ -117,18 +118,22 @@ impl<'a> NewTree<'a> {
             let Some(plan) = &memory[nth] else { continue };
             let pid = self.checkpoint.tree.tasks[nth].pid;
             if plan.needs_fill_before_fork() {
-                early.push((self.programs.births[id].early, pid, plan));
+                early.push((id, self.programs.births[id].early, pid, plan));
             }
             if plan.needs_fill() {
-                late.push((self.programs.births[id].late, pid, plan));
+                late.push((id, self.programs.births[id].late, pid, plan));
             }
         }
         for (work, when) in [(early, When::BeforeFork), (late, When::Mapped)] {
-            for ((mapped, filled), pid, plan) in work {
-                self.wait(mapped, 1)?;
-                fill(&[(pid, plan)], when, how)?;
+            for (id, meeting, pid, plan) in work {
+                self.wait(meeting.mapped, 1)?;
+                let uffd = meeting
+                    .uffd
+                    .map(|slot| self.uffd(id, pid, slot))
+                    .transpose()?;
+                fill(&[Filling { pid, plan, uffd }], when, how)?;
                 told(how.written.load(std::sync::atomic::Ordering::Relaxed));
-                self.arena.post(filled);
+                self.arena.post(meeting.filled);
             }
         }
         let living = self.checkpoint.tree.alive().count();
@@ -136,6 +141,14 @@ impl<'a> NewTree<'a> {
             self.programs.words.ready,
             u32::try_from(living).unwrap_or(u32::MAX),
         )
+    }
+
+    /// The userfaultfd that a task has opened.
+    fn uffd(&self, id: BirthId, pid: Pid, slot: Slot) -> Result<Uffd, RestoreError> {
+        let fd = self.arena.slot(self.programs.of_birth[id], slot);
+        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF);
+        fd.and_then(|fd| Uffd::of_task(pid, fd))
+            .map_err(|source| RestoreError::Uffd { pid, source })
     }
 
     /// Sleeps until a word of the arena has that value.

@@ -1,11 +1,11 @@
-//! Requests of userfaultfd, as bytes for programs, and a probe.
+//! userfaultfd: its requests as bytes for programs, and pages copied into another task's memory.
 //!
-//! Source: man 2 userfaultfd, man 2 ioctl_userfaultfd, UFFDIO_MOVE (Linux 6.8).
+//! Source: man 2 userfaultfd, man 2 ioctl_userfaultfd.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::window::Window;
-use crate::{Errno, Result};
+use crate::{Errno, Pid, Result, pidfd};
 
 /// Only faults of user space are handled, which any user may ask for.
 pub const USER_MODE_ONLY: u64 = 1;
@@ -13,60 +13,82 @@ pub const USER_MODE_ONLY: u64 = 1;
 pub const API: u64 = 0xc018_aa3f;
 /// `_IOWR(0xAA, 0x00, struct uffdio_register)`.
 pub const REGISTER: u64 = 0xc020_aa00;
-/// `_IOR(0xAA, 0x01, struct uffdio_range)`.
-pub const UNREGISTER: u64 = 0x8010_aa01;
-/// `_IOWR(0xAA, 0x05, struct uffdio_move)`.
-pub const MOVE: u64 = 0xc028_aa05;
+/// `_IOWR(0xAA, 0x03, struct uffdio_copy)`.
+const COPY: u64 = 0xc028_aa03;
 
-const FEATURE_MOVE: u64 = 1 << 16;
-
-/// `struct uffdio_api` that asks for moving pages.
-pub const API_ARG: [u64; 3] = [0xaa, FEATURE_MOVE, 0];
+/// `struct uffdio_api` that asks for nothing special.
+pub const API_ARG: [u64; 3] = [0xaa, 0, 0];
 
 /// `struct uffdio_register` for missing pages of a range.
 pub fn register_arg(start: u64, len: u64) -> [u64; 4] {
     [start, len, 1, 0]
 }
 
-/// `struct uffdio_range`.
-pub fn range_arg(start: u64, len: u64) -> [u64; 2] {
-    [start, len]
+/// A userfaultfd of some task.
+#[derive(Debug)]
+pub struct Uffd(OwnedFd);
+
+impl Uffd {
+    /// Duplicates the descriptor `fd` of a task.
+    ///
+    /// # Errors
+    /// As man 2 pidfd_getfd.
+    pub fn of_task(pid: Pid, fd: i32) -> Result<Uffd> {
+        pidfd::getfd(pidfd::open(pid)?, fd).map(Uffd)
+    }
+
+    /// Makes the pages at `address` of the userfaultfd's task out of `len` bytes at `offset` of the window.
+    ///
+    /// # Errors
+    /// EEXIST where there is a page, ENOENT where no registered mapping is, ENOMEM, ESRCH.
+    ///
+    /// # Panics
+    /// If the bytes lie outside of the window.
+    pub fn copy(&self, window: &Window, offset: usize, len: usize, address: u64) -> Result<()> {
+        /// Nobody waits for these pages.
+        const DONTWAKE: u64 = 1;
+        let number = |value: usize| u64::try_from(value).expect("lengths fit 64 bits");
+        let (source, len) = (window.address_of(offset, len), number(len));
+        let mut done = 0;
+        while done < len {
+            let mut arg = [address + done, source + done, len - done, DONTWAKE, 0];
+            let result = ioctl(&self.0, COPY, &mut arg);
+            // Negative where nothing was copied, and then `result` says why.
+            done += u64::try_from(arg[4].cast_signed()).unwrap_or(0);
+            match result {
+                Ok(()) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
 }
 
-/// `struct uffdio_move`; the kernel puts the number of bytes moved into the last word. Holes of the
-/// source stay holes.
-pub fn move_arg(to: u64, from: u64, len: u64) -> [u64; 5] {
-    const ALLOW_SRC_HOLES: u64 = 2;
-    [to, from, len, ALLOW_SRC_HOLES, 0]
-}
-
-/// Index in [`move_arg`] of the number of bytes moved.
-pub const MOVED: usize = 4;
-
-/// Tries whether this kernel moves pages within an address space.
+/// Tries whether pages can be copied into place.
 ///
 /// # Errors
-/// EPERM without the right to use userfaultfd, ENOSYS, EINVAL on kernels that cannot move.
-pub fn probe_move() -> Result<()> {
+/// EPERM without the right to use userfaultfd, ENOSYS on kernels without it.
+pub fn probe_copy() -> Result<()> {
     let from = Window::anonymous(4096)?;
     let to = Window::anonymous(4096)?;
-    from.fill(0, b"moved");
+    from.fill(0, b"copied");
     let uffd = open()?;
-    let call = |request: u64, arg: &mut [u64]| -> Result<()> {
-        // SAFETY: every request reads and writes no more than the words of its own structure.
-        let result = unsafe { libc::ioctl(uffd.as_raw_fd(), request, arg.as_mut_ptr()) };
-        Errno::check(i64::from(result)).map(drop)
-    };
-    call(API, &mut API_ARG.clone())?;
-    call(REGISTER, &mut register_arg(to.address(), 4096))?;
-    call(MOVE, &mut move_arg(to.address(), from.address(), 4096))?;
-    let mut seen = [0u8; 5];
+    ioctl(&uffd, API, &mut API_ARG.clone())?;
+    ioctl(&uffd, REGISTER, &mut register_arg(to.address(), 4096))?;
+    Uffd(uffd).copy(&from, 0, 4096, to.address())?;
+    let mut seen = [0u8; 6];
     to.copy_out(0, &mut seen);
-    if &seen == b"moved" {
-        Ok(())
-    } else {
-        Err(Errno::EIO)
+    match &seen == b"copied" {
+        true => Ok(()),
+        false => Err(Errno::EIO),
     }
+}
+
+fn ioctl(uffd: &OwnedFd, request: u64, arg: &mut [u64]) -> Result<()> {
+    // SAFETY: every request reads and writes no more than the words of its own structure, and copying
+    // reads from memory that its caller owns.
+    let result = unsafe { libc::ioctl(uffd.as_raw_fd(), request, arg.as_mut_ptr()) };
+    Errno::check(i64::from(result)).map(drop)
 }
 
 fn open() -> Result<OwnedFd> {
@@ -83,13 +105,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moves_a_page_where_the_kernel_can() {
-        match probe_move() {
+    fn copies_a_page_where_the_kernel_can() {
+        match probe_copy() {
             Ok(()) => {}
             Err(error @ (Errno::EPERM | Errno::ENOSYS | Errno::EINVAL)) => {
-                eprintln!("skipped: userfaultfd cannot move pages here: {error}");
+                eprintln!("skipped: userfaultfd cannot copy pages here: {error}");
             }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn a_page_that_is_there_is_not_overwritten() {
+        let Ok(uffd) = open() else {
+            eprintln!("skipped: no userfaultfd here");
+            return;
+        };
+        let from = Window::anonymous(8192).expect("memory");
+        let to = Window::anonymous(8192).expect("memory");
+        ioctl(&uffd, API, &mut API_ARG.clone()).expect("api");
+        ioctl(&uffd, REGISTER, &mut register_arg(to.address(), 8192)).expect("register");
+        let uffd = Uffd(uffd);
+        uffd.copy(&from, 0, 8192, to.address()).expect("fresh");
+        let again = uffd.copy(&from, 4096, 4096, to.address());
+        assert_eq!(again, Err(Errno::EEXIST));
     }
 }

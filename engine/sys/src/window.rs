@@ -71,6 +71,14 @@ impl Window {
         u64::try_from(self.start.addr().get()).expect("addresses fit 64 bits")
     }
 
+    /// Address of `len` bytes at `offset`, in this process.
+    ///
+    /// # Panics
+    /// If they lie outside.
+    pub fn address_of(&self, offset: usize, len: usize) -> u64 {
+        u64::try_from(self.at(offset, len).addr()).expect("addresses fit 64 bits")
+    }
+
     /// Copies bytes in at `offset`.
     ///
     /// # Panics
@@ -234,7 +242,8 @@ impl FileWindow {
         let to_boundary = self.area.start.addr().get().wrapping_neg() % HUGE_PAGE;
         let base = to_boundary + offset_in_huge_page;
         let at = self.area.at(base, len).cast();
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // One call instead of a fault for every few pages.
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE;
         // SAFETY: the range lies inside the reserved area, to which nobody holds a reference.
         unsafe { mmap(at, len, ProtFlags::READ, flags, file.as_fd(), offset) }?;
         self.mapped = (base, len);

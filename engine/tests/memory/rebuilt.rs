@@ -7,14 +7,15 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
-use firn_engine::memory::huge::HugeFacts;
+use firn_engine::memory::fresh::FreshFacts;
 use firn_engine::memory::{
-    AddressRange, KernelVdso, MappingFds, MemoryFacts, MemoryImage, MemoryPlan, PageFill,
+    AddressRange, Filling, KernelVdso, MappingFds, MemoryFacts, MemoryImage, MemoryPlan, PageFill,
     SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
 };
-use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Word};
+use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Slot, Word};
 use firn_images::ImageDir;
 use firn_sys::Pid;
+use firn_sys::uffd::Uffd;
 
 use crate::victim::{
     Child, Dumped, Files, PAGE, expect_reached, leave_rseq, new_hole, only_child, parked_at, run,
@@ -63,13 +64,21 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
-    fn finish(&self, p: &mut Program, plan: &MemoryPlan, fds: &mut Descriptors<'_>) {
+    /// The slot tells the userfaultfd to fill through.
+    fn finish(
+        &self,
+        p: &mut Program,
+        plan: &MemoryPlan,
+        fds: &mut Descriptors<'_>,
+    ) -> Option<Slot> {
         plan.place_vdso(p, self.vdso, parked_at(self.hole));
-        plan.map(p, fds).expect("descriptors");
+        let uffd = plan.map(p, fds).expect("descriptors");
         p.post(self.mapped, "mapped");
         p.wait(self.filled, 1, "filled");
+        plan.settle(p, uffd);
         plan.finish(p, fds).expect("descriptors");
         p.park();
+        uffd
     }
 }
 
@@ -199,7 +208,7 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
     let images = ImageDir::open(dumped[0].dir.path()).expect("images");
     let hole = new_hole();
     let facts = MemoryFacts {
-        huge: HugeFacts::probe(),
+        fresh: FreshFacts::probe(),
         vdso: KernelVdso::read().expect("maps"),
         vdso_choice: choice,
     };
@@ -239,38 +248,48 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
     let child = (plans.len() > 1).then(|| {
         let mut p = Program::new("child");
         plans[1].unmap_not_inherited(&mut p);
-        stage.finish(&mut p, &plans[1], &mut fds);
-        set.add(p)
+        let uffd = stage.finish(&mut p, &plans[1], &mut fds);
+        (set.add(p), uffd)
     });
     let mut p = Program::new("root");
     leave_rseq(&mut p);
     vdso.park(&mut p, parked_at(hole));
     unmap_all_but(&mut p, hole);
-    plans[0]
+    let early = plans[0]
         .map_before_fork(&mut p, &mut fds)
         .expect("descriptors");
     assert!(
         !plans[0].needs_fill_before_fork(),
         "these parents are small"
     );
-    plans[0].settle_before_fork(&mut p);
-    let child_pid = child.map(|child| {
+    plans[0].settle(&mut p, early);
+    let child_pid = child.map(|(child, _)| {
         let spec = CloneSpec {
             exit_signal: 17,
             ..CloneSpec::default()
         };
         p.fork(&spec, child, "fork");
     });
-    stage.finish(&mut p, &plans[0], &mut fds);
+    let uffd = stage.finish(&mut p, &plans[0], &mut fds);
     let root = set.add(p);
+    let mut doors = vec![(root, uffd)];
+    doors.extend(child);
     let (arena, root_child) = run(&set, root, hole);
     let nr = u32::try_from(plans.len()).expect("few");
     expect_reached(arena.wait(&set, stage.mapped, nr, TIMEOUT, || Ok::<(), ()>(())));
     let child_pid = child_pid.map(|()| only_child(root_child.0));
     let mut pids = vec![root_child.0];
     pids.extend(child_pid);
-    let pairs: Vec<(Pid, &MemoryPlan)> = pids.iter().copied().zip(&plans).collect();
-    fill(&pairs, When::Mapped, &how).expect("fill");
+    let tasks = pids.iter().zip(&plans).zip(doors);
+    let fillings: Vec<Filling<'_>> = tasks
+        .map(|((&pid, plan), (program, slot))| {
+            let fd = slot.map(|slot| i32::try_from(arena.slot(program, slot)).expect("a number"));
+            let uffd = fd.map(|fd| Uffd::of_task(pid, fd).expect("userfaultfd"));
+            Filling { pid, plan, uffd }
+        })
+        .collect();
+    fill(&fillings, When::Mapped, &how).expect("fill");
+    drop(fillings);
     arena.post(stage.filled);
     expect_reached(arena.wait_parked(&set, nr, TIMEOUT, || Ok::<(), ()>(())));
     let arena = std::rc::Rc::new(arena);

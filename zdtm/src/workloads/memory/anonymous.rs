@@ -130,11 +130,30 @@ fn many(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Much memory is filled in other ways than little.
 fn large(stage: &Stage) -> Result<()> {
-    let region = Region::anon(64 << 20)?;
-    region.fill(7);
+    let whole = Region::anon(48 << 20)?;
+    let (sparse, constant) = (Region::anon(24 << 20)?, Region::anon(4 << 20)?);
+    whole.fill(7);
+    constant.fill(9);
+    constant.protect(libc::PROT_READ)?;
+    for page in sparse.pages().step_by(3) {
+        page.fill(8);
+    }
     stage.ready_and_wait()?;
-    region.check(7)
+    whole.check(7)?;
+    constant.check(9)?;
+    for (index, page) in sparse.pages().enumerate() {
+        match index % 3 {
+            0 => page.check(8)?,
+            _ => page.check_zero()?,
+        }
+    }
+    for region in [whole, sparse] {
+        region.fill(3);
+        region.check(3)?;
+    }
+    Ok(())
 }
 
 /// A page that was only read is the kernel's zero page; one written with zeros is memory.
