@@ -130,6 +130,11 @@ fn probe_extra(feature: Feature) -> Verdict {
             "CAP_CHECKPOINT_RESTORE",
             "no freezing by cgroup",
         ),
+        Feature::Uffd => replaceable(
+            firn_sys::uffd::probe_copy(),
+            "process_vm_writev",
+            "large memory takes up to twice as long to restore",
+        ),
         Feature::Cgroup2Freeze => replaceable(
             cgroup::freeze_v2(),
             "ptrace",
@@ -151,7 +156,6 @@ fn probe_experimental(feature: Feature) -> Verdict {
             probe::timer_restore_ids(),
             "timers get their ids by counting up to them",
         ),
-        Feature::Uffd => needed(probe::uffd_features().map(drop), "no lazy restore"),
         Feature::UffdNoncoop => needed(uffd_events(), "no lazy restore of tasks that fork"),
         Feature::WriteTracking if probe::soft_dirty().is_ok() => replaceable(
             probe::write_tracking(),
