@@ -13,6 +13,9 @@ use super::vma::{Vma, status};
 
 /// Mappings further apart than this are scanned one by one.
 const SCAN_GAP: u64 = 64 << 20;
+/// Entries of the pagemap that are read with one call.
+const ENTRIES_AT_ONCE: usize = 8192;
+
 /// Pages that are copied the same way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
@@ -78,13 +81,14 @@ fn set_shared_apart(
     partly_shared: &[AddressRange],
 ) -> firn_sys::Result<Vec<Run>> {
     let mut split = Vec::with_capacity(runs.len());
+    let mut entries = Vec::new();
     for run in runs {
         let own = [run.range];
         for range in range::subtract(&own, partly_shared) {
             split.push(Run { range, ..*run });
         }
         for range in range::intersect(&own, partly_shared) {
-            for (range, is_exclusive) in exclusive_parts(pagemap, range)? {
+            for (range, is_exclusive) in exclusive_parts(pagemap, range, &mut entries)? {
                 let way = if is_exclusive { run.way } else { ReadWay::Proc };
                 split.push(Run { range, way, ..*run });
             }
@@ -94,17 +98,18 @@ fn set_shared_apart(
     Ok(split)
 }
 
-/// Parts of a range of present pages, and whether they are mapped by this task only.
+/// Parts of a range of present pages, and whether they are mapped by this task only. `entries` is a buffer.
 fn exclusive_parts(
     pagemap: &Pagemap,
     range: AddressRange,
+    entries: &mut Vec<u64>,
 ) -> firn_sys::Result<Vec<(AddressRange, bool)>> {
     let mut parts: Vec<(AddressRange, bool)> = Vec::new();
-    let mut entries = vec![0u64; 8192];
     let mut address = range.start;
     while address < range.end {
         let left = usize::try_from(AddressRange::new(address, range.end).nr_pages());
-        let wanted = left.unwrap_or(usize::MAX).min(entries.len());
+        let wanted = left.unwrap_or(usize::MAX).min(ENTRIES_AT_ONCE);
+        entries.resize(wanted.max(entries.len()), 0);
         let read = pagemap.entries(address, &mut entries[..wanted])?;
         if read == 0 {
             break;
@@ -151,7 +156,7 @@ fn scan(pagemap: &Pagemap, range: AddressRange) -> firn_sys::Result<Vec<PageRegi
 /// The same through the old interface, page by page.
 fn scan_entries(pagemap: &Pagemap, range: AddressRange) -> firn_sys::Result<Vec<PageRegion>> {
     let mut regions: Vec<PageRegion> = Vec::new();
-    let mut entries = vec![0u64; 8192];
+    let mut entries = vec![0u64; ENTRIES_AT_ONCE];
     let mut address = range.start;
     while address < range.end {
         let wanted = usize::try_from(AddressRange::new(address, range.end).nr_pages());

@@ -193,6 +193,10 @@ fn header(line: &[u8]) -> Option<Mapping> {
 }
 
 fn detail(mapping: &mut Mapping, line: &[u8]) -> Option<()> {
+    // Most lines count nothing.
+    if line.ends_with(b" 0 kB") {
+        return Some(());
+    }
     let (key, value) = split_at_byte(line, b':')?;
     let value = value.trim_ascii();
     match key {

@@ -67,7 +67,7 @@ impl Status {
     /// The thread is gone, or /proc has another form than documented.
     pub fn read(pid: Pid, tid: Pid) -> Result<Status, StatusError> {
         let path = PathBuf::from(format!("/proc/{pid}/task/{tid}/status"));
-        let text = procfs::read(&path).map_err(|source| StatusError::Read {
+        let text = procfs::read_record(&path).map_err(|source| StatusError::Read {
             path: path.clone(),
             source,
         })?;
@@ -75,58 +75,91 @@ impl Status {
     }
 
     fn parse(text: &[u8]) -> Result<Status, &'static str> {
-        let name = field(text, "Name").ok_or("Name")?;
-        let caps = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
-        let mut sets = [0u64; 5];
-        for (set, key) in sets.iter_mut().zip(caps) {
-            *set = field_text(text, key)
-                .and_then(|value| u64::from_str_radix(value, 16).ok())
-                .ok_or(key)?;
-        }
+        let mut lines = Lines::of(text);
+        // In the order of the file, so that it is walked once.
+        let name = lines.value("Name").ok_or("Name")?;
+        let umask = lines
+            .text("Umask")
+            .and_then(|value| u32::from_str_radix(value, 8).ok());
+        let state = lines.value("State").and_then(|state| state.first());
         Ok(Status {
             name: unescape(name),
-            state: field(text, "State")
-                .and_then(|state| state.first().copied())
-                .ok_or("State")?,
-            umask: field_text(text, "Umask").and_then(|value| u32::from_str_radix(value, 8).ok()),
-            tracer: number(text, "TracerPid").ok_or("TracerPid")?,
-            uid: four(text, "Uid").ok_or("Uid")?,
-            gid: four(text, "Gid").ok_or("Gid")?,
-            groups: numbers(text, "Groups").ok_or("Groups")?,
-            caps: sets,
-            no_new_privs: number::<u32>(text, "NoNewPrivs") == Some(1),
-            seccomp: number(text, "Seccomp").unwrap_or(0),
-            nspid: numbers(text, "NSpid").ok_or("NSpid")?,
-            kthread: number::<u32>(text, "Kthread") == Some(1),
+            umask,
+            state: *state.ok_or("State")?,
+            tracer: lines.number("TracerPid").ok_or("TracerPid")?,
+            uid: lines.four("Uid").ok_or("Uid")?,
+            gid: lines.four("Gid").ok_or("Gid")?,
+            groups: lines.numbers("Groups").ok_or("Groups")?,
+            nspid: lines.numbers("NSpid").ok_or("NSpid")?,
+            kthread: lines.number::<u32>("Kthread") == Some(1),
+            caps: [
+                lines.hex("CapInh").ok_or("CapInh")?,
+                lines.hex("CapPrm").ok_or("CapPrm")?,
+                lines.hex("CapEff").ok_or("CapEff")?,
+                lines.hex("CapBnd").ok_or("CapBnd")?,
+                lines.hex("CapAmb").ok_or("CapAmb")?,
+            ],
+            no_new_privs: lines.number::<u32>("NoNewPrivs") == Some(1),
+            seccomp: lines.number("Seccomp").unwrap_or(0),
         })
     }
 }
 
-/// The value behind `key:` and a tab, without the newline.
-fn field<'a>(text: &'a [u8], key: &str) -> Option<&'a [u8]> {
-    text.split(|byte| *byte == b'\n').find_map(|line| {
-        let value = line.strip_prefix(key.as_bytes())?.strip_prefix(b":")?;
-        Some(value.strip_prefix(b"\t").unwrap_or(value))
-    })
+/// The lines `key:`, tab, value of a text. Each search begins behind the line that was found last, so that
+/// keys asked for in their order are found at once; any other order works, too.
+struct Lines<'a> {
+    text: &'a [u8],
+    at: usize,
 }
 
-fn field_text<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {
-    std::str::from_utf8(field(text, key)?).ok().map(str::trim)
+impl<'a> Lines<'a> {
+    fn of(text: &'a [u8]) -> Lines<'a> {
+        Lines { text, at: 0 }
+    }
+
+    fn value(&mut self, key: &str) -> Option<&'a [u8]> {
+        let (before, behind) = self.text.split_at(self.at);
+        let (start, value) = find(behind, key)
+            .map(|(start, value)| (start + before.len(), value))
+            .or_else(|| find(before, key))?;
+        self.at = start;
+        Some(value)
+    }
+
+    fn text(&mut self, key: &str) -> Option<&'a str> {
+        std::str::from_utf8(self.value(key)?).ok().map(str::trim)
+    }
+
+    fn number<T: std::str::FromStr>(&mut self, key: &str) -> Option<T> {
+        self.text(key)?.parse().ok()
+    }
+
+    fn hex(&mut self, key: &str) -> Option<u64> {
+        u64::from_str_radix(self.text(key)?, 16).ok()
+    }
+
+    fn numbers<T: std::str::FromStr>(&mut self, key: &str) -> Option<Vec<T>> {
+        let values = self.text(key)?.split_whitespace();
+        values.map(|value| value.parse().ok()).collect()
+    }
+
+    fn four(&mut self, key: &str) -> Option<FourIds> {
+        self.numbers(key)?.try_into().ok()
+    }
 }
 
-fn number<T: std::str::FromStr>(text: &[u8], key: &str) -> Option<T> {
-    field_text(text, key)?.parse().ok()
-}
-
-fn numbers<T: std::str::FromStr>(text: &[u8], key: &str) -> Option<Vec<T>> {
-    field_text(text, key)?
-        .split_whitespace()
-        .map(|value| value.parse().ok())
-        .collect()
-}
-
-fn four(text: &[u8], key: &str) -> Option<FourIds> {
-    numbers(text, key)?.try_into().ok()
+/// Where the line with that key begins, and the value behind `key:` and a tab, without the newline.
+fn find<'a>(text: &'a [u8], key: &str) -> Option<(usize, &'a [u8])> {
+    let mut start = 0;
+    for line in text.split(|byte| *byte == b'\n') {
+        if let Some(value) = line.strip_prefix(key.as_bytes())
+            && let Some(value) = value.strip_prefix(b":")
+        {
+            return Some((start, value.strip_prefix(b"\t").unwrap_or(value)));
+        }
+        start += line.len() + 1;
+    }
+    None
 }
 
 /// The kernel writes newline and backslash in names as two characters each.
@@ -175,7 +208,7 @@ impl Stat {
     /// The process is gone, or /proc has another form than documented.
     pub fn read(pid: Pid) -> Result<Stat, StatusError> {
         let path = PathBuf::from(format!("/proc/{pid}/stat"));
-        let text = procfs::read(&path).map_err(|source| StatusError::Read {
+        let text = procfs::read_record(&path).map_err(|source| StatusError::Read {
             path: path.clone(),
             source,
         })?;
@@ -234,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_missing_field_is_named() {
-        assert_eq!(Status::parse(b"Name:\tx\n"), Err("CapInh"));
+        assert_eq!(Status::parse(b"Name:\tx\n"), Err("State"));
     }
 
     #[test]

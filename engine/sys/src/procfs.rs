@@ -4,30 +4,46 @@
 //! them whole.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
+
+use rustix::buffer::spare_capacity;
 
 /// Larger than nearly every file of a small process; longer ones take several reads.
 const STEP: usize = 32 << 10;
+/// Larger than any file of one record, such as status.
+const RECORD: usize = 4 << 10;
 
 /// Reads a file of /proc to its end.
 ///
 /// # Errors
 /// ENOENT or ESRCH: the task is gone. EACCES without ptrace rights, for some files.
 pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let mut bytes = Vec::new();
+    while read_on(&file, &mut bytes, STEP)? > 0 {}
+    Ok(bytes)
+}
+
+/// Reads a file of /proc that the kernel makes in one piece, such as status and stat: a read with room to
+/// spare has got all of it.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = Vec::new();
+    while read_on(&file, &mut bytes, RECORD)? >= RECORD {}
+    Ok(bytes)
+}
+
+/// Appends up to `step` bytes; returns how many came.
+fn read_on(file: &File, bytes: &mut Vec<u8>, step: usize) -> io::Result<usize> {
     loop {
-        let end = bytes.len();
-        bytes.resize(end + STEP, 0);
-        match file.read(&mut bytes[end..]) {
-            Ok(0) => {
-                bytes.truncate(end);
-                return Ok(bytes);
-            }
-            Ok(got) => bytes.truncate(end + got),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => bytes.truncate(end),
-            Err(error) => return Err(error),
+        bytes.reserve(step);
+        match rustix::io::read(file, spare_capacity(bytes)) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => return Ok(got?),
         }
     }
 }
@@ -53,6 +69,12 @@ mod tests {
         assert!(own.starts_with(&pid));
         let smaps = read_to_string("/proc/self/smaps").unwrap();
         assert!(smaps.contains("VmFlags"));
+        assert_eq!(read_record("/proc/self/stat").unwrap().last(), Some(&b'\n'));
+        assert!(
+            read_record("/proc/self/limits")
+                .unwrap()
+                .starts_with(b"Limit")
+        );
     }
 
     #[test]
