@@ -31,6 +31,7 @@ pub mod arch;
 pub mod cancel;
 pub mod check;
 pub mod class;
+mod crew;
 pub mod dump;
 pub mod files;
 pub mod freeze;

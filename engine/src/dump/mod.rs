@@ -21,6 +21,7 @@ pub(crate) mod report;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use firn_images::{ImageKind, ImageSetWriter};
@@ -29,6 +30,7 @@ use firn_sys::Pid;
 
 use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
+use crate::crew;
 use crate::files::{self, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::memory::{
@@ -56,8 +58,8 @@ const MAX_TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// How often a caller hears of copied bytes.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
-/// Threads that copy pages: more than a few only wait for memory.
-const MAX_COPY_WORKERS: usize = 4;
+/// Tasks that are worth a thread of their own to look at them.
+const TASKS_PER_THREAD: usize = 4;
 
 /// What was done while the tree was frozen.
 struct Captured {
@@ -65,7 +67,6 @@ struct Captured {
     shared_pages: PageStats,
     memory_time: Duration,
     files: FileTable,
-    warnings: Vec<String>,
 }
 
 /// Runs a dump.
@@ -79,6 +80,7 @@ pub(crate) fn run(
         reporter,
         cancel,
         started: Instant::now(),
+        warnings: Vec::new(),
     };
     operation.run()
 }
@@ -88,6 +90,8 @@ struct Operation<'a> {
     reporter: Reporter,
     cancel: &'a CancelFlag,
     started: Instant,
+    /// Found while the tree was running.
+    warnings: Vec<String>,
 }
 
 impl Operation<'_> {
@@ -114,7 +118,7 @@ impl Operation<'_> {
 
     fn try_once(&mut self) -> Result<DumpReport, DumpError> {
         let images = ImageSetWriter::create(&self.options.images_dir)?;
-        let mut warnings = Vec::new();
+        let mut warnings = self.warnings.clone();
         if let Some(parent) = &self.options.prev_images_dir {
             images.set_parent(parent)?;
             warnings.push(
@@ -128,7 +132,6 @@ impl Operation<'_> {
         let captured = self.capture(&frozen, &images)?;
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
-        warnings.extend(captured.warnings.iter().cloned());
         self.finish(frozen, images, captured, warnings)
     }
 
@@ -148,6 +151,7 @@ impl Operation<'_> {
                 found
             })
         };
+        self.warnings = survey::cgroup_warnings(&pids);
         let mut found = look();
         // A task that runs may change a descriptor between two questions about it: what counts stays.
         for _ in 1..MAX_TRIES {
@@ -209,14 +213,11 @@ impl Operation<'_> {
             self.dump_memory(tree, &spaces, &answers, &mut files, &mut shared, images)?;
         let memory_time = begun.elapsed();
         files.write(images)?;
-        let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
-        let warnings = survey::cgroup_warnings(&pids);
         Ok(Captured {
             pages,
             shared_pages,
             memory_time,
             files,
-            warnings,
         })
     }
 
@@ -248,7 +249,7 @@ impl Operation<'_> {
         let page_copy = PageCopy {
             copied: &copied,
             cancel: self.cancel,
-            workers: copy_workers(),
+            workers: crew::workers(),
             buffers: &buffers,
         };
         let mut described = Vec::with_capacity(spaces.len());
@@ -295,28 +296,26 @@ impl Operation<'_> {
             }
         };
         let reporter = &mut self.reporter;
-        let listening = reporter.is_heard();
+        // This thread works, too, unless somebody wants to hear how far the others are.
+        let takes_part = !reporter.is_heard();
         std::thread::scope(|scope| {
-            let me = std::thread::current();
+            // Nothing is ever sent: the channel is closed when the last worker is done.
+            let (working, ended) = mpsc::channel::<()>();
             let start = |_| {
-                let me = me.clone();
+                let working = working.clone();
                 scope.spawn(move || {
-                    let result = work();
-                    me.unpark();
-                    result
+                    let _until_done = working;
+                    work()
                 })
             };
-            // This thread works, too, unless somebody wants to hear how far the others are.
-            let others: Vec<_> = (if listening { 0 } else { 1 }..workers)
-                .map(start)
-                .collect();
+            let others: Vec<_> = (usize::from(takes_part)..workers).map(start).collect();
+            drop(working);
             let mut pages = PageStats::default();
-            if !listening {
+            if takes_part {
                 pages += work()?;
             }
-            while others.iter().any(|worker| !worker.is_finished()) {
+            while ended.recv_timeout(REPORT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                 reporter.bytes(page_copy.copied.load(Ordering::Relaxed), 0);
-                std::thread::park_timeout(REPORT_INTERVAL);
             }
             for worker in others {
                 pages += worker.join().expect("a worker does not panic")?;
@@ -428,19 +427,13 @@ impl Operation<'_> {
 fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
     let own = survey::OwnNamespaces::read();
     let of_task = |pid: &Pid| [survey::survey(*pid, &own), memory::survey(*pid)].concat();
-    pids.iter().flat_map(of_task).collect()
+    crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
 }
 
 fn read_address_spaces(tree: &Tree) -> Result<Vec<AddressSpace>, MemoryDumpError> {
-    tree.alive()
-        .map(|task| AddressSpace::read(task.pid))
-        .collect()
-}
-
-fn copy_workers() -> usize {
-    std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(MAX_COPY_WORKERS)
+    let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
+    let spaces = crew::share_out(&pids, TASKS_PER_THREAD, |pid| AddressSpace::read(*pid));
+    spaces.into_iter().collect()
 }
 
 fn dump_fs(task: &Task, outside: &Outside, files: &mut FileTable) -> Result<FsEntry, DumpError> {

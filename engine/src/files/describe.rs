@@ -1,6 +1,10 @@
 //! One table of descriptors: which open file each of them has, and the dump of those not met before.
+//!
+//! Whatever the kernel tells about one descriptor is asked by several threads at a time; the open files
+//! are then told apart and dumped one after another.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry};
 use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
@@ -11,9 +15,14 @@ use super::dump::{DumpState, FileTable, query};
 use super::error::FileDumpError;
 use super::fdinfo::FdInfo;
 use super::kind::{self, Dumping};
-use super::open_file::{DescriptorDir, OpenFile, Seen};
-use super::{owner, sharing};
+use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, Seen};
+use super::{FileDumpOptions, owner, sharing};
+use crate::crew;
 use crate::memory::SharedDump;
+use crate::obstacle::Obstacle;
+
+/// Descriptors that are looked at before the first of them is dumped: so many duplicates are open here.
+const FDS_AT_ONCE: usize = 200;
 
 /// What descriptors of one open file have in common and F_SETFL can't change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,18 +32,30 @@ pub(super) struct DescriptionKey {
     flags: u32,
 }
 
-/// Where an open file belongs among those known.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    key: DescriptionKey,
-    at: usize,
-}
+/// All open files that are known, those of one key sorted by kcmp.
+pub(super) type Descriptions = HashMap<DescriptionKey, Vec<Description>>;
 
 pub(super) struct Description {
     pid: Pid,
     fd: i32,
     id: u32,
     fd_type: FdTypes,
+}
+
+/// A descriptor that was looked at beside others.
+enum Look {
+    /// Its open file was known before.
+    Known(Seen, (u32, FdTypes)),
+    /// Its open file was not known, but may be that of another one looked at beside it.
+    New(i32, Box<NewFile>),
+}
+
+/// An open file that may have to be dumped.
+struct NewFile {
+    file: OpenFile,
+    duplicate: Option<OwnedFd>,
+    obstacles: Vec<Obstacle>,
+    fown: FownEntry,
 }
 
 impl FileTable {
@@ -44,35 +65,15 @@ impl FileTable {
         pid: Pid,
         shared: &mut SharedDump,
     ) -> Result<(), FileDumpError> {
-        let mut dir = DescriptorDir::open(pid)?;
-        let mut task = Duplicator { pid, pidfd: None };
+        let dir = DescriptorDir::open(pid)?;
+        let pidfd = pidfd::open(pid).map_err(|source| dir.failed("the descriptors", source))?;
         let mut table = Vec::new();
-        for fd in dir.numbers()? {
-            let seen = dir.see(fd)?;
-            let cloexec = seen.info.flags & O_CLOEXEC.cast_unsigned() != 0;
-            let known = match self.find(pid, &seen)? {
-                Ok(known) => {
-                    // Locks of fcntl belong to the task and not to the open file.
-                    if seen.info.locks().next().is_some() {
-                        let file = dir.look(seen, None)?;
-                        self.obstacles.extend(kind::lock_obstacles(&file));
-                    }
-                    Some(known)
-                }
-                Err(place) => {
-                    let duplicate = task.duplicate(&dir, &seen)?;
-                    let file = dir.look(seen, duplicate.as_ref().map(AsFd::as_fd))?;
-                    let duplicate = duplicate.as_ref().map(AsFd::as_fd);
-                    self.describe(&file, duplicate, fd, place, shared)?
-                }
-            };
-            table.extend(known.map(|(id, fd_type)| FdinfoEntry {
-                id,
-                flags: if cloexec { fcntl::FD_CLOEXEC } else { 0 },
-                r#type: fd_type.into(),
-                fd: fd.cast_unsigned(),
-                xattr_security_selinux: None,
-            }));
+        for fds in dir.numbers()?.chunks(FDS_AT_ONCE) {
+            let (known, options) = (&self.descriptions, &self.collected.options);
+            let look = |fd: &i32| look_at(&dir, &pidfd, *fd, known, options);
+            for look in crew::share_out(fds, FDS_PER_THREAD, look) {
+                table.extend(self.add_descriptor(&dir, look?, shared)?);
+            }
         }
         self.tables.push((self.files_id(pid), table));
         Ok(())
@@ -86,72 +87,82 @@ impl FileTable {
         shared: &mut SharedDump,
     ) -> Result<Option<u32>, FileDumpError> {
         let (me, number) = (Pid::this(), fd.as_raw_fd());
-        let mut dir = DescriptorDir::open(me)?;
+        let dir = DescriptorDir::open(me)?;
         let seen = dir.see(number)?;
-        let known = match self.find(me, &seen)? {
-            Ok(known) => Some(known),
+        let (known, fd) = match find(&self.descriptions, me, number, &seen.info)? {
+            Ok(known) => (Some(known), Some(fd)),
             Err(place) => {
-                let file = dir.look(seen, Some(fd.as_fd()))?;
-                self.describe(&file, Some(fd.as_fd()), number, place, shared)?
+                let new = NewFile::read(&dir, seen, Some(fd), &self.collected.options)?;
+                let known = self.describe(&new, number, place, shared)?;
+                (known, new.duplicate)
             }
         };
         // It stays open: it may be the one that others are compared with.
-        self.in_flight.push(fd);
+        self.in_flight.extend(fd);
         Ok(known.map(|(id, _)| id))
     }
 
-    /// Finds the open file behind a descriptor among those known: its number and type, or the place
-    /// where it belongs.
-    fn find(
+    /// Makes a descriptor's entry; None for one that can't be dumped, which is noted.
+    fn add_descriptor(
         &mut self,
-        pid: Pid,
-        seen: &Seen,
-    ) -> Result<Result<(u32, FdTypes), Place>, FileDumpError> {
-        let key = DescriptionKey::of(&seen.info);
-        let known = self.descriptions.entry(key).or_default();
-        let found = sharing::search(known, |other| {
-            let resource = Resource::File {
-                fd1: other.fd,
-                fd2: seen.fd,
-            };
-            let other = other.pid;
-            kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare {
-                pid,
-                other,
-                source,
-            })
-        })?;
-        Ok(match found {
-            Ok(at) => Ok((known[at].id, known[at].fd_type)),
-            Err(at) => Err(Place { key, at }),
-        })
+        dir: &DescriptorDir,
+        look: Look,
+        shared: &mut SharedDump,
+    ) -> Result<Option<FdinfoEntry>, FileDumpError> {
+        let (fd, flags, known) = match look {
+            Look::Known(seen, known) => {
+                let (fd, flags) = (seen.fd, seen.info.flags);
+                // Locks of fcntl belong to the task and not to the open file.
+                if seen.info.locks().next().is_some() {
+                    let file = dir.look(seen, None)?;
+                    self.obstacles.extend(kind::lock_obstacles(&file));
+                }
+                (fd, flags, Some(known))
+            }
+            Look::New(fd, new) => {
+                let info = &new.file.info;
+                let known = match find(&self.descriptions, new.file.pid, fd, info)? {
+                    Ok(known) => {
+                        self.obstacles.extend(kind::lock_obstacles(&new.file));
+                        Some(known)
+                    }
+                    Err(place) => self.describe(&new, fd, place, shared)?,
+                };
+                (fd, info.flags, known)
+            }
+        };
+        let cloexec = flags & O_CLOEXEC.cast_unsigned() != 0;
+        Ok(known.map(|(id, fd_type)| FdinfoEntry {
+            id,
+            flags: if cloexec { fcntl::FD_CLOEXEC } else { 0 },
+            r#type: fd_type.into(),
+            fd: fd.cast_unsigned(),
+            xattr_security_selinux: None,
+        }))
     }
 
-    /// Dumps an open file; None for one that can't be dumped, which is noted.
+    /// Dumps an open file, whose place is among those with the same key; None for one that can't be
+    /// dumped, which is noted.
     fn describe(
         &mut self,
-        file: &OpenFile,
-        duplicate: Option<BorrowedFd<'_>>,
+        new: &NewFile,
         fd: i32,
-        place: Place,
+        place: usize,
         shared: &mut SharedDump,
     ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
-        let obstacles = kind::obstacles(file, &self.collected.options);
+        let file = &new.file;
         let kind = match kind::of_file(file) {
-            Some(kind) if obstacles.is_empty() => kind,
+            Some(kind) if new.obstacles.is_empty() => kind,
             _ => {
-                self.obstacles.extend(obstacles);
+                self.obstacles.extend(new.obstacles.iter().cloned());
                 return Ok(None);
             }
         };
-        let fown = duplicate.map_or(Ok(FownEntry::default()), |fd| {
-            owner::dump(fd).map_err(|source| query(file, "the signal owner", source))
-        })?;
         let dumping = Dumping {
             file,
-            duplicate,
+            duplicate: new.duplicate.as_ref().map(AsFd::as_fd),
             id: self.collected.new_id(),
-            fown,
+            fown: new.fown,
         };
         let mut state = DumpState {
             shared,
@@ -165,9 +176,76 @@ impl FileTable {
             id: dumping.id,
             fd_type: kind.fd_type(),
         };
-        let known = self.descriptions.entry(place.key).or_default();
-        known.insert(place.at, description);
+        let key = DescriptionKey::of(&file.info);
+        let known = self.descriptions.entry(key).or_default();
+        known.insert(place, description);
         Ok(Some((dumping.id, kind.fd_type())))
+    }
+}
+
+fn look_at(
+    dir: &DescriptorDir,
+    pidfd: &OwnedFd,
+    fd: i32,
+    known: &Descriptions,
+    options: &FileDumpOptions,
+) -> Result<Look, FileDumpError> {
+    let seen = dir.see(fd)?;
+    if let Ok(known) = find(known, dir.pid(), fd, &seen.info)? {
+        return Ok(Look::Known(seen, known));
+    }
+    let failed = |source| dir.failed(&format!("a duplicate of fd {fd}"), source);
+    let duplicate = match seen.info.is_path_only() {
+        true => None,
+        false => Some(pidfd::getfd(pidfd, fd).map_err(failed)?),
+    };
+    let new = NewFile::read(dir, seen, duplicate, options)?;
+    Ok(Look::New(fd, Box::new(new)))
+}
+
+/// Finds the open file behind a descriptor among those known: its number and type, or the place where it
+/// belongs among those with the same key.
+fn find(
+    known: &Descriptions,
+    pid: Pid,
+    fd: i32,
+    info: &FdInfo,
+) -> Result<Result<(u32, FdTypes), usize>, FileDumpError> {
+    let Some(known) = known.get(&DescriptionKey::of(info)) else {
+        return Ok(Err(0));
+    };
+    let found = sharing::search(known, |other| {
+        let resource = Resource::File {
+            fd1: other.fd,
+            fd2: fd,
+        };
+        let other = other.pid;
+        kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare { pid, other, source })
+    })?;
+    Ok(found.map(|at| (known[at].id, known[at].fd_type)))
+}
+
+impl NewFile {
+    fn read(
+        dir: &DescriptorDir,
+        seen: Seen,
+        duplicate: Option<OwnedFd>,
+        options: &FileDumpOptions,
+    ) -> Result<NewFile, FileDumpError> {
+        let file = dir.look(seen, duplicate.as_ref().map(AsFd::as_fd))?;
+        let obstacles = kind::obstacles(&file, options);
+        let fown = match &duplicate {
+            Some(fd) if obstacles.is_empty() => {
+                owner::dump(fd).map_err(|source| query(&file, "the signal owner", source))?
+            }
+            _ => FownEntry::default(),
+        };
+        Ok(NewFile {
+            file,
+            duplicate,
+            obstacles,
+            fown,
+        })
     }
 }
 
@@ -179,29 +257,5 @@ impl DescriptionKey {
             ino: info.ino,
             flags: info.flags & fixed,
         }
-    }
-}
-
-/// Duplicates descriptors of one task; its pidfd is opened at the first need.
-struct Duplicator {
-    pid: Pid,
-    pidfd: Option<OwnedFd>,
-}
-
-impl Duplicator {
-    fn duplicate(
-        &mut self,
-        dir: &DescriptorDir,
-        seen: &Seen,
-    ) -> Result<Option<OwnedFd>, FileDumpError> {
-        if seen.info.is_path_only() {
-            return Ok(None);
-        }
-        let failed = |source| dir.failed(&format!("a duplicate of fd {}", seen.fd), source);
-        let pidfd = match &self.pidfd {
-            Some(pidfd) => pidfd,
-            None => self.pidfd.insert(pidfd::open(self.pid).map_err(failed)?),
-        };
-        Ok(Some(pidfd::getfd(pidfd, seen.fd).map_err(failed)?))
     }
 }

@@ -9,7 +9,7 @@ use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
 
 use super::build_id::BuildIds;
-use super::describe::{Description, DescriptionKey};
+use super::describe::Descriptions;
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
 use super::link_remap::LinkRemaps;
@@ -36,7 +36,7 @@ pub struct FileTable {
     sorted_tables: Vec<(Pid, u32)>,
     table_of: HashMap<Pid, u32>,
     pub(super) tables: Vec<(u32, Vec<FdinfoEntry>)>,
-    pub(super) descriptions: HashMap<DescriptionKey, Vec<Description>>,
+    pub(super) descriptions: Descriptions,
     links: HashMap<LinkKey, u32>,
     mapped: HashMap<MappingKey, u32>,
     mapped_memfds: HashMap<(u32, u32), u32>,

@@ -29,8 +29,12 @@ pub(super) enum Location {
     Unreachable,
 }
 
-/// Finds the file by the path that /proc shows.
-pub(super) fn locate(file: &OpenFile) -> Location {
+/// Finds the file by the path that /proc shows; the answer is remembered.
+pub(super) fn locate(file: &OpenFile) -> &Location {
+    file.location.get_or_init(|| find(file))
+}
+
+fn find(file: &OpenFile) -> Location {
     let link = file.link.as_slice();
     if !link.starts_with(b"/") {
         return Location::Unreachable;

@@ -1,5 +1,6 @@
 //! One open file as /proc shows it: a descriptor of a task, or a link such as its executable.
 
+use std::cell::OnceCell;
 use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,7 +10,11 @@ use firn_sys::file::{self, Stat};
 use firn_sys::{Errno, Pid};
 
 use super::fdinfo::FdInfo;
+use super::locate::Location;
 use crate::obstacle::Obstacle;
+
+/// Descriptors that are worth a thread of their own to look at them.
+pub(super) const FDS_PER_THREAD: usize = 32;
 
 /// A file that a task holds without a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +52,8 @@ pub(super) struct OpenFile {
     pub(super) link: Vec<u8>,
     pub(super) stat: Stat,
     pub(super) info: FdInfo,
+    /// Where it can be found, once somebody has asked.
+    pub(super) location: OnceCell<Location>,
 }
 
 /// Why something about an open file could not be read.
@@ -79,6 +86,7 @@ impl OpenFile {
                 flags,
                 ..FdInfo::default()
             },
+            location: OnceCell::new(),
         })
     }
 
@@ -174,7 +182,6 @@ pub(super) struct DescriptorDir {
     pid: Pid,
     links: OwnedFd,
     infos: OwnedFd,
-    text: Vec<u8>,
 }
 
 impl DescriptorDir {
@@ -193,8 +200,12 @@ impl DescriptorDir {
             pid,
             links: open("fd")?,
             infos: open("fdinfo")?,
-            text: Vec::new(),
         })
+    }
+
+    /// The task.
+    pub(super) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Numbers of all open descriptors, ascending.
@@ -209,11 +220,11 @@ impl DescriptorDir {
     }
 
     /// Reads link and fdinfo of a descriptor, the least that tells it from others.
-    pub(super) fn see(&mut self, fd: i32) -> Result<Seen, ProcReadError> {
-        let name = name_of(fd);
-        let read = file::read_at(&self.infos, &name, &mut self.text);
+    pub(super) fn see(&self, fd: i32) -> Result<Seen, ProcReadError> {
+        let mut text = Vec::new();
+        let read = file::read_at(&self.infos, &name_of(fd), &mut text);
         read.map_err(|source| self.failed(&format!("fd {fd}"), source))?;
-        let info = FdInfo::parse(&self.text);
+        let info = FdInfo::parse(&text);
         Ok(Seen {
             fd,
             link: self.link(fd)?,
@@ -237,6 +248,7 @@ impl DescriptorDir {
             stat: stat.map_err(|source| self.failed(&format!("fd {}", seen.fd), source))?,
             link: seen.link,
             info: seen.info,
+            location: OnceCell::new(),
         })
     }
 

@@ -60,7 +60,7 @@ impl FileKind for Regular {
 /// What keeps a file from being opened again by its path.
 pub(super) fn path_trouble(file: &OpenFile, options: &FileDumpOptions) -> Option<Trouble> {
     match locate::locate(file) {
-        Location::Named(path) => task_trouble(&path),
+        Location::Named(path) => task_trouble(path),
         Location::Nameless(_) => ghost::trouble(file, options),
         Location::Renamed { other: Some(_), .. } => None,
         Location::Renamed { .. } if options.link_remap => None,
@@ -92,21 +92,21 @@ pub(super) fn dump(
 ) -> Result<FileEntry, FileDumpError> {
     let mut removed_name = None;
     let name = match locate::locate(file) {
-        Location::Named(path) => path,
+        Location::Named(path) => path.clone(),
         Location::Nameless(old) => {
-            collected.ghosts.add(file, &old, id);
-            old
+            collected.ghosts.add(file, old, id);
+            old.clone()
         }
         Location::Renamed {
             old,
             other: Some(path),
         } => {
-            removed_name = Some(old);
-            path
+            removed_name = Some(old.clone());
+            path.clone()
         }
         Location::Renamed { old, other: None } => {
-            link_remap(file, &old, id, fown, collected)?;
-            old
+            link_remap(file, old, id, fown, collected)?;
+            old.clone()
         }
         Location::Unreachable => {
             let trouble = locate::unreachable_trouble();

@@ -8,35 +8,54 @@ use firn_sys::file::S_IFIFO;
 use firn_sys::kcmp::{Resource, kcmp};
 
 use super::kind;
-use super::open_file::{DescriptorDir, OpenFile, ProcLink, Trouble};
+use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, Trouble};
 use super::{FileDumpOptions, outside};
+use crate::crew;
 use crate::obstacle::Obstacle;
+
+/// Tasks that are worth a thread of their own to look at their files.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Finds every file of the tasks that can't be dumped, without stopping them.
 ///
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
 /// of /proc. What vanishes meanwhile is no obstacle.
 pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
+    let looks = crew::share_out(pids, TASKS_PER_THREAD, |pid| look_at_task(*pid, options));
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
-    for &pid in pids {
-        survey_descriptors(pid, options, &mut found, &mut pipes);
-        for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
-            if let Ok(file) = OpenFile::of_link(pid, link, 0) {
-                found.extend(link_obstacles(&file, options));
-            }
+    for look in looks {
+        found.extend(look.found);
+        for file in look.pipes {
+            pipes.entry(file.link.clone()).or_insert(file);
         }
-        let threads = firn_sys::file::open(format!("/proc/{pid}/task").as_ref(), 0);
-        let tids = threads.and_then(firn_sys::file::list_numbers);
-        let tids: Vec<Pid> = tids
-            .unwrap_or_default()
-            .into_iter()
-            .map(Pid::from_raw)
-            .collect();
-        found.extend(threads_with_own_table(pid, &tids));
     }
     found.extend(lasting_holders(&pipes, pids));
     found
+}
+
+/// What a look at files has shown.
+#[derive(Debug, Default)]
+struct Look {
+    found: Vec<Obstacle>,
+    /// Ends of pipes, which somebody outside may hold, too.
+    pipes: Vec<OpenFile>,
+}
+
+fn look_at_task(pid: Pid, options: &FileDumpOptions) -> Look {
+    let mut look = look_at_descriptors(pid, options);
+    for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
+        if let Ok(file) = OpenFile::of_link(pid, link, 0) {
+            look.found.extend(link_obstacles(&file, options));
+        }
+    }
+    let threads = firn_sys::file::open(format!("/proc/{pid}/task").as_ref(), 0);
+    let tids = threads.and_then(firn_sys::file::list_numbers);
+    let tids: Vec<Pid> = (tids.unwrap_or_default().into_iter())
+        .map(Pid::from_raw)
+        .collect();
+    look.found.extend(threads_with_own_table(pid, &tids));
+    look
 }
 
 /// Holders outside of the tree that are still there at a second look: a child that has lost its parent
@@ -52,24 +71,24 @@ fn lasting_holders(pipes: &HashMap<Vec<u8>, OpenFile>, pids: &[Pid]) -> Vec<Obst
     found
 }
 
-fn survey_descriptors(
-    pid: Pid,
-    options: &FileDumpOptions,
-    found: &mut Vec<Obstacle>,
-    pipes: &mut HashMap<Vec<u8>, OpenFile>,
-) {
-    let Ok(mut dir) = DescriptorDir::open(pid) else {
-        return;
+fn look_at_descriptors(pid: Pid, options: &FileDumpOptions) -> Look {
+    let Ok(dir) = DescriptorDir::open(pid) else {
+        return Look::default();
     };
-    for fd in dir.numbers().unwrap_or_default() {
-        let Ok(file) = dir.see(fd).and_then(|seen| dir.look(seen, None)) else {
-            continue;
-        };
-        found.extend(kind::obstacles(&file, options));
+    let fds = dir.numbers().unwrap_or_default();
+    let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
+        let seen = dir.see(*fd).ok()?;
+        let file = dir.look(seen, None).ok()?;
+        Some((kind::obstacles(&file, options), file))
+    });
+    let mut look = Look::default();
+    for (obstacles, file) in looks.into_iter().flatten() {
+        look.found.extend(obstacles);
         if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
-            pipes.entry(file.link.clone()).or_insert(file);
+            look.pipes.push(file);
         }
     }
+    look
 }
 
 /// What keeps a file from being dumped that a task holds without a descriptor.

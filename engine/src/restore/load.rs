@@ -7,6 +7,7 @@ use firn_proto::{CoreEntry, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntr
 use firn_sys::Pid;
 
 use super::RestoreError;
+use crate::crew;
 use crate::memory::MemoryImage;
 use crate::tree::{Task, TaskState, Tree};
 
@@ -17,6 +18,9 @@ const STATE_DEAD: u32 = 2;
 const STATE_STOPPED: u32 = 3;
 const STATE_ZOMBIE: u32 = 6;
 const SIGSTOP: i32 = 19;
+/// Tasks, and threads of one task, whose images are worth a thread of their own to read them.
+const TASKS_PER_THREAD: usize = 8;
+const THREADS_PER_THREAD: usize = 32;
 
 /// Everything that the images say about a living task.
 #[derive(Debug)]
@@ -90,10 +94,15 @@ pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
     let entries: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, 0)?;
     let mut tree = tree_of(&entries)?;
     let root_ids = inventory.root_ids.unwrap_or_default();
-    let mut tasks = Vec::with_capacity(tree.tasks.len());
-    for task in &mut tree.tasks {
-        tasks.push(load_task(images, task, &root_ids)?);
-    }
+    let load = |task: &Task| {
+        let mut task = task.clone();
+        let loaded = load_task(images, &mut task, &root_ids)?;
+        Ok((task, loaded))
+    };
+    let loaded = crew::share_out(&tree.tasks, TASKS_PER_THREAD, load);
+    let loaded: Result<Vec<_>, RestoreError> = loaded.into_iter().collect();
+    let tasks;
+    (tree.tasks, tasks) = loaded?.into_iter().unzip();
     Ok(Checkpoint { tree, tasks })
 }
 
@@ -174,11 +183,14 @@ fn load_task(
         let signal = process.stop_signo.map_or(SIGSTOP, u32::cast_signed);
         task.state = TaskState::Stopped(signal);
     }
-    let mut cores = vec![leader];
-    for tid in &task.threads[1..] {
+    let read = |tid: &Pid| {
         let core: CoreEntry = images.read_one(ImageKind::Core, u64::from(tid.to_image()))?;
         check_arch(&core, *tid)?;
-        cores.push(core);
+        Ok::<_, RestoreError>(core)
+    };
+    let mut cores = vec![leader];
+    for core in crew::share_out(&task.threads[1..], THREADS_PER_THREAD, read) {
+        cores.push(core?);
     }
     for (tid, core) in task.threads.iter().zip(&cores) {
         if core.thread_info.is_none() || core.thread_core.is_none() {

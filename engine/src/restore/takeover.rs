@@ -22,11 +22,14 @@ use super::run::NewTree;
 use super::thread;
 use crate::arch::regs::{self, Resumption};
 use crate::arch::{self, XsaveLayout};
+use crate::crew;
 use crate::inject::{RemoteCall, call_all};
 use crate::memory::AddressRange;
 use crate::tree::{Task, TaskState};
 
 const SIGSTOP: i32 = 19;
+/// Threads of one task whose registers are worth a thread of their own to lay them out.
+const THREADS_PER_THREAD: usize = 64;
 /// Tries to find a thread in the call that it is just about to make.
 const MAX_TRIES: u32 = 10_000;
 /// A sleep that had ended before the thread was taken over.
@@ -47,25 +50,22 @@ pub(super) fn prepare_xstate(
     tree: &crate::tree::Tree,
 ) -> Result<XstateOf, RestoreError> {
     let layout = XsaveLayout::of_this_cpu();
-    let prepare = |tid: Pid, core: &CoreEntry| {
+    let prepare = |(tid, core): &(Pid, &CoreEntry)| {
         let info = core.thread_info.as_ref().expect("checked while loading");
         layout
             .from_image(&info.fpregs)
-            .map_err(|source| RestoreError::Cpu { tid, source })
+            .map_err(|source| RestoreError::Cpu { tid: *tid, source })
     };
-    tasks
-        .iter()
-        .zip(&tree.tasks)
-        .map(|(loaded, task)| match loaded {
-            LoadedTask::Dead(_) => Ok(Vec::new()),
-            LoadedTask::Living(living) => task
-                .threads
-                .iter()
-                .zip(&living.cores)
-                .map(|(tid, c)| prepare(*tid, c))
-                .collect(),
-        })
-        .collect()
+    let of_task = |(loaded, task): (&LoadedTask, &Task)| match loaded {
+        LoadedTask::Dead(_) => Ok(Vec::new()),
+        LoadedTask::Living(living) => {
+            let threads = task.threads.iter().copied().zip(&living.cores);
+            let threads: Vec<(Pid, &CoreEntry)> = threads.collect();
+            let prepared = crew::share_out(&threads, THREADS_PER_THREAD, prepare);
+            prepared.into_iter().collect()
+        }
+    };
+    tasks.iter().zip(&tree.tasks).map(of_task).collect()
 }
 
 /// Takes the parked tree over.

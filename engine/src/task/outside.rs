@@ -5,8 +5,12 @@ use firn_sys::{Pid, procfs};
 
 use super::status::{Stat, Status, StatusError};
 use super::{attributes, limits};
+use crate::crew;
 use crate::tree::{Task, Tree};
 use firn_proto::TaskRlimitsEntry;
+
+/// Tasks that are worth a thread of their own to read them.
+const TASKS_PER_THREAD: usize = 16;
 
 /// State of a living task as /proc shows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +59,9 @@ impl Outside {
     /// # Errors
     /// As [`Outside::read`].
     pub fn read_all(tree: &Tree) -> Result<Vec<Outside>, StatusError> {
-        tree.alive().map(Outside::read).collect()
+        let tasks: Vec<&Task> = tree.alive().collect();
+        let read = crew::share_out(&tasks, TASKS_PER_THREAD, |task| Outside::read(task));
+        read.into_iter().collect()
     }
 }
 

@@ -8,9 +8,12 @@ use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::procfs;
 
 use super::status::Status;
+use crate::crew;
 use crate::obstacle::Obstacle;
 use crate::tree::Tree;
 
+/// Tasks and threads that are worth a thread of their own to look at them.
+const TASKS_PER_THREAD: usize = 32;
 /// Namespaces that a task must share with the dumper.
 const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
 
@@ -92,22 +95,21 @@ fn nsenter_option(name: &str) -> &str {
 }
 
 fn survey_seccomp(pid: Pid, found: &mut Vec<Obstacle>) {
-    for tid in crate::freeze::threads(pid) {
-        if let Ok(status) = Status::read(pid, tid)
-            && status.seccomp != 0
-        {
-            let mode = if status.seccomp == 1 {
-                "strict mode"
-            } else {
-                "filter mode"
-            };
-            found.push(obstacle(
-                pid,
-                format!("seccomp {mode} of thread {tid}"),
-                "seccomp is not supported yet",
-            ));
-            return;
-        }
+    let tids = crate::freeze::threads(pid);
+    let mode_of = |tid: &Pid| Status::read(pid, *tid).map_or(0, |status| status.seccomp);
+    let modes = crew::share_out(&tids, TASKS_PER_THREAD, mode_of);
+    let mut confined = tids.iter().zip(modes).filter(|(_, mode)| *mode != 0);
+    if let Some((tid, mode)) = confined.next() {
+        let mode = if mode == 1 {
+            "strict mode"
+        } else {
+            "filter mode"
+        };
+        found.push(obstacle(
+            pid,
+            format!("seccomp {mode} of thread {tid}"),
+            "seccomp is not supported yet",
+        ));
     }
 }
 
@@ -136,16 +138,11 @@ pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
 const LONG_MODE_CS: u64 = 0x33;
 
 fn survey_threads(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
-    let kinds = [
-        (Resource::Files, "a descriptor table of its own"),
-        (Resource::Fs, "a working directory of its own"),
-    ];
     for tid in &threads[1.min(threads.len())..] {
-        for (resource, what) in kinds {
-            if kcmp(pid, *tid, resource).is_ok_and(|order| order.is_ne()) {
-                let reason = "threads that have unshared it are not supported";
-                found.push(obstacle(pid, format!("thread {tid} has {what}"), reason));
-            }
+        if kcmp(pid, *tid, Resource::Fs).is_ok_and(|order| order.is_ne()) {
+            let object = format!("thread {tid} has a working directory of its own");
+            let reason = "threads that have unshared it are not supported";
+            found.push(obstacle(pid, object, reason));
         }
     }
 }
@@ -179,12 +176,13 @@ fn survey_sharing(pid: Pid, parent: Pid, found: &mut Vec<Obstacle>) {
 /// A sentence for each task that is in another cgroup than the dumper: the restore won't put it back.
 pub fn cgroup_warnings(pids: &[Pid]) -> Vec<String> {
     let own = procfs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let elsewhere: Vec<String> = pids
-        .iter()
-        .filter(|pid| {
-            procfs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|theirs| theirs != own)
-        })
-        .map(ToString::to_string)
+    let is_elsewhere = |pid: &Pid| {
+        procfs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|theirs| theirs != own)
+    };
+    let judged = crew::share_out(pids, TASKS_PER_THREAD, is_elsewhere);
+    let elsewhere: Vec<String> = (pids.iter().zip(judged))
+        .filter(|(_, is_elsewhere)| *is_elsewhere)
+        .map(|(pid, _)| pid.to_string())
         .collect();
     match elsewhere.as_slice() {
         [] => Vec::new(),
