@@ -182,7 +182,7 @@ fn statistics(report: &DumpReport) -> String {
             format!("{} ({})", report.pages, bytes(report.bytes)),
         ),
         ("Freezing time", duration(report.freezing)),
-        ("Frozen time", duration(report.frozen)),
+        ("Frozen time", duration(report.stood_still())),
         ("Memory dump time", duration(report.memory_time)),
         ("Memory write time", duration(report.write_time)),
         ("Total time", duration(report.total)),

@@ -34,6 +34,12 @@ pub struct DumpReport {
 }
 
 impl DumpReport {
+    /// Part of the frozen time: from when all had stopped until all were let go. This is what CRIU's
+    /// statistics call frozen time, beside the freezing time, which is not part of it.
+    pub fn stood_still(&self) -> Duration {
+        self.frozen.saturating_sub(self.freezing)
+    }
+
     /// Writes stats-dump into the work directory.
     pub(super) fn write_stats(
         &self,
@@ -43,7 +49,7 @@ impl DumpReport {
     ) -> Result<(), ImageWriteError> {
         let dump = DumpStatsEntry {
             freezing_time: micros(self.freezing),
-            frozen_time: micros(self.frozen),
+            frozen_time: micros(self.stood_still()),
             memdump_time: micros(self.memory_time),
             memwrite_time: micros(self.write_time),
             pages_scanned: pages.scanned,
