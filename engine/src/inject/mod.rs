@@ -232,8 +232,11 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     let lens: Vec<usize> = jobs.iter().map(|job| job.set.place(0).len()).collect();
     let mut calls = Vec::with_capacity(jobs.len());
     for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
-        let syscall_at = find_syscall_instruction(job.pid)?;
         let leader = &threads[0];
+        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.regs) {
+            Some(address) => address,
+            None => find_syscall_instruction(job.pid)?,
+        };
         calls.push(RemoteCall::new(
             leader.tid,
             leader.regs,

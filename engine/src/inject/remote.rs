@@ -183,6 +183,16 @@ pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectE
     Ok(address)
 }
 
+/// The `syscall` instruction by which a stopped thread has entered the call it was stopped in: known
+/// without a look at the memory map, which takes the kernel much longer than all the rest.
+pub fn instruction_just_used(tid: Pid, regs: &GeneralRegs) -> Option<u64> {
+    let address = regs::call_instruction(regs)?;
+    let mut bytes = [0u8; regs::SYSCALL_INSTRUCTION.len()];
+    let len = bytes.len();
+    process_vm::read(tid, &[RemoteRange { address, len }], &mut bytes).ok()?;
+    (bytes == regs::SYSCALL_INSTRUCTION).then_some(address)
+}
+
 /// Finds a `syscall` instruction in the task's executable memory: in its vdso as a rule.
 ///
 /// # Errors
@@ -227,7 +237,10 @@ fn search(pid: Pid, start: u64, end: u64) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use firn_proto::UserX86RegsEntry;
+
     use super::*;
+    use crate::arch::regs::Resumption;
 
     #[test]
     fn finds_executable_ranges_only() {
@@ -251,5 +264,21 @@ mod tests {
         };
         process_vm::read(Pid::this(), &[range], &mut bytes).unwrap();
         assert_eq!(bytes, regs::SYSCALL_INSTRUCTION);
+        let inside = GeneralRegs {
+            rip: at + 2,
+            orig_rax: 35,
+            ..regs::from_image(&UserX86RegsEntry::default(), Resumption::AsStored)
+        };
+        assert_eq!(instruction_just_used(Pid::this(), &inside), Some(at));
+        let elsewhere = GeneralRegs {
+            rip: at + 3,
+            ..inside
+        };
+        assert_eq!(instruction_just_used(Pid::this(), &elsewhere), None);
+        let outside = GeneralRegs {
+            orig_rax: u64::MAX,
+            ..inside
+        };
+        assert_eq!(instruction_just_used(Pid::this(), &outside), None);
     }
 }

@@ -249,6 +249,11 @@ pub fn at_syscall(old: &GeneralRegs, instruction: u64, nr: u64, args: [u64; 6]) 
 /// The bytes of the instruction that makes a system call.
 pub const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
 
+/// Where the instruction stands by which a stopped thread has entered the call that it is in, if it is.
+pub fn call_instruction(regs: &GeneralRegs) -> Option<u64> {
+    (regs.orig_rax.cast_signed() >= 0).then(|| regs.rip.wrapping_sub(SYSCALL_LEN))
+}
+
 /// Result of a system call at its exit stop.
 pub fn syscall_result(regs: &GeneralRegs) -> i64 {
     regs.rax.cast_signed()
