@@ -94,11 +94,12 @@ impl PipeContents {
     ) -> Result<u64, FileDumpError> {
         let mut writer = images.writer(kind, 0);
         let mut total = 0;
+        let mut peeker = Peeker::default();
         for (&pipe_id, contents) in &self.pipes {
             if contents.waiting == 0 && contents.capacity == DEFAULT_CAPACITY {
                 continue;
             }
-            let (bytes, packets) = contents.peek()?;
+            let (bytes, packets) = contents.peek(&mut peeker)?;
             let len = u32::try_from(bytes.len()).expect("pipes hold less than 2 GiB");
             writer.entry(&PipeDataEntry {
                 pipe_id,
@@ -122,42 +123,87 @@ impl Contents {
         self.reader.is_some() && self.has_writer
     }
 
-    fn peek(&self) -> Result<(Vec<u8>, Vec<u32>), FileDumpError> {
+    fn peek(&self, peeker: &mut Peeker) -> Result<(Vec<u8>, Vec<u32>), FileDumpError> {
         let Some((pid, fd)) = self.reader.filter(|_| self.waiting > 0) else {
             return Ok(Default::default());
         };
         let failed = |source| query(&self.any, "the content", source);
-        let pidfd = pidfd::open(pid).map_err(failed)?;
+        let pidfd = peeker.pidfd(pid).map_err(failed)?;
         let reader = pidfd::getfd(pidfd, fd).map_err(failed)?;
-        peek(&reader, self.capacity, self.waiting).map_err(failed)
+        peeker
+            .peek(&reader, self.capacity, self.waiting)
+            .map_err(failed)
     }
 }
 
-/// Copies what waits in a pipe without taking it out: the bytes, and how many each read returned, which
-/// are the packets in packet mode.
-fn peek(reader: impl AsFd, capacity: usize, waiting: u64) -> firn_sys::Result<(Vec<u8>, Vec<u32>)> {
-    let (copy, scratch) = pipe::create()?;
-    // As many slots as the original has: each of them may hold a single byte.
-    pipe::set_capacity(&scratch, capacity)?;
-    let wanted = usize::try_from(waiting).map_err(|_| Errno::EINVAL)?;
-    let copied = pipe::tee(reader, &scratch, wanted)?;
-    if copied != wanted {
-        return Err(Errno::EIO);
+/// Copies what waits in pipes without taking it out, all through one pipe of our own.
+#[derive(Debug, Default)]
+struct Peeker {
+    /// The task asked last.
+    task: Option<(Pid, OwnedFd)>,
+    copy: Option<OwnPipe>,
+}
+
+/// A pipe that is empty between two uses.
+#[derive(Debug)]
+struct OwnPipe {
+    reader: File,
+    writer: OwnedFd,
+    capacity: usize,
+}
+
+impl Peeker {
+    fn pidfd(&mut self, pid: Pid) -> firn_sys::Result<&OwnedFd> {
+        if self.task.as_ref().is_none_or(|(known, _)| *known != pid) {
+            self.task = Some((pid, pidfd::open(pid)?));
+        }
+        Ok(&self.task.as_ref().expect("made above").1)
     }
-    drop(scratch);
-    let mut copy = File::from(copy);
-    let mut bytes = vec![0; wanted];
-    let mut packets = Vec::new();
-    let mut at = 0;
-    while at < wanted {
-        let got = copy.read(&mut bytes[at..])?;
-        if got == 0 {
+
+    /// An empty pipe with as many slots as one of `capacity`, each of which may hold a single byte.
+    fn copy(&mut self, capacity: usize) -> firn_sys::Result<&mut OwnPipe> {
+        if self
+            .copy
+            .as_ref()
+            .is_none_or(|copy| copy.capacity < capacity)
+        {
+            let (reader, writer) = pipe::create()?;
+            pipe::set_capacity(&writer, capacity)?;
+            self.copy = Some(OwnPipe {
+                reader: reader.into(),
+                writer,
+                capacity,
+            });
+        }
+        Ok(self.copy.as_mut().expect("made above"))
+    }
+
+    /// The bytes, and how many each read returned, which are the packets in packet mode.
+    fn peek(
+        &mut self,
+        reader: impl AsFd,
+        capacity: usize,
+        waiting: u64,
+    ) -> firn_sys::Result<(Vec<u8>, Vec<u32>)> {
+        let copy = self.copy(capacity)?;
+        let wanted = usize::try_from(waiting).map_err(|_| Errno::EINVAL)?;
+        let copied = pipe::tee(reader, &copy.writer, wanted)?;
+        if copied != wanted {
             return Err(Errno::EIO);
         }
-        packets.push(u32::try_from(got).map_err(|_| Errno::EINVAL)?);
-        at += got;
+        let mut bytes = vec![0; wanted];
+        let mut packets = Vec::new();
+        let mut at = 0;
+        while at < wanted {
+            let got = copy.reader.read(&mut bytes[at..])?;
+            if got == 0 {
+                return Err(Errno::EIO);
+            }
+            packets.push(u32::try_from(got).map_err(|_| Errno::EINVAL)?);
+            at += got;
+        }
+        Ok((bytes, packets))
     }
-    Ok((bytes, packets))
 }
 
 /// Reads the contents of all pipes out of an image and hands each to `fill`.
@@ -265,7 +311,9 @@ mod tests {
         }
         let capacity = pipe::capacity(&reader).expect("a pipe");
         let waiting = pipe::waiting(&reader).expect("a pipe");
-        let (seen, _) = peek(&reader, capacity, waiting).expect("tee");
+        let (seen, _) = Peeker::default()
+            .peek(&reader, capacity, waiting)
+            .expect("tee");
         assert_eq!(seen.len(), 80);
         drop(writer);
         let mut left = Vec::new();
@@ -289,7 +337,9 @@ mod tests {
         };
         let writer = fill(writer, &entry, b"abbbcc").expect("room");
         assert_eq!(fcntl::flags(&writer), Ok(O_WRONLY.cast_unsigned()));
-        let (bytes, packets) = peek(&reader, DEFAULT_CAPACITY, 6).expect("tee");
+        let (bytes, packets) = Peeker::default()
+            .peek(&reader, DEFAULT_CAPACITY, 6)
+            .expect("tee");
         assert_eq!((bytes.as_slice(), packets), (&b"abbbcc"[..], vec![1, 3, 2]));
         for wrong in [[7].as_slice(), &[1]] {
             let entry = PipeDataEntry {
