@@ -11,13 +11,14 @@ use super::kind;
 /// Entries of files.img by type and number.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
-    by_id: HashMap<(FdTypes, u32), FileEntry>,
+    /// Entries are large, so they are not moved about.
+    by_id: HashMap<(FdTypes, u32), Box<FileEntry>>,
 }
 
 impl Entries {
     /// All entries, in no order.
     pub(super) fn all(&self) -> impl Iterator<Item = &FileEntry> {
-        self.by_id.values()
+        self.by_id.values().map(Box::as_ref)
     }
 
     /// Types and numbers of all entries, in no order.
@@ -27,13 +28,16 @@ impl Entries {
 
     /// The entry of that type and number.
     pub(super) fn get(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
-        self.by_id.get(&(fd_type, id))
+        self.by_id.get(&(fd_type, id)).map(Box::as_ref)
     }
 
     /// Reads files.img.
     pub(super) fn read(images: &ImageDir) -> Result<Entries, FileRestoreError> {
         let mut entries = Entries::default();
-        for entry in images.read_all::<FileEntry>(ImageKind::Files, 0)? {
+        let Some(mut reader) = images.reader_if_there(ImageKind::Files, 0)? else {
+            return Ok(entries);
+        };
+        while let Some(entry) = reader.next_entry::<FileEntry>()?.map(Box::new) {
             let id = entry.id;
             let fd_type = type_of(entry.r#type, id)?;
             if let Some(reg) = &entry.reg
