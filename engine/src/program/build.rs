@@ -144,6 +144,10 @@ impl Step {
     }
 }
 
+/// Records and bytes of data of a thread's program.
+const USUAL_LEN: usize = 16;
+const USUAL_DATA: usize = 256;
+
 /// One program under construction or finished.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program {
@@ -161,9 +165,9 @@ impl Program {
     pub fn new(name: impl Into<Cow<'static, str>>) -> Program {
         Program {
             name: name.into(),
-            steps: Vec::new(),
-            whys: Vec::new(),
-            data: Vec::new(),
+            steps: Vec::with_capacity(USUAL_LEN),
+            whys: Vec::with_capacity(USUAL_LEN),
+            data: Vec::with_capacity(USUAL_DATA),
             pointers: Vec::new(),
             nr_slots: 0,
         }

@@ -413,6 +413,7 @@ fn inherited() -> Result<Inherited, RestoreError> {
         creds,
         sched,
         personality,
+        ignored_signals: firn_sys::signal::ignored(),
     })
 }
 

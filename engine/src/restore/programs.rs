@@ -359,7 +359,7 @@ impl<'a> Builder<'a> {
     fn plan_process(&mut self, p: &mut Program, nth: usize, task: &LivingTask) {
         let process = task.process();
         signals::plan_forget_sigchld(p);
-        signals::plan_actions(p, &process.sigactions);
+        signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals);
         attributes::plan_personality(p, process.personality, self.from.own.personality);
         let id = self.from.family.of_task(nth);
         let subreaper = process.child_subreaper == Some(true);

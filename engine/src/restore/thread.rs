@@ -23,6 +23,8 @@ pub(super) struct Inherited {
     pub sched: SchedAttr,
     /// As images store it.
     pub personality: u32,
+    /// Bit 0 is signal 1.
+    pub ignored_signals: u64,
 }
 
 /// The thread's part of its core image.

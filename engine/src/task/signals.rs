@@ -64,10 +64,17 @@ pub fn actions_to_image(answers: &[u8]) -> Vec<SaEntry> {
         .collect()
 }
 
-/// Adds the calls that set all actions.
-pub fn plan_actions(program: &mut Program, actions: &[SaEntry]) {
+/// Adds the calls that set the actions, after [`plan_forget_sigchld`].
+///
+/// A task is born with default actions but for the signals that this process ignores (`ignored`; bit 0 is
+/// signal 1), so most need no call.
+pub fn plan_actions(program: &mut Program, actions: &[SaEntry], ignored: u64) {
     for (signal, action) in catchable().zip(actions) {
         let fields = [action.sigaction, action.flags, action.restorer, action.mask];
+        let is_changed = signal == SIGCHLD || ignored & 1 << (signal - 1) != 0;
+        if !is_changed && fields == [0; 4] {
+            continue;
+        }
         let bytes: Vec<u8> = fields
             .iter()
             .flat_map(|field| field.to_le_bytes())
@@ -171,6 +178,21 @@ mod tests {
         let image = actions_to_image(&answers);
         assert_eq!(image.len(), NR_ACTIONS);
         assert_eq!((image[1].sigaction, image[1].mask), (7, 9));
+    }
+
+    #[test]
+    fn only_actions_that_differ_are_set() {
+        let mut actions = actions_to_image(&vec![0u8; NR_ACTIONS * ACTION_SIZE]);
+        actions[9].flags = 0x400_0000;
+        let mut program = Program::new("test");
+        plan_actions(&mut program, &actions, 1 << 12);
+        let calls: Vec<String> = (0..program.len())
+            .map(|nth| program.describe(nth))
+            .collect();
+        let signals = ["rt_sigaction(11,", "rt_sigaction(13,", "rt_sigaction(17,"];
+        assert_eq!(calls.len(), signals.len(), "{calls:?}");
+        let begins = |(call, start): (&String, &str)| call.starts_with(start);
+        assert!(calls.iter().zip(signals).all(begins), "{calls:?}");
     }
 
     #[test]

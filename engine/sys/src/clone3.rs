@@ -8,6 +8,9 @@ use linux_raw_sys::general::clone_args;
 
 use crate::{Errno, Pid, Result, signal};
 
+/// All signals that are not ignored get their default action (Linux 5.5).
+const CLONE_CLEAR_SIGHAND: u64 = 1 << 32;
+
 /// Where the child starts.
 #[derive(Debug, Clone, Copy)]
 pub struct ProgramEntry {
@@ -23,7 +26,7 @@ pub struct ProgramEntry {
 ///
 /// The child inherits this thread's memory copy-on-write, but jumps straight to the executor with no
 /// stack and all signals blocked, so no library code of this process runs in it. The caller may be
-/// multi-threaded.
+/// multi-threaded. Signal handlers are not inherited; what is ignored here is ignored there.
 ///
 /// # Errors
 /// EEXIST: the pid is taken. EPERM: CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) is missing.
@@ -39,7 +42,7 @@ pub unsafe fn spawn_program(
 ) -> Result<Pid> {
     let tid = set_tid.map_or(0, Pid::raw);
     let args = clone_args {
-        flags,
+        flags: flags | CLONE_CLEAR_SIGHAND,
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,

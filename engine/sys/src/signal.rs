@@ -12,6 +12,7 @@ use crate::Result;
 
 /// Number of signals.
 pub const NR_SIGNALS: i32 = 64;
+const SIG_IGN: u64 = 1;
 
 /// All signals of this thread blocked; dropping it puts the old mask back.
 #[derive(Debug)]
@@ -35,6 +36,31 @@ impl Drop for BlockedSignals {
     fn drop(&mut self) {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.old), None);
     }
+}
+
+/// The signals that this process ignores, which a child made by [`crate::clone3`] inherits; bit 0 is
+/// signal 1.
+///
+/// Source: man 2 rt_sigaction; asked of the kernel itself, because libc hides signals 32 and 33.
+pub fn ignored() -> u64 {
+    let is_ignored = |signal: i32| {
+        // struct sigaction of the kernel: handler, flags, restorer, mask.
+        let mut action = [0u64; 4];
+        // SAFETY: no new action is given, and the old one has the room that the kernel writes.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                null_mut::<u64>(),
+                action.as_mut_ptr(),
+                size_of::<u64>(),
+            )
+        };
+        result == 0 && action[0] == SIG_IGN
+    };
+    (1..=NR_SIGNALS)
+        .filter(|signal| is_ignored(*signal))
+        .fold(0, |set, signal| set | 1 << (signal - 1))
 }
 
 /// Signals that ask a program to end: interrupt, termination, hang-up.
