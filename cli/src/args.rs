@@ -38,6 +38,8 @@ pub enum Task {
     /// Every feature is probed by using it. The table says what works, what falls back to what, and
     /// what that costs.
     Check(CheckArgs),
+    /// Keep a container's disk in a file: snapshots, backups, sizes
+    Ploop(crate::ploop::PloopArgs),
     /// Freeze, kill and bring back a little world of its own
     Demo(crate::demo::DemoArgs),
     /// Print completions for a shell

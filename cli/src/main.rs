@@ -13,6 +13,7 @@ mod man;
 mod normalize;
 mod options;
 mod output;
+mod ploop;
 mod progress;
 mod restore;
 
@@ -70,6 +71,7 @@ fn name(task: &Task) -> &'static str {
         Task::Restore(_) => "restore",
         Task::Image(_) => "image",
         Task::Check(_) => "check",
+        Task::Ploop(_) => "ploop",
         Task::Demo(_) | Task::DemoWorld(_) => "demo",
         Task::Completions { .. } => "completions",
         Task::Man { .. } => "man",
@@ -82,6 +84,7 @@ fn act(task: Task) -> Result<u8, Failure> {
         Task::Restore(args) => restore::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Check(args) => check::run(&args),
+        Task::Ploop(args) => ploop::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::DemoWorld(args) => demo::world::run(&args),
         Task::Completions { shell } => {

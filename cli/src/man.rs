@@ -22,6 +22,33 @@ It failed; the tasks run as before, or whatever had been made is gone again. A d
 The command line or a configuration file is wrong.
 "#;
 
+const PLOOP_STATUS: &str = r#".SH "EXIT STATUS"
+.TP
+\fB0\fR
+Done. \fBcheck\fR: the disk is whole.
+.TP
+\fB1\fR
+\fBcheck\fR: something is left to mend.
+.TP
+\fB2\fR
+The command line is wrong.
+.TP
+\fB4\fR, \fB6\fR, \fB7\fR, \fB16\fR
+A file can't be opened, read, written, synced.
+.TP
+\fB11\fR, \fB39\fR
+An image, the descriptor is damaged.
+.TP
+\fB23\fR, \fB37\fR
+Another command has the disk, an image is in use or was not closed.
+.TP
+\fB29\fR
+Called off.
+.TP
+\fB38\fR, \fB43\fR
+What was asked can't be, there is no such snapshot.
+"#;
+
 const FILES: &str = r#".SH FILES
 .TP
 \fI/etc/criu/default.conf\fR, \fI$HOME/.criu/default.conf\fR
@@ -100,7 +127,11 @@ fn page(command: &Command, name: &str, dir: &Path) -> std::io::Result<()> {
         man.render_extra_section(&mut text)?;
     }
     let criu_family = matches!(name, "firn-dump" | "firn-restore");
-    text.write_all(EXIT_STATUS.as_bytes())?;
+    let status = match name.starts_with("firn-ploop") {
+        true => PLOOP_STATUS,
+        false => EXIT_STATUS,
+    };
+    text.write_all(status.as_bytes())?;
     if criu_family {
         text.write_all(FILES.as_bytes())?;
         text.write_all(ENVIRONMENT.as_bytes())?;

@@ -1,0 +1,91 @@
+//! `firn ploop backup`.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use firn_ploop::folder::{Backup, BackupReport, Folder};
+use serde_json::json;
+
+use super::report::{Steps, answer, failure};
+use super::words::{DiskArgs, closed_disk};
+use crate::output::{Failure, bytes};
+
+/// Options of backup.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Only what changed since the last backup
+    #[arg(short, long)]
+    incremental: bool,
+    /// Write to this new file; - is stdout
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    disk: DiskArgs,
+}
+
+/// Writes a backup.
+pub fn run(args: &BackupArgs) -> Result<u8, Failure> {
+    let kind = match args.incremental {
+        true => Backup::Incremental,
+        false => Backup::Full,
+    };
+    if args.output.as_os_str() == "-" {
+        return to_stdout(args, kind);
+    }
+    let failed = |error: std::io::Error| {
+        Failure::io(
+            format!("{} can't be written", args.output.display()),
+            &error,
+        )
+    };
+    let part = part_of(&args.output);
+    let file = File::create_new(&part).map_err(failed)?;
+    let done = write(args, kind, &mut BufWriter::new(&file)).and_then(|report| {
+        file.sync_all().map_err(failed)?;
+        std::fs::hard_link(&part, &args.output).map_err(failed)?;
+        Ok(report)
+    });
+    // Under its own name it appears whole, and over no other file.
+    let _ = std::fs::remove_file(&part);
+    let report = done?;
+    let object = json!({
+        "file": args.output.to_string_lossy(),
+        "clusters": report.clusters,
+        "bytes": report.bytes,
+        "since": report.since.map(|guid| guid.to_string()),
+        "next": report.next.to_string(),
+    });
+    let text = format!("{}: {}\n", args.output.display(), bytes(report.bytes));
+    answer(args.disk.json, &object, &text)
+}
+
+fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".partial");
+    PathBuf::from(name)
+}
+
+fn to_stdout(args: &BackupArgs, kind: Backup) -> Result<u8, Failure> {
+    if args.disk.json {
+        return Err(Failure::usage(
+            "the backup and JSON can't both go to stdout",
+        ));
+    }
+    if std::io::stdout().is_terminal() {
+        return Err(Failure::usage("a backup is nothing for a terminal").hint("use a pipe"));
+    }
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    write(args, kind, &mut out).map(|_| 0)
+}
+
+fn write(args: &BackupArgs, kind: Backup, out: &mut dyn Write) -> Result<BackupReport, Failure> {
+    let mut folder = Folder::open(&args.disk.disk).map_err(|error| failure(&error))?;
+    let mut steps = Steps::of("backing up", args.disk.json);
+    folder
+        .backup(kind, None, &closed_disk(), out, &mut |now, all| {
+            steps.show(now, all)
+        })
+        .map_err(|error| failure(&error))
+}

@@ -1,0 +1,80 @@
+//! `firn ploop`: a container's disk in a file.
+//!
+//! Each family of commands stands in its own file; this one only lists them.
+
+mod backup;
+mod check;
+mod convert;
+mod info;
+mod init;
+mod report;
+mod resize;
+mod snapshot;
+mod words;
+
+use clap::{Args, Subcommand};
+
+use crate::output::Failure;
+
+/// Options of ploop.
+#[derive(Debug, Args)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct PloopArgs {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make a disk: DIR/DiskDescriptor.xml and DIR/root.hds
+    ///
+    /// The disk is empty: it has no partitions and no file system.
+    Init(init::InitArgs),
+    /// Make a disk upon another one, which can only be read from then on
+    Clone(init::CloneArgs),
+    /// Write a descriptor around a base image that is there
+    RestoreDescriptor(init::RestoreArgs),
+    /// Make a snapshot and print its name
+    Snapshot(snapshot::NewArgs),
+    /// List the snapshots and their files
+    SnapshotList(snapshot::ListArgs),
+    /// Go back to a snapshot; what was written since the last one is gone
+    SnapshotSwitch(snapshot::OneArgs),
+    /// Delete a snapshot; its only child takes its place
+    ///
+    /// May be interrupted: the next command that changes the disk finishes it.
+    SnapshotDelete(snapshot::OneArgs),
+    /// Merge the disk's changes, or a snapshot's, into the snapshot below
+    #[command(alias = "merge")]
+    SnapshotMerge(snapshot::MergeArgs),
+    /// Make the disk larger or smaller
+    Resize(resize::ResizeArgs),
+    /// Arrange the disk anew, or write one state of it into a file
+    Convert(convert::ConvertArgs),
+    /// Prove that a disk or image is whole, and mend it; status 1 says that it is not
+    #[command(alias = "fsck")]
+    Check(check::CheckArgs),
+    /// Explain a disk: size, format, snapshots, space
+    Info(info::InfoArgs),
+    /// Write a backup of the disk, which is an image by itself
+    Backup(backup::BackupArgs),
+}
+
+/// Does it.
+pub fn run(args: &PloopArgs) -> Result<u8, Failure> {
+    match &args.task {
+        Task::Init(args) => init::init(args),
+        Task::Clone(args) => init::clone(args),
+        Task::RestoreDescriptor(args) => init::restore_descriptor(args),
+        Task::Snapshot(args) => snapshot::new(args),
+        Task::SnapshotList(args) => snapshot::list(args),
+        Task::SnapshotSwitch(args) => snapshot::switch(args),
+        Task::SnapshotDelete(args) => snapshot::delete(args),
+        Task::SnapshotMerge(args) => snapshot::merge(args),
+        Task::Resize(args) => resize::run(args),
+        Task::Convert(args) => convert::run(args),
+        Task::Check(args) => check::run(args),
+        Task::Info(args) => info::run(args),
+        Task::Backup(args) => backup::run(args),
+    }
+}
