@@ -5,6 +5,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::storage::Storage;
@@ -24,10 +25,20 @@ pub enum Change {
     Sync,
 }
 
+/// Counts the changes of several files, so that one moment cuts all of them.
+pub type Clock = Arc<AtomicUsize>;
+
+/// A file's bytes when recording began, and the changes since, each with its moment.
+#[derive(Debug, Clone, Default)]
+pub struct Recording {
+    start: Vec<u8>,
+    changes: Vec<(usize, Change)>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     bytes: Vec<u8>,
-    log: Option<Vec<Change>>,
+    log: Option<(Clock, Recording)>,
     limit: Option<u64>,
 }
 
@@ -50,19 +61,22 @@ impl MemoryFile {
         self.state().limit = Some(bytes);
     }
 
-    /// Starts to remember changes.
-    pub fn record(&self) {
-        self.state().log = Some(Vec::new());
+    /// Starts to remember changes, at moments of this clock.
+    pub fn record(&self, clock: &Clock) {
+        let mut state = self.state();
+        let recording = Recording {
+            start: state.bytes.clone(),
+            changes: Vec::new(),
+        };
+        state.log = Some((Arc::clone(clock), recording));
     }
 
-    /// Number of changes remembered.
-    pub fn recorded(&self) -> usize {
-        self.state().log.as_ref().map_or(0, Vec::len)
-    }
-
-    /// The changes remembered.
-    pub fn log(&self) -> Vec<Change> {
-        self.state().log.clone().unwrap_or_default()
+    /// What was remembered.
+    pub fn recording(&self) -> Recording {
+        let state = self.state();
+        let log = state.log.as_ref();
+        log.map(|(_, recording)| recording.clone())
+            .unwrap_or_default()
     }
 
     /// The bytes as they are.
@@ -86,8 +100,9 @@ impl MemoryFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         apply(&mut state.bytes, &change);
-        if let Some(log) = &mut state.log {
-            log.push(change);
+        if let Some((clock, recording)) = &mut state.log {
+            let moment = clock.fetch_add(1, Ordering::SeqCst);
+            recording.changes.push((moment, change));
         }
         Ok(())
     }
@@ -114,36 +129,38 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
     }
 }
 
-/// What a crash after the first `steps` changes leaves of a file that began with `start`: all up to
-/// the last sync among them, and of what came later each sector for which `survives` answers true.
-pub fn after_crash(
-    start: &[u8],
-    log: &[Change],
-    steps: usize,
-    mut survives: impl FnMut() -> bool,
-) -> Vec<u8> {
-    let steps = &log[..steps.min(log.len())];
-    let last_sync = steps.iter().rposition(|c| matches!(c, Change::Sync));
-    let safe = last_sync.map_or(0, |at| at + 1);
-    let mut bytes = start.to_vec();
-    for change in &steps[..safe] {
-        apply(&mut bytes, change);
-    }
-    for change in &steps[safe..] {
-        match change {
-            Change::Write(offset, new) => {
-                for (at, sector) in new.chunks(SECTOR).enumerate() {
-                    if survives() {
-                        let offset = offset + (at * SECTOR) as u64;
-                        apply(&mut bytes, &Change::Write(offset, sector.to_vec()));
+impl Recording {
+    /// What a crash before `moment` leaves: all up to the last sync before it, and of what came later
+    /// each sector for which `survives` answers true.
+    pub fn after_crash(&self, moment: usize, mut survives: impl FnMut() -> bool) -> Vec<u8> {
+        let steps: Vec<&Change> = self
+            .changes
+            .iter()
+            .take_while(|(at, _)| *at < moment)
+            .map(|(_, change)| change)
+            .collect();
+        let last_sync = steps.iter().rposition(|c| matches!(c, Change::Sync));
+        let safe = last_sync.map_or(0, |at| at + 1);
+        let mut bytes = self.start.clone();
+        for change in &steps[..safe] {
+            apply(&mut bytes, change);
+        }
+        for change in &steps[safe..] {
+            match change {
+                Change::Write(offset, new) => {
+                    for (at, sector) in new.chunks(SECTOR).enumerate() {
+                        if survives() {
+                            let offset = offset + (at * SECTOR) as u64;
+                            apply(&mut bytes, &Change::Write(offset, sector.to_vec()));
+                        }
                     }
                 }
+                other if survives() => apply(&mut bytes, other),
+                _ => {}
             }
-            other if survives() => apply(&mut bytes, other),
-            _ => {}
         }
+        bytes
     }
-    bytes
 }
 
 impl Storage for MemoryFile {

@@ -242,6 +242,16 @@ impl Header {
         }
     }
 
+    /// Byte where the clusters begin in a file of so many bytes: where the header says so if that can
+    /// be, else behind the BAT.
+    pub fn effective_start(&self, file_bytes: u64) -> u64 {
+        let start = self.data_start_bytes();
+        match self.has_good_data_start() && start <= file_bytes {
+            true => start,
+            false => self.area_bytes(),
+        }
+    }
+
     /// Byte of the file that a BAT entry, which is not 0, points to.
     pub fn place(&self, entry: u32) -> u64 {
         match self.version {

@@ -111,7 +111,11 @@ impl ExpandedImage {
                     let what = "clusters that are no power of two are only read";
                     return Err(DiskError::refused(name, what));
                 }
-                loaded.refuse(name, |finding| blocks_writing(finding, unclosed))?;
+                // A file that was growing when the machine died may end anywhere.
+                let tail_is_free = loaded.file_bytes >= loaded.survey.end_bytes;
+                loaded.refuse(name, |finding| {
+                    blocks_writing(finding, unclosed, tail_is_free)
+                })?;
             }
         }
         let bitmap = match access {
@@ -231,8 +235,13 @@ fn blocks_reading(finding: &Finding) -> bool {
     finding.severity() == Severity::Damage && !harmless && !long
 }
 
-fn blocks_writing(finding: &Finding, unclosed: Unclosed) -> bool {
-    let recovers = unclosed == Unclosed::Recover && matches!(finding, Finding::NotClosed);
+fn blocks_writing(finding: &Finding, unclosed: Unclosed, tail_is_free: bool) -> bool {
+    let recovers = unclosed == Unclosed::Recover
+        && match finding {
+            Finding::NotClosed => true,
+            Finding::Length { .. } => tail_is_free,
+            _ => false,
+        };
     finding.severity() == Severity::Damage && !recovers
 }
 

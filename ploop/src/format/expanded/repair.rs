@@ -95,7 +95,8 @@ fn examined(storage: &dyn Storage) -> Result<Loaded, DiskError> {
 fn lacks_room(loaded: &Loaded) -> bool {
     let header = &loaded.header;
     let needed = 64 + 4 * header.wanted_entries();
-    u64::from(header.entries) < header.wanted_entries() && needed > header.data_start_bytes()
+    let room = header.effective_start(loaded.file_bytes);
+    u64::from(header.entries) < header.wanted_entries() && needed > room
 }
 
 struct Mending<'a> {
@@ -110,10 +111,7 @@ struct Mending<'a> {
 
 impl<'a> Mending<'a> {
     fn new(storage: &'a dyn Storage, loaded: Loaded) -> Mending<'a> {
-        let data_start = match loaded.header.has_good_data_start() {
-            true => loaded.header.data_start_bytes(),
-            false => loaded.header.area_bytes(),
-        };
+        let data_start = loaded.header.effective_start(loaded.file_bytes);
         Mending {
             storage,
             header: loaded.header,
@@ -187,7 +185,7 @@ impl<'a> Mending<'a> {
 
     fn finish(&mut self) -> Result<(), DiskError> {
         self.header.entries = u32::try_from(self.bat.len()).unwrap_or(u32::MAX);
-        if !self.header.has_good_data_start() {
+        if self.header.data_start_bytes() != self.data_start {
             self.header.data_start = u32::try_from(self.data_start / SECTOR).unwrap_or(u32::MAX);
         }
         self.header.flags &= !(FLAG_EMPTY | FLAG_CONVERTING);

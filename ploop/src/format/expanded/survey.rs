@@ -312,7 +312,7 @@ fn of_header(header: &Header, file_bytes: u64, findings: &mut Vec<Finding>) {
         findings.push(Finding::Size { sectors });
     }
     let start = header.data_start_bytes();
-    if !header.has_good_data_start() || (start > file_bytes && header.version == Version::V2) {
+    if !header.has_good_data_start() || start > file_bytes {
         findings.push(Finding::DataStart {
             sector: header.data_start,
             wanted: header.area_bytes() / 512,
@@ -326,7 +326,7 @@ fn of_header(header: &Header, file_bytes: u64, findings: &mut Vec<Finding>) {
 /// Bytes behind the file's beginning (version 2) or the first cluster (version 1).
 fn tail_of(header: &Header, file_bytes: u64) -> u64 {
     match header.version {
-        Version::V1 => file_bytes.saturating_sub(header.data_start_bytes()),
+        Version::V1 => file_bytes.saturating_sub(header.effective_start(file_bytes)),
         Version::V2 => file_bytes,
     }
 }
@@ -334,10 +334,7 @@ fn tail_of(header: &Header, file_bytes: u64) -> u64 {
 fn of_entries(header: &Header, bat: &[u32], file_bytes: u64, survey: &mut Survey) {
     let unit = u64::from(header.cluster_bytes());
     // A wrong data start is mended by the BAT's length, so entries are held against that.
-    let start = match header.has_good_data_start() {
-        true => header.data_start_bytes(),
-        false => header.area_bytes(),
-    };
+    let start = header.effective_start(file_bytes);
     let origin = match header.version {
         Version::V1 => start,
         Version::V2 => 0,
@@ -379,7 +376,7 @@ fn of_space(header: &Header, file_bytes: u64, survey: &mut Survey) {
         survey.findings.push(Finding::TailLeak { clusters });
     }
     let origin = match header.version {
-        Version::V1 => header.data_start_bytes(),
+        Version::V1 => header.effective_start(file_bytes),
         Version::V2 => 0,
     };
     let all = survey.end_bytes.saturating_sub(origin) / unit;
