@@ -37,7 +37,7 @@ impl Victim {
             .spawn()
             .expect("perl and setsid are installed");
         let victim = Victim(child);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !fs::read_to_string(format!("/proc/{}/wchan", victim.pid()))
             .is_ok_and(|place| place.contains("pause"))
         {

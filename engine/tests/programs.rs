@@ -8,7 +8,7 @@ use firn_engine::program::{
 use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::{Pid, nr, task, wait};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Tests run in parallel in one address space, so each takes an arena of its own.
 fn base() -> u64 {

@@ -174,7 +174,7 @@ impl Sandbox {
     /// Checks that no process is left in the namespace.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        self.wait_until(5, "tasks are left", || {
+        self.wait_until(60, "tasks are left", || {
             let left = self.pids();
             left.is_empty()
                 || left

@@ -81,7 +81,7 @@ impl<'a> Task<'a> {
     #[track_caller]
     pub fn wait_until_gone(&self) {
         self.sandbox
-            .wait_until(10, "the dumped tasks are still there", || {
+            .wait_until(60, "the dumped tasks are still there", || {
                 self.session().is_empty()
             });
     }

@@ -32,7 +32,7 @@ const KINDS: [&str; 16] = [
 fn dump_objects(sandbox: &Sandbox, images: &Path) {
     let dir = sandbox.make_dir("work");
     let task = Task::spawn(sandbox, &dir, "python3", [format!("{PROGRAMS}/objects.py")]);
-    sandbox.wait_until(20, "the program is not ready", || {
+    sandbox.wait_until(60, "the program is not ready", || {
         assert!(task.is_alive(), "{}", read(&dir.join("stderr")));
         read(&dir.join("stdout")).contains("ready")
     });

@@ -44,7 +44,7 @@ async fn dump_and_restore(sandbox: &Sandbox) {
     let dir = sandbox.make_dir("work");
     let task = Task::spawn(sandbox, &dir, "bash", ["-c", COUNTER]);
     let pid = Pid::from_raw(task.pid());
-    sandbox.wait_until(10, "the counter does not count", || lines(&dir) > 10);
+    sandbox.wait_until(60, "the counter does not count", || lines(&dir) > 10);
 
     for round in 0..ROUNDS {
         let images = sandbox.make_dir(&format!("images{round}"));
@@ -57,7 +57,7 @@ async fn dump_and_restore(sandbox: &Sandbox) {
         let restored = tokio::task::spawn_blocking(move || Restore::new(images).run());
         let report = restored.await.expect("no panic").expect("restored");
         assert_eq!(report.pid, pid);
-        sandbox.wait_until(10, "the counter does not go on", || {
+        sandbox.wait_until(60, "the counter does not go on", || {
             lines(&dir) > counted + 10
         });
     }
@@ -73,7 +73,7 @@ async fn dump_and_restore(sandbox: &Sandbox) {
         task.await.expect("no panic");
     }
     fs::write(dir.join("stop"), "").expect("the scratch directory is writable");
-    assert_eq!(task.wait(10).exit_status(), Some(5));
+    assert_eq!(task.wait(60).exit_status(), Some(5));
     let text = fs::read_to_string(dir.join("numbers")).expect("it counted");
     for (nth, line) in text.lines().enumerate() {
         assert_eq!(line, (nth + 1).to_string(), "a number is lost or doubled");

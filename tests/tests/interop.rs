@@ -31,7 +31,7 @@ impl Engine {
 fn hand_over(sandbox: &Sandbox, from: &Engine, to: &Engine) {
     let dir = sandbox.make_dir("work");
     let task = Task::spawn(sandbox, &dir, "bash", ["-c", SHELL]);
-    sandbox.wait_until(5, "the shell has no child", || task.session().len() == 2);
+    sandbox.wait_until(60, "the shell has no child", || task.session().len() == 2);
     let mut pids = task.session();
     pids.sort_unstable();
     let images = sandbox.make_dir("images");
@@ -47,11 +47,11 @@ fn hand_over(sandbox: &Sandbox, from: &Engine, to: &Engine) {
     // The signal handler, the wait for the child and the shell's memory are all still there.
     let result = || std::fs::read_to_string(dir.join("result")).unwrap_or_default();
     signal(sandbox, "USR1", pids[0]);
-    sandbox.wait_until(5, "the shell does not handle a signal", || {
+    sandbox.wait_until(60, "the shell does not handle a signal", || {
         result() == "trapped\n"
     });
     signal(sandbox, "TERM", pids[1]);
-    sandbox.wait_until(5, "the shell does not see its child's end", || {
+    sandbox.wait_until(60, "the shell does not see its child's end", || {
         result() == "trapped\nchild 143\n"
     });
     task.wait_until_gone();

@@ -12,7 +12,7 @@ const MIB: &str = "256";
 
 fn start<'a>(sandbox: &'a Sandbox, dir: &Path) -> Task<'a> {
     let task = Task::spawn(sandbox, dir, COUNTER, ["count", MIB]);
-    sandbox.wait_until(20, "the program does not count", || count(dir) > 10);
+    sandbox.wait_until(60, "the program does not count", || count(dir) > 10);
     task
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use firn_tests::{Sandbox, Task, firn_path, isolated};
 
@@ -37,7 +37,7 @@ impl<'a> Counter<'a> {
     #[track_caller]
     fn assert_counting(&self) {
         let before = self.value();
-        self.sandbox.wait_until(10, "the source does not run", || {
+        self.sandbox.wait_until(60, "the source does not run", || {
             self.value() > before && !self.task.is_stopped()
         });
     }
@@ -294,7 +294,7 @@ fn restore_without_the_executable() {
         let program = dir.join("own-counter");
         std::fs::copy(COUNTER, &program).expect("room for the binary");
         let task = Task::spawn(sandbox, &dir, &program, ["count"]);
-        sandbox.wait_until(10, "the program does not start", || {
+        sandbox.wait_until(60, "the program does not start", || {
             dir.join("count").exists()
         });
         let images = sandbox.make_dir("images");
@@ -317,14 +317,9 @@ fn restore_that_a_script_forbids() {
         task.dump(&images, &[]).expect_success("dump");
         // All threads are complete and held by the engine by then.
         let script = "[ $CRTOOLS_SCRIPT_ACTION != post-restore ]";
-        let start = Instant::now();
         let refused = task.try_restore_with(&images, &["--action-script", script]);
         refused.expect_refusal(&["post-restore"]);
-        let took = start.elapsed();
-        assert!(
-            took < Duration::from_secs(15),
-            "the dead were waited for: {took:?}"
-        );
+        assert!(!refused.log.contains("do not go"), "{}", refused.log);
         sandbox.assert_nothing_left();
         task.restore(&images);
         task.kill();

@@ -58,12 +58,18 @@ fn is_root(name: &str) -> bool {
 
 /// Tells whether any process has `needle` in its command line.
 fn is_running(needle: &str) -> bool {
+    let needle = needle.replace(' ', "\0");
     let processes = fs::read_dir("/proc")
         .expect("proc is readable")
         .filter_map(Result::ok);
     processes
         .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
-        .any(|line| String::from_utf8_lossy(&line).contains(needle))
+        .any(|line| String::from_utf8_lossy(&line).contains(&needle))
+}
+
+/// A command that hangs, found by its duration, which no other run of these tests has.
+fn long_sleep(nth: u32) -> String {
+    format!("sleep 54321.{}{nth}", std::process::id())
 }
 
 #[test]
@@ -140,7 +146,7 @@ fn an_engine_that_hangs_is_ended_and_nothing_of_it_is_left() {
         return;
     }
     let scratch = tempfile::tempdir().expect("a scratch directory");
-    let engine = engine(scratch.path(), "sleep 54321; exit 0");
+    let engine = engine(scratch.path(), &format!("{}; exit 0", long_sleep(1)));
     let engine = engine.to_string_lossy();
     let arguments = [
         "--engine",
@@ -158,7 +164,7 @@ fn an_engine_that_hangs_is_ended_and_nothing_of_it_is_left() {
         said.contains("the engine was still busy after 1 s"),
         "{said}"
     );
-    assert!(!is_running("54321"), "the hanging engine is left");
+    assert!(!is_running(&long_sleep(1)), "the hanging engine is left");
     assert!(
         !is_running(&scratch.path().to_string_lossy()),
         "a workload is left"
@@ -169,12 +175,12 @@ fn an_engine_that_hangs_is_ended_and_nothing_of_it_is_left() {
 fn wait_for_start(child: &mut Child, scratch: &Path) {
     let start = Instant::now();
     let needle = scratch.to_string_lossy().into_owned();
-    while !is_running("65432") || !is_running(&needle) {
+    while !is_running(&long_sleep(2)) || !is_running(&needle) {
         assert!(
             child.try_wait().expect("waiting").is_none(),
             "the runner ended early"
         );
-        assert!(start.elapsed() < Duration::from_secs(20), "nothing starts");
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing starts");
         sleep(Duration::from_millis(10));
     }
 }
@@ -187,7 +193,7 @@ fn an_interrupted_runner_takes_everything_along() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let inner = scratch.path().join("runs");
     fs::create_dir(&inner).expect("making a directory");
-    let engine = engine(scratch.path(), "sleep 65432; exit 0");
+    let engine = engine(scratch.path(), &format!("{}; exit 0", long_sleep(2)));
     let engine = engine.to_string_lossy();
     let arguments = [
         "--engine",
@@ -207,7 +213,7 @@ fn an_interrupted_runner_takes_everything_along() {
     let said = text(&output);
     assert!(!output.status.success(), "{said}");
     assert!(said.contains("interrupted"), "{said}");
-    assert!(!is_running("65432"), "the engine is left");
+    assert!(!is_running(&long_sleep(2)), "the engine is left");
     assert!(!is_running(&inner.to_string_lossy()), "a workload is left");
     assert_eq!(
         fs::read_dir(&inner).expect("reading").count(),

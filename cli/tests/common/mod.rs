@@ -115,7 +115,7 @@ pub fn until(what: &str, reached: impl Fn() -> bool) {
     let start = Instant::now();
     while !reached() {
         assert!(
-            start.elapsed() < Duration::from_secs(20),
+            start.elapsed() < Duration::from_secs(60),
             "waited in vain for {what}"
         );
         std::thread::sleep(Duration::from_millis(5));

@@ -217,7 +217,11 @@ impl<'a> NewTree<'a> {
             }
             // One that was forked while the others were killed is there by the second look.
             calm = if left { 0 } else { calm + 1 };
-            if calm == 2 || Instant::now() > deadline {
+            if calm == 2 {
+                return;
+            }
+            if Instant::now() > deadline {
+                tracing::warn!("tasks of the failed restore have been killed and do not go");
                 return;
             }
             std::thread::sleep(Duration::from_millis(1));

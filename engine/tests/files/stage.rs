@@ -19,7 +19,7 @@ use firn_proto::InventoryEntry;
 use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::{Pid, nr, pidfd, task, wait};
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whoever started the tests may have left descriptors open for them.
 const CLOSE_INHERITED: &str = "for fd in /proc/$$/fd/*; do fd=${fd##*/}; \

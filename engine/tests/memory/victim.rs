@@ -20,7 +20,7 @@ use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::{Pid, nr, ptrace, task, wait};
 
 pub const PAGE: u64 = 4096;
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Room for an arena and a parked vdso.
 const HOLE: u64 = 0x1000_0000;
 

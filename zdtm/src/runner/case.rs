@@ -226,7 +226,7 @@ impl Case<'_> {
             .iter()
             .flat_map(|(_, tids)| tids.clone())
             .collect();
-        let gone = self.reaper.until("kill", Duration::from_secs(5), |_| {
+        let gone = self.reaper.until("kill", Duration::from_secs(60), |_| {
             tids.iter()
                 .all(|&tid| proc::stat(tid).is_err())
                 .then_some(())
@@ -243,7 +243,9 @@ impl Case<'_> {
         // A task that has been sent SIGSTOP gets to it when it is next scheduled.
         let root = self.root;
         let stands = |_: &mut Reaper| moving_task(root).is_none().then_some(());
-        let stood = self.reaper.until("dump -s", Duration::from_secs(2), stands);
+        let stood = self
+            .reaper
+            .until("dump -s", Duration::from_secs(60), stands);
         if let (Err(_), Some((tid, state))) = (stood, moving_task(root)) {
             bail!("dump -s: task {tid} is in state {state}");
         }
@@ -281,7 +283,7 @@ impl Case<'_> {
                 .map(|after| differences(before, after, between, self.workload.moves));
             match found {
                 Ok(found) if found.is_empty() => return Ok(()),
-                _ if started.elapsed() < Duration::from_millis(1500) => sys::pause_for(20),
+                _ if started.elapsed() < Duration::from_secs(10) => sys::pause_for(20),
                 Ok(found) => {
                     let shown: Vec<String> = found
                         .iter()
@@ -362,7 +364,7 @@ impl Case<'_> {
     fn clean_up(&mut self) -> Result<()> {
         let own = sys::pid();
         self.reaper
-            .until("clean-up", Duration::from_secs(10), |_| {
+            .until("clean-up", Duration::from_secs(60), |_| {
                 let left: Vec<i32> = proc::tree(own)
                     .ok()?
                     .into_iter()
