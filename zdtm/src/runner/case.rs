@@ -226,7 +226,7 @@ impl Case<'_> {
             .iter()
             .flat_map(|(_, tids)| tids.clone())
             .collect();
-        let gone = self.reaper.until("kill", Duration::from_secs(60), |_| {
+        let gone = self.reaper.until("kill", Duration::from_secs(15), |_| {
             tids.iter()
                 .all(|&tid| proc::stat(tid).is_err())
                 .then_some(())
@@ -245,7 +245,7 @@ impl Case<'_> {
         let stands = |_: &mut Reaper| moving_task(root).is_none().then_some(());
         let stood = self
             .reaper
-            .until("dump -s", Duration::from_secs(60), stands);
+            .until("dump -s", Duration::from_secs(15), stands);
         if let (Err(_), Some((tid, state))) = (stood, moving_task(root)) {
             bail!("dump -s: task {tid} is in state {state}");
         }
@@ -283,7 +283,7 @@ impl Case<'_> {
                 .map(|after| differences(before, after, between, self.workload.moves));
             match found {
                 Ok(found) if found.is_empty() => return Ok(()),
-                _ if started.elapsed() < Duration::from_secs(10) => sys::pause_for(20),
+                _ if started.elapsed() < Duration::from_secs(5) => sys::pause_for(20),
                 Ok(found) => {
                     let shown: Vec<String> = found
                         .iter()
