@@ -13,6 +13,7 @@ use crate::memory::MemoryDumpError;
 use crate::obstacle::Obstacle;
 use crate::script::ScriptError;
 use crate::task::core_image::CoreDumpError;
+use crate::task::questions::AskError;
 
 /// Failure of a dump. The tree goes on as it was, and what was written is gone.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +42,7 @@ pub enum DumpError {
     Freeze(#[from] FreezeError),
     /// A task could not be asked.
     #[error(transparent)]
-    Inject(#[from] InjectError),
+    Ask(#[from] AskError),
     /// Per-task state.
     #[error(transparent)]
     Core(#[from] CoreDumpError),
@@ -104,7 +105,7 @@ impl DumpError {
             DumpError::Obstacles(_) => ErrorClass::Unsupported,
             DumpError::OuterSession { .. } => ErrorClass::Usage,
             DumpError::Freeze(FreezeError::Gone(_) | FreezeError::RootIsZombie(_))
-            | DumpError::Inject(InjectError::Died(_)) => ErrorClass::Gone,
+            | DumpError::Ask(AskError::Inject(InjectError::Died(_))) => ErrorClass::Gone,
             DumpError::Cancelled => ErrorClass::Cancelled,
             _ => ErrorClass::Refused,
         }

@@ -25,7 +25,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::{FsEntry, PstreeEntry, SeccompEntry};
+use firn_proto::{FsEntry, PstreeEntry};
 use firn_sys::Pid;
 
 use crate::arch::XsaveLayout;
@@ -43,6 +43,7 @@ use crate::script::{ScriptAction, ScriptContext};
 use crate::task::core_image::{self, CoreDumpError};
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
+use crate::task::seccomp::SeccompDump;
 use crate::task::survey;
 use crate::tree::{Task, TaskState, Tree};
 
@@ -184,7 +185,7 @@ impl Operation<'_> {
         let tree = frozen.tree();
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
-        self.check_frozen(tree)?;
+        self.check_frozen(frozen)?;
         let mut shared = SharedDump::new()?;
         let mut files = FileTable::new(&self.options.file_options());
         // What /proc tells is read beside what the tracer has to do.
@@ -221,8 +222,12 @@ impl Operation<'_> {
         })
     }
 
-    fn check_frozen(&self, tree: &Tree) -> Result<(), DumpError> {
-        let found = survey::survey_frozen(tree);
+    fn check_frozen(&self, frozen: &FrozenTree) -> Result<(), DumpError> {
+        let tree = frozen.tree();
+        let mut found = survey::survey_frozen(tree);
+        if !frozen.is_seccomp_suspended() {
+            found.extend(survey::survey_seccomp(tree));
+        }
         if !found.is_empty() {
             return Err(DumpError::Obstacles(found));
         }
@@ -333,10 +338,15 @@ impl Operation<'_> {
         files: &mut FileTable,
         images: &ImageSetWriter,
     ) -> Result<(), DumpError> {
+        let mut seccomp = SeccompDump::collect(tree, outside).map_err(CoreDumpError::from)?;
+        let found = seccomp.take_obstacles();
+        if !found.is_empty() {
+            return Err(DumpError::Obstacles(found));
+        }
         let layout = XsaveLayout::of_this_cpu();
         let known = answers.iter().zip(outside);
         for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-            core_image::dump(task, answers, outside, &layout, images)?;
+            core_image::dump(task, answers, outside, &layout, &seccomp, images)?;
             let ids = inventory::task_ids(nth, files.files_id(task.pid));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;
@@ -348,7 +358,7 @@ impl Operation<'_> {
             }
         }
         images.write_all(ImageKind::Pstree, 0, &pstree_entries(tree))?;
-        images.write_one(ImageKind::Seccomp, 0, &SeccompEntry::default())?;
+        images.write_one(ImageKind::Seccomp, 0, seccomp.image())?;
         images.write_one(ImageKind::Timens, 0, &inventory::clocks())?;
         Ok(())
     }

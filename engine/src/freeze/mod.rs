@@ -125,6 +125,8 @@ pub struct FrozenTree {
     seized: Vec<Pid>,
     since: Instant,
     freezing: Duration,
+    /// False where this process may not suspend the seccomp filters of others.
+    seccomp_suspended: bool,
     released: bool,
 }
 
@@ -149,6 +151,7 @@ impl FrozenTree {
                 seized: Vec::new(),
                 since: begun,
                 freezing: Duration::ZERO,
+                seccomp_suspended: true,
                 released: false,
             };
             let group = cgroup::freeze_for(root, options, deadline.at)?;
@@ -174,6 +177,11 @@ impl FrozenTree {
     /// The tasks.
     pub fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// Whether seccomp filters don't see what is done in the tasks.
+    pub fn is_seccomp_suspended(&self) -> bool {
+        self.seccomp_suspended
     }
 
     /// When freezing began; the tree has been held since then or later.

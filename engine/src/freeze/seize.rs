@@ -19,22 +19,41 @@ use crate::task::status::{Status, StatusError};
 
 /// Seizing options: mark syscall stops, so that they can't be taken for a SIGTRAP.
 const OPTIONS: u32 = ptrace::O_TRACESYSGOOD;
+/// No seccomp filter is to see what is done in a task.
+const WITHOUT_SECCOMP: u32 = OPTIONS | ptrace::O_SUSPEND_SECCOMP;
 /// A seize that lasts longer sleeps in the kernel.
 const LONG_SEIZE: Duration = Duration::from_millis(10);
 
-/// Seizes and interrupts; false when the thread is a zombie or gone.
-pub fn seize(pid: Pid, tid: Pid) -> Result<bool, FreezeError> {
-    match ptrace::seize(tid, OPTIONS) {
+/// What became of a thread that was to be seized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seized {
+    /// It is a zombie or gone.
+    Dead,
+    /// It is traced, and its seccomp filters are suspended.
+    Whole,
+    /// It is traced, but this process may not suspend its seccomp filters.
+    Filtered,
+}
+
+/// Seizes and interrupts.
+///
+/// # Errors
+/// Somebody else traces the thread, or this process may not.
+pub fn seize(pid: Pid, tid: Pid) -> Result<Seized, FreezeError> {
+    let mut seized = Seized::Whole;
+    match ptrace::seize(tid, WITHOUT_SECCOMP) {
         Ok(()) => {}
-        Err(Errno::ESRCH) => return Ok(false),
+        Err(Errno::ESRCH) => return Ok(Seized::Dead),
+        // Suspending needs rights that seizing does not.
+        Err(Errno::EPERM) if ptrace::seize(tid, OPTIONS).is_ok() => seized = Seized::Filtered,
         Err(source) => {
             if !is_ours_or_alive(pid, tid, source)? {
-                return Ok(false);
+                return Ok(Seized::Dead);
             }
         }
     }
     match ptrace::interrupt(tid) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(true),
+        Ok(()) | Err(Errno::ESRCH) => Ok(seized),
         Err(source) => Err(FreezeError::Refused { tid, source }),
     }
 }
@@ -113,7 +132,7 @@ impl Deputy {
     ///
     /// # Errors
     /// As of [`seize`].
-    pub fn seize(&mut self, pid: Pid, tid: Pid) -> Result<bool, FreezeError> {
+    pub fn seize(&mut self, pid: Pid, tid: Pid) -> Result<Seized, FreezeError> {
         let shared = &self.shared;
         if self.thread.is_none() {
             let shared = Arc::clone(shared);
@@ -125,7 +144,7 @@ impl Deputy {
         let result = seize(pid, tid);
         let mut state = shared.lock();
         state.seizing_since = None;
-        if let Ok(true) = result {
+        if let Ok(Seized::Whole | Seized::Filtered) = result {
             state.seized.push(tid);
         }
         result

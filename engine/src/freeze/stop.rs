@@ -8,7 +8,7 @@ use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
 use super::cgroup::FrozenGroup;
-use super::seize::{self, Deputy};
+use super::seize::{self, Deputy, Seized};
 use super::{FreezeError, FrozenTree, walk};
 use crate::task::status::{Stat, Status};
 use crate::tree::{Task, TaskState, Tree};
@@ -198,11 +198,14 @@ impl Stopper<'_> {
     ) -> Result<Vec<(usize, Pid)>, FreezeError> {
         let mut pending = Vec::with_capacity(threads.len());
         for (nth, pid, tid) in threads {
-            let is_seized = match open[nth].known.len() {
+            let seized = match open[nth].known.len() {
                 0 | 1 => seize::seize(pid, tid)?,
                 _ => self.deputy.seize(pid, tid)?,
             };
-            if is_seized {
+            if seized == Seized::Filtered {
+                self.frozen.seccomp_suspended = false;
+            }
+            if seized != Seized::Dead {
                 self.frozen.seized.push(tid);
                 self.traced.insert(tid);
                 pending.push((nth, tid));

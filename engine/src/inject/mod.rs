@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use firn_sys::mapping::SharedMapping;
-use firn_sys::ptrace::GeneralRegs;
+use firn_sys::ptrace::{DispatchConfig, GeneralRegs};
 use firn_sys::{Errno, Pid, nr, process_vm, ptrace, task as sys_task, wait};
 
 use crate::arch::regs;
@@ -105,6 +105,8 @@ struct Saved {
     tid: Pid,
     regs: GeneralRegs,
     mask: u64,
+    /// Syscall user dispatch, where it is on.
+    dispatch: Option<DispatchConfig>,
     restored: bool,
 }
 
@@ -114,16 +116,22 @@ impl Saved {
         leave_critical_section(tid, &mut regs);
         let mask = ptrace::signal_mask(tid).map_err(trace(tid, "read the signal mask"))?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(trace(tid, "set the signal mask"))?;
+        let dispatch = stop_dispatch(tid);
         Ok(Saved {
             tid,
             regs,
             mask,
+            dispatch,
             restored: false,
         })
     }
 
     fn restore(&mut self) -> Result<(), InjectError> {
         self.restored = true;
+        if let Some(config) = self.dispatch {
+            ptrace::set_syscall_dispatch(self.tid, config)
+                .map_err(trace(self.tid, "put back the syscall user dispatch"))?;
+        }
         ptrace::set_general_regs(self.tid, &self.regs)
             .map_err(trace(self.tid, "put back the registers"))?;
         ptrace::set_signal_mask(self.tid, self.mask)
@@ -177,6 +185,14 @@ fn leave_critical_section(tid: Pid, regs: &mut GeneralRegs) {
     if regs.rip.wrapping_sub(start) < len {
         regs.rip = abort;
     }
+}
+
+/// Switches syscall user dispatch off, which would hand our calls to the task's SIGSYS handler.
+fn stop_dispatch(tid: Pid) -> Option<DispatchConfig> {
+    let config = ptrace::syscall_dispatch(tid).ok()?;
+    let off = DispatchConfig::default();
+    let is_on = config.mode != 0 && ptrace::set_syscall_dispatch(tid, off).is_ok();
+    is_on.then_some(config)
 }
 
 fn read_u64(tid: Pid, address: u64) -> Option<u64> {

@@ -108,7 +108,7 @@ impl Arena {
 
     /// Takes over a shared mapping of memory that stands at the placed address in a task, and loads the
     /// programs into it.
-    pub fn attach(mut mapping: SharedMapping, set: &ProgramSet, placed: Placed) -> Arena {
+    pub fn attach(mapping: SharedMapping, set: &ProgramSet, placed: Placed) -> Arena {
         mapping.write(0, &placed.bytes(set));
         Arena { mapping, placed }
     }
@@ -131,7 +131,7 @@ impl Arena {
     }
 
     /// Writes into a data range before its program reads it.
-    pub fn write(&mut self, id: ProgramId, data: Data, bytes: &[u8]) {
+    pub fn write(&self, id: ProgramId, data: Data, bytes: &[u8]) {
         assert!(bytes.len() <= data.len(), "bytes fit the data range");
         self.mapping.write(self.placed.data_offset(id, data), bytes);
     }

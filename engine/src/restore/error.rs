@@ -15,7 +15,9 @@ use crate::memory::{
 };
 use crate::program::{ArenaError, ProgramFailure};
 use crate::script::ScriptError;
+use crate::task::posix_timers::TimerPlanError;
 use crate::task::relations::RelationError;
+use crate::task::seccomp::SeccompImageError;
 use crate::task::status::StatusError;
 
 /// Failure of a restore. Whatever had been made is gone again.
@@ -51,12 +53,23 @@ pub enum RestoreError {
         /// Kind of namespace.
         name: &'static str,
     },
-    /// A thread uses seccomp.
-    #[error("thread {0} had a seccomp filter, which can't be restored yet")]
-    Seccomp(Pid),
-    /// A task had POSIX timers.
-    #[error("task {0} had POSIX timers, which can't be restored yet")]
-    PosixTimers(Pid),
+    /// Filters that make no sense.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompImageError),
+    /// Filters must not see the restore.
+    #[error("can't suspend seccomp of thread {tid} while its filters are installed")]
+    SuspendSeccomp {
+        /// The thread.
+        tid: Pid,
+        /// Cause.
+        source: Errno,
+    },
+    /// Timers that this kernel can't make.
+    #[error(transparent)]
+    Timers(#[from] TimerPlanError),
+    /// What can't come back as it was, where nothing may be lost.
+    #[error("{}", .0.join("; "))]
+    Losses(Vec<String>),
     /// The CPU lacks something that a thread uses.
     #[error("thread {tid} can't go on here")]
     Cpu {
@@ -197,14 +210,14 @@ impl RestoreError {
     pub fn class(&self) -> ErrorClass {
         match self {
             RestoreError::Incomplete(_)
+            | RestoreError::Seccomp(_)
             | RestoreError::Corrupt { .. }
             | RestoreError::CoreImage { .. }
             | RestoreError::Image(_)
             | RestoreError::MemoryLoad(_) => ErrorClass::Corrupt,
             RestoreError::Version(_)
             | RestoreError::Namespace { .. }
-            | RestoreError::Seccomp(_)
-            | RestoreError::PosixTimers(_)
+            | RestoreError::Timers(_)
             | RestoreError::SharedTable { .. }
             | RestoreError::Cpu { .. } => ErrorClass::Unsupported,
             RestoreError::PidTaken { .. } | RestoreError::Died(_) => ErrorClass::Gone,
@@ -226,6 +239,10 @@ impl RestoreError {
             RestoreError::Incomplete(_) => {
                 Some("name the directory of a dump that succeeded with --images-dir".to_owned())
             }
+            RestoreError::SuspendSeccomp { .. } => {
+                Some("run firn with CAP_SYS_ADMIN and without seccomp filters".to_owned())
+            }
+            RestoreError::Losses(_) => Some("leave out --strict to do without".to_owned()),
             other => hint_for(other),
         }
     }

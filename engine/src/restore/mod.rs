@@ -18,20 +18,22 @@ mod error;
 mod hole;
 mod load;
 mod options;
+mod pids;
 mod programs;
 mod report;
 mod run;
 mod takeover;
 mod thread;
+mod threads;
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use firn_images::ImageDir;
-use firn_proto::CredsEntry;
-use firn_sys::{Pid, sched};
+use firn_images::{ImageDir, ImageKind};
+use firn_proto::{CredsEntry, SeccompEntry};
+use firn_sys::Pid;
 
 use crate::cancel::CancelFlag;
 use crate::files::{FileRestoreError, FileStore};
@@ -40,21 +42,25 @@ use crate::program::Arena;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
 use crate::task::attributes;
+use crate::task::modes::ThreadModes;
+use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Family, Role};
+use crate::task::scheduling::OwnScheduling;
+use crate::task::seccomp::SeccompPlan;
 use crate::task::status::Status;
-use crate::task::{creds, limits};
+use crate::task::{creds, limits, scheduling};
+use crate::tree::Task;
 use load::{Checkpoint, LoadedTask};
 use programs::{Ingredients, Programs};
 use run::NewTree;
 use thread::Inherited;
+use threads::Losses;
 
 pub use error::RestoreError;
 pub use options::{Restore, RestoreOptions};
 pub use report::RestoreReport;
 
 const CAP_SYS_RESOURCE: u32 = 24;
-/// How long dead tasks that hold a wanted pid are waited for.
-const ZOMBIE_PATIENCE: Duration = Duration::from_secs(3);
 /// The arena begins this far behind the start of the hole; the vdso is parked before it.
 const PARKING_LEN: u64 = 2 << 20;
 
@@ -106,6 +112,10 @@ struct Prepared {
     shared: SharedRestore,
     hole: AddressRange,
     programs: Programs,
+    /// Which tasks have seccomp filters.
+    guarded: Vec<bool>,
+    /// What was found out about files.
+    warnings: Vec<String>,
 }
 
 impl Operation<'_> {
@@ -113,10 +123,10 @@ impl Operation<'_> {
         self.reporter.phase(Phase::Load);
         let images = ImageDir::open(&self.options.images_dir)?;
         let checkpoint = self.load(&images)?;
-        self.check(&checkpoint)?;
+        pids::check_free(&checkpoint)?;
         self.script(ScriptAction::PreRestore, None)?;
         let xstate = takeover::prepare_xstate(&checkpoint.tasks, &checkpoint.tree)?;
-        let nr_sleepers = programs::nr_sleepers(&checkpoint);
+        let nr_sleepers = threads::nr_sleepers(&checkpoint);
         let written = AtomicU64::new(0);
         let prepared = self.prepare(&images, checkpoint, &written)?;
         self.check_cancel()?;
@@ -134,6 +144,7 @@ impl Operation<'_> {
             &arena,
             &prepared.checkpoint,
             &prepared.family,
+            &prepared.guarded,
             self.cancel,
             self.options.sibling,
         )?;
@@ -149,7 +160,7 @@ impl Operation<'_> {
             reporter.bytes(done, pages * 4096)
         })?;
         let fork_time = begun.elapsed();
-        let warnings = self.outside_values(&prepared);
+        let warnings = self.outside_values(&prepared)?;
         prepared.shared.seal()?;
 
         self.reporter.phase(Phase::Resume);
@@ -173,33 +184,6 @@ impl Operation<'_> {
         Ok(checkpoint)
     }
 
-    /// Refuses what can't work, before anything is made.
-    fn check(&self, checkpoint: &Checkpoint) -> Result<(), RestoreError> {
-        let zombies_until = Instant::now() + ZOMBIE_PATIENCE;
-        for (task, loaded) in checkpoint.tree.tasks.iter().zip(&checkpoint.tasks) {
-            for tid in &task.threads {
-                if is_taken(*tid, zombies_until) {
-                    return Err(RestoreError::PidTaken {
-                        pid: *tid,
-                        by: who_has(*tid),
-                    });
-                }
-            }
-            if let LoadedTask::Living(living) = loaded {
-                let timers = living.process().timers.as_ref();
-                if timers.is_some_and(|timers| !timers.posix.is_empty()) {
-                    return Err(RestoreError::PosixTimers(task.pid));
-                }
-                for (tid, core) in task.threads.iter().zip(&living.cores) {
-                    if thread::part(core).seccomp_mode.unwrap_or(0) != 0 {
-                        return Err(RestoreError::Seccomp(*tid));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Opens and plans everything.
     fn prepare(
         &mut self,
@@ -208,7 +192,7 @@ impl Operation<'_> {
         written: &AtomicU64,
     ) -> Result<Prepared, RestoreError> {
         let family = Family::plan(&checkpoint.tree, self.options.shell_job)?;
-        let family = with_midwife_pids(family, &checkpoint);
+        let family = pids::with_midwife_pids(family, &checkpoint);
         let mut files = FileStore::load(images)?;
         let executables: Vec<u32> = living(&checkpoint)
             .map(|(_, task)| task.memory().exe_file_id())
@@ -232,6 +216,12 @@ impl Operation<'_> {
         };
         let memory = plan_memory(&mut checkpoint, &family, hole, &facts)?;
         let own = inherited()?;
+        let seccomp = plan_seccomp(images, &checkpoint)?;
+        let timer_ids = if firn_sys::task::can_choose_timer_ids() {
+            TimerIds::Wanted
+        } else {
+            TimerIds::Walked
+        };
         let ingredients = Ingredients {
             checkpoint: &checkpoint,
             family: &family,
@@ -244,10 +234,19 @@ impl Operation<'_> {
             own: &own,
             own_limits: &limits::read(Pid::this())?,
             may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
+            seccomp: &seccomp,
+            timer_ids,
             is_own_root: &is_own_root,
         };
         let mut programs = programs::build(&ingredients, &mut files)?;
-        programs.warnings.extend(warnings);
+        for (pid, task) in living(&checkpoint) {
+            let lost = |core| scheduling::affinity_warning(thread::part(core), &own.sched);
+            for what in task.cores.iter().filter_map(lost) {
+                programs.losses.add(pid, what);
+            }
+        }
+        self.accept_losses(&programs.losses)?;
+        let guarded = seccomp.iter().map(Option::is_some).collect();
         Ok(Prepared {
             checkpoint,
             family,
@@ -256,22 +255,38 @@ impl Operation<'_> {
             shared,
             hole,
             programs,
+            guarded,
+            warnings,
         })
     }
 
     /// Sets what is a file in /proc; returns what could not be set.
-    fn outside_values(&self, prepared: &Prepared) -> Vec<String> {
-        let mut warnings = prepared.programs.warnings.clone();
+    fn outside_values(&self, prepared: &Prepared) -> Result<Vec<String>, RestoreError> {
+        let mut losses = Losses::default();
         let own = attributes::oom_score_adj(Pid::this());
         for (pid, task) in living(&prepared.checkpoint) {
             let wanted = task.process().oom_score_adj;
             if let Some(value) = wanted.filter(|_| wanted != own)
                 && let Err(error) = attributes::set_oom_score_adj(pid, value)
             {
-                warnings.push(format!("task {pid}: oom_score_adj stays: {error}"));
+                losses.add(
+                    pid,
+                    format!("oom_score_adj stays as it is here, {value} can't be set: {error}"),
+                );
             }
         }
-        warnings
+        self.accept_losses(&losses)?;
+        let planned = prepared.programs.losses.sentences();
+        Ok([planned, losses.sentences(), prepared.warnings.clone()].concat())
+    }
+
+    /// What can't come back as it was is only said, unless nothing may be lost.
+    fn accept_losses(&self, losses: &Losses) -> Result<(), RestoreError> {
+        let sentences = losses.sentences();
+        if self.options.strict && !sentences.is_empty() {
+            return Err(RestoreError::Losses(sentences));
+        }
+        Ok(())
     }
 
     fn report(
@@ -346,27 +361,6 @@ fn living(checkpoint: &Checkpoint) -> impl Iterator<Item = (Pid, &load::LivingTa
         })
 }
 
-/// Gives midwives pids that no task of the tree has, so that they can be waited for.
-fn with_midwife_pids(mut family: Family, checkpoint: &Checkpoint) -> Family {
-    let tree = &checkpoint.tree;
-    let taken: std::collections::HashSet<Pid> = tree
-        .tasks
-        .iter()
-        .flat_map(|task| task.threads.iter().copied())
-        .collect();
-    let mut next = (2..).map(Pid::from_raw).filter(|pid| {
-        !taken.contains(pid) && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
-    });
-    for birth in family
-        .births
-        .iter_mut()
-        .filter(|birth| birth.role == Role::Midwife)
-    {
-        birth.pid = next.next();
-    }
-    family
-}
-
 fn plan_memory(
     checkpoint: &mut Checkpoint,
     family: &Family,
@@ -406,15 +400,36 @@ fn inherited() -> Result<Inherited, RestoreError> {
     let me = Pid::this();
     let status = Status::read(me, firn_sys::task::gettid())?;
     let creds: CredsEntry = creds::to_image(&status, firn_sys::task::securebits());
-    let sched = sched::sched_getattr(Pid::from_raw(0))
-        .map_err(|source| RestoreError::Spawn { pid: me, source })?;
+    let sched = OwnScheduling::read().map_err(|source| RestoreError::Spawn { pid: me, source })?;
     let personality = attributes::personality(me).unwrap_or(0);
     Ok(Inherited {
         creds,
         sched,
+        modes: ThreadModes::own(),
         personality,
         ignored_signals: firn_sys::signal::ignored(),
     })
+}
+
+/// Seccomp of each process that has some, in the order of the tree.
+fn plan_seccomp(
+    images: &ImageDir,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<Option<SeccompPlan>>, RestoreError> {
+    let image: SeccompEntry = images
+        .read_one_if_there(ImageKind::Seccomp, 0)?
+        .unwrap_or_default();
+    let tasks = checkpoint.tree.tasks.iter().zip(&checkpoint.tasks);
+    let plan = |(task, loaded): (&Task, &LoadedTask)| {
+        let LoadedTask::Living(living) = loaded else {
+            return Ok(None);
+        };
+        let threads = task.threads.iter().copied();
+        let threads = threads.zip(living.cores.iter().map(thread::part));
+        let plan = SeccompPlan::of_process(&image, threads)?;
+        Ok(Some(plan).filter(|plan| !plan.is_empty()))
+    };
+    tasks.map(plan).collect()
 }
 
 /// Descriptors of working and root directory of each task.
@@ -446,32 +461,5 @@ fn is_own_root(fd: i32) -> bool {
     ) {
         (Ok(a), Ok(b)) => same(a, b),
         _ => false,
-    }
-}
-
-/// Whether somebody has a pid. What was killed by a dump just before may still wait for its parent, or for
-/// init, to reap it: zombies get until then to go.
-fn is_taken(pid: Pid, zombies_until: Instant) -> bool {
-    loop {
-        if !std::fs::exists(format!("/proc/{pid}")).unwrap_or(false) {
-            return false;
-        }
-        let is_zombie = Status::read(pid, pid).is_ok_and(|status| status.state == b'Z');
-        if !is_zombie || Instant::now() >= zombies_until {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// Who has a pid, in words.
-fn who_has(pid: Pid) -> String {
-    match Status::read(pid, pid) {
-        Ok(status) if status.state == b'Z' => format!(
-            "a zombie of `{}`, which its parent has not reaped yet",
-            String::from_utf8_lossy(&status.name)
-        ),
-        Ok(status) => format!("process `{}`", String::from_utf8_lossy(&status.name)),
-        Err(_) => "a thread or process that has just gone".to_owned(),
     }
 }

@@ -17,6 +17,7 @@ pub struct RestoreOptions {
     pub(crate) sibling: bool,
     pub(crate) shell_job: bool,
     pub(crate) leave_stopped: bool,
+    pub(crate) strict: bool,
     pub(crate) root: Option<PathBuf>,
     pub(crate) skip_rwx_check: bool,
     pub(crate) file_validation: FileValidation,
@@ -68,6 +69,7 @@ impl Restore {
             sibling: false,
             shell_job: false,
             leave_stopped: false,
+            strict: false,
             root: None,
             skip_rwx_check: false,
             file_validation: FileValidation::default(),
@@ -107,6 +109,14 @@ impl Restore {
     #[must_use]
     pub fn leave_stopped(mut self, yes: bool) -> Restore {
         self.options.leave_stopped = yes;
+        self
+    }
+
+    /// Refuses what can't come back exactly as it was, such as a hard limit above the present one,
+    /// instead of reporting it.
+    #[must_use]
+    pub fn strict(mut self, yes: bool) -> Restore {
+        self.options.strict = yes;
         self
     }
 

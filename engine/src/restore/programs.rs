@@ -11,26 +11,27 @@
 //! directories, descriptors                          after the last use of an inherited one
 //! zombies are dead, helpers are reaped              their SIGCHLD is thrown away next
 //! signal actions, limits, threads                   threads need rights, so before credentials
-//! each thread: lists, name, signals, credentials
-//! leader: dumpable, timers, wait for release, park  timers late, all signals blocked
+//! each thread: lists, name, seccomp, credentials
+//! leader: dumpable, wait for release, timers, park  timers late, all signals blocked
 //! ```
 
 use firn_sys::{Pid, nr};
 
 use super::RestoreError;
 use super::load::{Checkpoint, LivingTask, LoadedTask};
-use super::thread::{self, Inherited};
-use crate::arch::regs::Resumption;
+use super::thread::Inherited;
+use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
 use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
-use crate::program::{Arg, CloneSpec, Program, ProgramId, ProgramSet, Rule, Slot, Word};
+use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot, Word};
+use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Birth, BirthId, Family, Role};
-use crate::task::{attributes, itimers, limits, signals};
+use crate::task::seccomp::SeccompPlan;
 
 const CLONE_FILES: u64 = 0x400;
-const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+pub(super) const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 /// CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, CLONE_THREAD and CLONE_SYSVSEM.
-const CLONE_THREAD: u64 = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x1_0000 | 0x4_0000;
+pub(super) const CLONE_THREAD: u64 = 0x100 | 0x200 | CLONE_FILES | 0x800 | 0x1_0000 | 0x4_0000;
 const P_PID: u32 = 1;
 const WEXITED: u32 = 4;
 const WNOWAIT: u32 = 0x0100_0000;
@@ -47,6 +48,9 @@ pub(super) struct Words {
     pub release: Word,
     /// Threads that sleep on.
     pub asleep: Word,
+    /// Threads that are about to install seccomp filters, and that these are suspended.
+    pub guarded: Word,
+    pub suspended: Word,
 }
 
 /// Where a task waits for the coordinator to fill its memory.
@@ -71,7 +75,9 @@ pub(super) struct BirthWords {
     /// Sharers of its descriptor table that don't need inherited descriptors any more.
     files_done: Word,
     /// Threads whose credentials are set.
-    threads_done: Word,
+    pub threads_done: Word,
+    /// The seccomp filters that all threads share are installed.
+    pub filtered: Word,
 }
 
 /// What the programs are made of.
@@ -88,6 +94,9 @@ pub(super) struct Ingredients<'a> {
     pub own: &'a Inherited,
     pub own_limits: &'a firn_proto::TaskRlimitsEntry,
     pub may_raise_limits: bool,
+    /// Seccomp of each process that has some.
+    pub seccomp: &'a [Option<SeccompPlan>],
+    pub timer_ids: TimerIds,
     /// The root directory of the restored tree is this process's, so chroot is not needed.
     pub is_own_root: &'a dyn Fn(i32) -> bool,
 }
@@ -102,7 +111,8 @@ pub(super) struct Programs {
     pub of_birth: Vec<ProgramId>,
     /// Programs of the threads of each task, leader first; empty for zombies.
     pub of_threads: Vec<Vec<ProgramId>>,
-    pub warnings: Vec<String>,
+    pub losses: Losses,
+    pub late_timers: LateTimers,
 }
 
 /// Builds all programs; `files` opens what mappings need.
@@ -117,6 +127,8 @@ pub(super) fn build(
         ready: set.word(),
         release: set.word(),
         asleep: set.word(),
+        guarded: set.word(),
+        suspended: set.word(),
     };
     let births = from
         .family
@@ -128,6 +140,7 @@ pub(super) fn build(
             late: Meeting::new(&mut set),
             files_done: set.word(),
             threads_done: set.word(),
+            filtered: set.word(),
         })
         .collect();
     let of_birth = from.family.births.iter().map(|_| set.reserve()).collect();
@@ -138,7 +151,8 @@ pub(super) fn build(
         births,
         of_birth,
         of_threads: vec![Vec::new(); nr_tasks],
-        warnings: Vec::new(),
+        losses: Losses::default(),
+        late_timers: Vec::new(),
     };
     let mut builder = Builder {
         from,
@@ -167,7 +181,7 @@ impl Meeting {
 
 pub(super) struct Builder<'a> {
     pub(super) from: &'a Ingredients<'a>,
-    files: &'a mut FileStore,
+    pub(super) files: &'a mut FileStore,
     pub(super) out: Programs,
     /// Birth that owns the descriptor table of each task, and the table's number.
     pub(super) table_owners: Vec<Option<(BirthId, u32)>>,
@@ -274,7 +288,7 @@ impl<'a> Builder<'a> {
         self.plan_files(p, id, nth);
         self.plan_deaths(p, id, nth);
         self.plan_process(p, nth, task);
-        let threads = self.plan_threads(p, id, nth, task);
+        let threads = self.plan_threads(p, id, nth, task)?;
         self.plan_leader_end(p, id, nth, task, memory);
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
@@ -354,144 +368,6 @@ impl<'a> Builder<'a> {
         }
         self.plan_reaping(p, id);
     }
-
-    /// What belongs to the whole process and needs the rights it starts with.
-    fn plan_process(&mut self, p: &mut Program, nth: usize, task: &LivingTask) {
-        let process = task.process();
-        signals::plan_forget_sigchld(p);
-        signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals);
-        attributes::plan_personality(p, process.personality, self.from.own.personality);
-        let id = self.from.family.of_task(nth);
-        let subreaper = process.child_subreaper == Some(true);
-        if subreaper != self.birth_of(id).subreaper {
-            attributes::plan_subreaper(p, subreaper);
-        }
-        attributes::plan_membarrier(p, process.membarrier_registration_mask.unwrap_or(0));
-        let lock_future = process.firn.as_ref().and_then(|firn| firn.lock_future);
-        attributes::plan_lock_future(p, lock_future.unwrap_or(0));
-        if let Some(wanted) = &process.rlimits {
-            let raise = self.from.may_raise_limits;
-            for said in limits::plan(p, wanted, self.from.own_limits, raise) {
-                self.out
-                    .warnings
-                    .push(format!("task {}: {said}", self.pid(nth)));
-            }
-        }
-    }
-
-    /// Makes the other threads; returns the programs of all.
-    fn plan_threads(
-        &mut self,
-        p: &mut Program,
-        id: BirthId,
-        nth: usize,
-        task: &LivingTask,
-    ) -> Vec<ProgramId> {
-        let tids = self.from.checkpoint.tree.tasks[nth].threads.clone();
-        let mut all = vec![self.out.of_birth[id]];
-        for (tid, core) in tids.iter().zip(&task.cores).skip(1) {
-            let mut thread = Program::new(format!("thread {tid} of task {}", self.pid(nth)));
-            thread::plan_tail(&mut thread, self.pid(nth), *tid, core, self.from.own);
-            if let Some(signal) = thread::part(core).pdeath_sig {
-                attributes::plan_pdeath_signal(&mut thread, signal);
-            }
-            thread.post(
-                self.out.births[id].threads_done,
-                "saying that its credentials are set",
-            );
-            thread::plan_sleep(&mut thread, core, self.out.words.asleep);
-            thread.park();
-            let program = self.out.set.add(thread);
-            let info = core.thread_info.as_ref().expect("checked while loading");
-            let clear = if info.clear_tid_addr == 0 {
-                0
-            } else {
-                CLONE_CHILD_CLEARTID
-            };
-            let spec = CloneSpec {
-                flags: CLONE_THREAD | clear,
-                child_tid: info.clear_tid_addr,
-                set_tid: vec![tid.raw()],
-                ..CloneSpec::default()
-            };
-            p.fork(&spec, program, format!("making thread {tid}"));
-            all.push(program);
-        }
-        all
-    }
-
-    fn plan_leader_end(
-        &self,
-        p: &mut Program,
-        id: BirthId,
-        nth: usize,
-        task: &LivingTask,
-        memory: &MemoryPlan,
-    ) {
-        let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
-        let process = task.process();
-        let info = leader.thread_info.as_ref().expect("checked while loading");
-        p.call(
-            nr::SET_TID_ADDRESS,
-            &[info.clear_tid_addr.into()],
-            Rule::Ok,
-            "setting the tid address",
-        );
-        if let Some(queue) = &process.signals_s {
-            signals::plan_queue(p, pid, signals::Queue::Process, queue);
-        }
-        thread::plan_tail(p, pid, pid, leader, self.from.own);
-        if let Some((owner, files_id)) = self.table_owners[nth]
-            && owner == id
-        {
-            self.plan_owners(p, files_id);
-        }
-        let others = task.cores.len() - 1;
-        if others > 0 {
-            let done = self.out.births[id].threads_done;
-            p.wait(done, count(others), "waiting for the threads' credentials");
-        }
-        memory.set_dumpable(p);
-        if let Some(timers) = &process.timers {
-            itimers::plan(p, timers);
-        }
-        p.post(words.ready, "saying that it is complete");
-        p.wait(words.release, 1, "waiting for its release");
-        attributes::plan_pdeath_signal(p, thread::part(leader).pdeath_sig.unwrap_or(0));
-        thread::plan_sleep(p, leader, words.asleep);
-        p.park();
-    }
-
-    /// Owners of descriptors may be any task of the tree, so all of them must be there.
-    fn plan_owners(&self, p: &mut Program, files_id: u32) {
-        let mut owners = Program::new("");
-        self.files.plan_owners(files_id, &mut owners);
-        if owners.is_empty() {
-            return;
-        }
-        for (id, birth) in self.from.family.births.iter().enumerate() {
-            if matches!(birth.role, Role::Task(_)) {
-                p.wait(
-                    self.out.births[id].alive,
-                    1,
-                    "waiting for a task that may own files",
-                );
-            }
-        }
-        self.files.plan_owners(files_id, p);
-    }
-}
-
-/// Number of threads that sleep on instead of parking.
-pub(super) fn nr_sleepers(checkpoint: &Checkpoint) -> u32 {
-    let sleeps = |task: &LoadedTask| match task {
-        LoadedTask::Living(task) => {
-            let is_sleep = |core| matches!(thread::resumption(core), Resumption::Sleep { .. });
-            task.cores.iter().filter(|core| is_sleep(core)).count()
-        }
-        LoadedTask::Dead(_) => 0,
-    };
-    count(checkpoint.tasks.iter().map(sleeps).sum())
 }
 
 pub(super) fn count(nr: usize) -> u32 {

@@ -10,7 +10,7 @@ use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::session::AdoptOrphans;
 use firn_sys::uffd::Uffd;
 use firn_sys::wait::Status as WaitStatus;
-use firn_sys::{Errno, Pid, task as sys_task, wait};
+use firn_sys::{Errno, Pid, ptrace, task as sys_task, wait};
 
 use super::RestoreError;
 use super::load::Checkpoint;
@@ -28,6 +28,8 @@ const KILL_PATIENCE: Duration = Duration::from_secs(20);
 const CLONE_PARENT: u64 = 0x8000;
 const SIGCHLD: i32 = 17;
 const SIGKILL: i32 = 9;
+/// How finished threads are seized: they die with the coordinator.
+pub(super) const SEIZE_OPTIONS: u32 = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
 /// Ticks of the arena's liveness interval between looks at all tasks.
 const TICKS_BETWEEN_LOOKS: u32 = 20;
 
@@ -37,6 +39,8 @@ pub(super) struct NewTree<'a> {
     pub arena: &'a Arena,
     pub checkpoint: &'a Checkpoint,
     pub family: &'a Family,
+    /// Which tasks have seccomp filters.
+    pub guarded: &'a [bool],
     pub cancel: &'a CancelFlag,
     root: Pid,
     sibling: bool,
@@ -52,6 +56,7 @@ impl<'a> NewTree<'a> {
         arena: &'a Arena,
         checkpoint: &'a Checkpoint,
         family: &'a Family,
+        guarded: &'a [bool],
         cancel: &'a CancelFlag,
         sibling: bool,
     ) -> Result<NewTree<'a>, RestoreError> {
@@ -73,7 +78,7 @@ impl<'a> NewTree<'a> {
             Err(Errno::EEXIST) => {
                 return Err(RestoreError::PidTaken {
                     pid,
-                    by: super::who_has(pid),
+                    by: super::pids::who_has(pid),
                 });
             }
             Err(source) => return Err(RestoreError::Spawn { pid, source }),
@@ -83,6 +88,7 @@ impl<'a> NewTree<'a> {
             arena,
             checkpoint,
             family,
+            guarded,
             cancel,
             root: pid,
             sibling,
@@ -136,6 +142,7 @@ impl<'a> NewTree<'a> {
                 self.arena.post(meeting.filled);
             }
         }
+        self.suspend_seccomp()?;
         let living = self.checkpoint.tree.alive().count();
         self.wait(
             self.programs.words.ready,
@@ -149,6 +156,24 @@ impl<'a> NewTree<'a> {
         let fd = i32::try_from(fd).map_err(|_| Errno::EBADF);
         fd.and_then(|fd| Uffd::of_task(pid, fd))
             .map_err(|source| RestoreError::Uffd { pid, source })
+    }
+
+    /// Traces all threads that are about to install filters, which suspends these until the end.
+    fn suspend_seccomp(&self) -> Result<(), RestoreError> {
+        let tasks = self.checkpoint.tree.tasks.iter().zip(self.guarded);
+        let guarded = tasks.filter(|(_, guarded)| **guarded);
+        let tids: Vec<Pid> = guarded.flat_map(|(task, _)| task.threads.clone()).collect();
+        if tids.is_empty() {
+            return Ok(());
+        }
+        let nr_threads = u32::try_from(tids.len()).unwrap_or(u32::MAX);
+        self.wait(self.programs.words.guarded, nr_threads)?;
+        for tid in tids {
+            ptrace::seize(tid, SEIZE_OPTIONS | ptrace::O_SUSPEND_SECCOMP)
+                .map_err(|source| RestoreError::SuspendSeccomp { tid, source })?;
+        }
+        self.arena.post(self.programs.words.suspended);
+        Ok(())
     }
 
     /// Sleeps until a word of the arena has that value.

@@ -12,13 +12,13 @@
 use std::time::Duration;
 
 use firn_proto::CoreEntry;
-use firn_sys::ptrace::{self, GeneralRegs};
+use firn_sys::ptrace::{self, DispatchConfig, GeneralRegs};
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, nr, task as sys_task, wait};
 
 use super::RestoreError;
 use super::load::{LivingTask, LoadedTask};
-use super::run::NewTree;
+use super::run::{NewTree, SEIZE_OPTIONS};
 use super::thread;
 use crate::arch::regs::{self, Resumption};
 use crate::arch::{self, XsaveLayout};
@@ -75,24 +75,32 @@ pub(super) fn take_over<'a>(
     xstate: &XstateOf,
     nr_sleepers: u32,
 ) -> Result<TakenOver<'a>, RestoreError> {
-    let options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
     let nr_threads = tree.checkpoint.tree.nr_threads();
     let mut taken = TakenOver {
         tree,
         threads: Vec::with_capacity(nr_threads),
     };
     let tree = &taken.tree;
-    for task in tree.checkpoint.tree.alive() {
-        ptrace::seize(task.pid, options).map_err(failed(task.pid, "seize the main thread"))?;
+    let is_new = |nth: usize| !tree.guarded[nth];
+    for (nth, task) in living_tasks(tree) {
+        if is_new(nth) {
+            ptrace::seize(task.pid, SEIZE_OPTIONS)
+                .map_err(failed(task.pid, "seize the main thread"))?;
+        }
         taken.threads.push(task.pid);
+    }
+    for (program, late) in &tree.programs.late_timers {
+        tree.arena.write(*program, late.setting, &late.bytes());
     }
     tree.arena.post(tree.programs.words.release);
     tree.wait(tree.programs.words.asleep, nr_sleepers)?;
     let parked = u32::try_from(nr_threads).unwrap_or(u32::MAX) - nr_sleepers;
     tree.wait_parked(parked)?;
-    for task in tree.checkpoint.tree.alive() {
+    for (nth, task) in living_tasks(tree) {
         for &tid in &task.threads[1..] {
-            ptrace::seize(tid, options).map_err(failed(tid, "seize the thread"))?;
+            if is_new(nth) {
+                ptrace::seize(tid, SEIZE_OPTIONS).map_err(failed(tid, "seize the thread"))?;
+            }
             taken.threads.push(tid);
         }
     }
@@ -100,6 +108,11 @@ pub(super) fn take_over<'a>(
     taken.unmap_arenas(hole)?;
     taken.set_registers(xstate)?;
     Ok(taken)
+}
+
+fn living_tasks<'a>(tree: &NewTree<'a>) -> impl Iterator<Item = (usize, &'a Task)> {
+    let tasks = tree.checkpoint.tree.tasks.iter().enumerate();
+    tasks.filter(|(_, task)| task.is_alive())
 }
 
 fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> RestoreError {
@@ -201,6 +214,7 @@ impl TakenOver<'_> {
                     .map_err(failed(*tid, "set the extended state"))?;
                 ptrace::set_signal_mask(*tid, mask_of(living, core))
                     .map_err(failed(*tid, "set the signal mask"))?;
+                set_dispatch(*tid, core)?;
             }
         }
         Ok(())
@@ -242,6 +256,21 @@ fn final_registers(core: &CoreEntry, finished: bool) -> GeneralRegs {
         }
         _ => regs::from_image(&info.gpregs, resumption),
     }
+}
+
+/// Syscall user dispatch comes last: it would take the program's own calls away.
+fn set_dispatch(tid: Pid, core: &CoreEntry) -> Result<(), RestoreError> {
+    let extension = thread::part(core).firn.as_ref();
+    let Some(dispatch) = extension.and_then(|extension| extension.dispatch.as_ref()) else {
+        return Ok(());
+    };
+    let config = DispatchConfig {
+        mode: dispatch.mode,
+        selector: dispatch.selector,
+        offset: dispatch.offset,
+        len: dispatch.len,
+    };
+    ptrace::set_syscall_dispatch(tid, config).map_err(failed(tid, "set the syscall user dispatch"))
 }
 
 fn mask_of(living: &LivingTask, core: &CoreEntry) -> u64 {

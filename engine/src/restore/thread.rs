@@ -1,13 +1,13 @@
 //! What every thread does for itself at the end of its program.
 
 use firn_proto::{CoreEntry, CredsEntry, ThreadCoreEntry};
-use firn_sys::sched::SchedAttr;
-use firn_sys::{Pid, nr};
+use firn_sys::nr;
 
 use crate::arch::regs::{self, Resumption};
 use crate::program::{Program, Rule, Word};
-use crate::task::signals::Queue;
-use crate::task::{attributes, creds, scheduling, signals};
+use crate::task::modes::{self, ThreadModes};
+use crate::task::scheduling::{self, OwnScheduling};
+use crate::task::{attributes, creds};
 
 const RSEQ_UNREGISTERED: u64 = 0;
 /// The thread is on its alternate stack right now: told, never set.
@@ -20,7 +20,8 @@ const ROBUST_LIST_LEN: u32 = 24;
 #[derive(Debug, Clone)]
 pub(super) struct Inherited {
     pub creds: CredsEntry,
-    pub sched: SchedAttr,
+    pub sched: OwnScheduling,
+    pub modes: ThreadModes,
     /// As images store it.
     pub personality: u32,
     /// Bit 0 is signal 1.
@@ -40,9 +41,14 @@ pub(super) fn resumption(core: &CoreEntry) -> Resumption {
     regs::resumption(part(core).firn_restart.as_ref())
 }
 
-/// Adds what any thread does: robust list, name, rseq, alternate stack, its pending signals, scheduling,
-/// and last its credentials.
-pub(super) fn plan_tail(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry, own: &Inherited) {
+/// Adds what any thread does: robust list, name, rseq, alternate stack, scheduling, modes, what
+/// `before_rights_go` adds, and last its credentials.
+pub(super) fn plan_tail(
+    p: &mut Program,
+    core: &CoreEntry,
+    own: &Inherited,
+    before_rights_go: impl FnOnce(&mut Program),
+) {
     let thread = part(core);
     if thread.futex_rla != 0 && thread.futex_rla_len == ROBUST_LIST_LEN {
         let args = [thread.futex_rla.into(), thread.futex_rla_len.into()];
@@ -59,10 +65,11 @@ pub(super) fn plan_tail(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry, o
     }
     plan_rseq(p, thread);
     plan_altstack(p, thread);
-    if let Some(queue) = &thread.signals_p {
-        signals::plan_queue(p, pid, Queue::Thread(tid), queue);
+    if let Some(extension) = &thread.firn {
+        modes::plan_thread(p, extension, &own.modes);
     }
     scheduling::plan(p, thread, &own.sched);
+    before_rights_go(p);
     if let Some(wanted) = &thread.creds {
         creds::plan(p, wanted, &own.creds);
     }

@@ -7,6 +7,7 @@ use std::fs;
 
 use firn_sys::{Pid, nr, procfs};
 
+use super::modes::{self, ProcessModeQuestions, ProcessModes, ThreadModeQuestions, ThreadModes};
 use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
 
 const PR_SET_PDEATHSIG: u32 = 1;
@@ -37,6 +38,7 @@ pub struct ProcessQuestions {
     subreaper: Data,
     locked: Slot,
     resident: Data,
+    modes: ProcessModeQuestions,
 }
 
 /// Answers to [`ProcessQuestions`].
@@ -54,6 +56,8 @@ pub struct ProcessAnswers {
     pub subreaper: bool,
     /// Flags of mlockall for memory that is mapped later, or 0.
     pub lock_future: u32,
+    /// What else prctl keeps for the process.
+    pub modes: ProcessModes,
 }
 
 /// Adds the questions about a process.
@@ -84,7 +88,9 @@ pub fn ask_process(p: &mut Program) -> ProcessQuestions {
         "reading the subreaper attribute",
     );
     let (locked, resident) = ask_lock_future(p);
+    let modes = modes::ask_process(p);
     ProcessQuestions {
+        modes,
         locked,
         resident,
         brk,
@@ -149,6 +155,7 @@ impl ProcessQuestions {
             thp_disabled: arena.slot(id, self.thp_disabled) & 1 != 0,
             membarrier: u32::try_from(arena.slot(id, self.membarrier)).unwrap_or(0),
             subreaper: arena.read(id, self.subreaper)[..4] != [0; 4],
+            modes: self.modes.answers(arena, id),
             lock_future: match arena.slot(id, self.locked) {
                 locked if locked != -i64::from(EBUSY) => 0,
                 _ if arena.read(id, self.resident)[0] & 1 == 1 => MCL_FUTURE,
@@ -165,6 +172,7 @@ pub struct ThreadQuestions {
     pdeath_signal: Data,
     altstack: Data,
     securebits: Slot,
+    modes: ThreadModeQuestions,
 }
 
 /// Answers to [`ThreadQuestions`].
@@ -178,6 +186,8 @@ pub struct ThreadAnswers {
     pub altstack: (u64, u32, u64),
     /// Secure bits.
     pub securebits: u32,
+    /// What prctl keeps for the thread.
+    pub modes: ThreadModes,
 }
 
 /// Adds the questions about a thread.
@@ -202,11 +212,13 @@ pub fn ask_thread(p: &mut Program) -> ThreadQuestions {
     );
     let bits = [PR_GET_SECUREBITS.into()];
     let securebits = p.call_to_slot(nr::PRCTL, &bits, Rule::Ok, "reading secure bits");
+    let modes = modes::ask_thread(p);
     ThreadQuestions {
         tid_address,
         pdeath_signal,
         altstack,
         securebits,
+        modes,
     }
 }
 
@@ -225,6 +237,7 @@ impl ThreadQuestions {
             pdeath_signal: u32_at(&arena.read(id, self.pdeath_signal), 0),
             altstack: (u64_at(&stack, 0), u32_at(&stack, 8), u64_at(&stack, 16)),
             securebits: u32::try_from(arena.slot(id, self.securebits)).unwrap_or(0),
+            modes: self.modes.answers(arena, id),
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use firn_images::{ImageKind, ImageSetWriter, ImageWriteError};
 use firn_proto::{
-    CoreEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, SeccompMode, TaskCoreEntry,
-    TaskTimersEntry, ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
+    CoreEntry, FirnDispatchEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, TaskCoreEntry,
+    ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
 };
 use firn_sys::ptrace::{GeneralRegs, SignalQueue};
 use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
@@ -14,6 +14,7 @@ use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
 use super::attributes::ThreadAnswers;
 use super::outside::Outside;
 use super::questions::TaskAnswers;
+use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
 use super::{creds, scheduling, signals};
 use crate::arch::{XsaveError, XsaveLayout, regs};
@@ -52,6 +53,9 @@ pub enum CoreDumpError {
         /// Cause.
         source: XsaveError,
     },
+    /// Seccomp filters could not be read.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompDumpError),
     /// /proc could not be read.
     #[error(transparent)]
     Status(#[from] StatusError),
@@ -78,6 +82,7 @@ pub fn dump(
     answers: &TaskAnswers,
     outside: &Outside,
     layout: &XsaveLayout,
+    seccomp: &SeccompDump,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
     let threads = task
@@ -86,7 +91,7 @@ pub fn dump(
         .zip(&answers.threads)
         .zip(&outside.threads);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let state = dump_thread(*tid, thread, status, layout)?;
+        let state = dump_thread(*tid, thread, status, layout, seccomp)?;
         let tc = if nth == 0 {
             Some(dump_process(task, answers, outside, &state)?)
         } else {
@@ -136,6 +141,7 @@ fn dump_thread(
     answers: &ThreadAnswers,
     status: &Status,
     layout: &XsaveLayout,
+    seccomp: &SeccompDump,
 ) -> Result<ThreadState, CoreDumpError> {
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
     let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
@@ -161,7 +167,6 @@ fn dump_thread(
         pdeath_sig: (answers.pdeath_signal != 0).then_some(answers.pdeath_signal),
         signals_p: Some(signals::queue_to_image(&queue)),
         creds: Some(creds::to_image(status, answers.securebits)),
-        seccomp_mode: Some(SeccompMode::Disabled.into()),
         comm: Some(status.name.clone()),
         rseq_entry: dump_rseq(tid),
         cg_set: Some(ROOT_CG_SET),
@@ -169,6 +174,10 @@ fn dump_thread(
         ..ThreadCoreEntry::default()
     };
     scheduling::dump(tid, &mut core).map_err(failed("the scheduling"))?;
+    let extension = core.firn.get_or_insert_default();
+    answers.modes.describe(extension);
+    extension.dispatch = dump_dispatch(tid);
+    seccomp.describe(tid, &mut core);
     let info = ThreadInfoX86 {
         clear_tid_addr: answers.tid_address,
         gpregs: regs::to_image(&regs),
@@ -176,6 +185,17 @@ fn dump_thread(
         tls: Vec::new(),
     };
     Ok(ThreadState { core, info })
+}
+
+fn dump_dispatch(tid: Pid) -> Option<FirnDispatchEntry> {
+    // EIO before Linux 6.4, where nobody but the task knows.
+    let config = ptrace::syscall_dispatch(tid).ok()?;
+    (config.mode != 0).then_some(FirnDispatchEntry {
+        mode: config.mode,
+        selector: config.selector,
+        offset: config.offset,
+        len: config.len,
+    })
 }
 
 fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
@@ -239,10 +259,7 @@ fn dump_process(
         personality: outside.personality,
         blk_sigset: leader.core.blk_sigset.unwrap_or(0),
         comm: outside.threads[0].name.clone(),
-        timers: Some(TaskTimersEntry {
-            posix: Vec::new(),
-            ..answers.timers.clone()
-        }),
+        timers: Some(answers.timers.clone()),
         rlimits: Some(outside.limits.clone()),
         signals_s: Some(signals::queue_to_image(&queue)),
         loginuid: Some(outside.loginuid),
@@ -257,11 +274,13 @@ fn dump_process(
 }
 
 fn extension(answers: &TaskAnswers, outside: &Outside) -> FirnTaskEntry {
-    FirnTaskEntry {
+    let mut entry = FirnTaskEntry {
         exit_signal: Some(outside.exit_signal.cast_unsigned()),
         cmdline: outside.cmdline.clone(),
         exe: outside.exe.clone(),
-        wait_status: None,
         lock_future: Some(answers.process.lock_future).filter(|flags| *flags != 0),
-    }
+        ..FirnTaskEntry::default()
+    };
+    answers.process.modes.describe(&mut entry);
+    entry
 }

@@ -4,6 +4,9 @@
 //! tids, PR_SET_MM and the like need the rights that go away here. Records are added only for what
 //! differs from the restoring process, whose credentials every restored task inherits.
 //!
+//! Keyrings are left alone: session and process keyrings belong to the kernel's key service, not to the
+//! task, and a restored task has those of the restoring process.
+//!
 //! Source: man 7 credentials, capabilities; man 2 capset.
 
 use firn_proto::CredsEntry;
@@ -17,6 +20,7 @@ const PR_CAPBSET_DROP: u32 = 24;
 const PR_SET_NO_NEW_PRIVS: u32 = 38;
 const PR_CAP_AMBIENT: u32 = 47;
 const PR_CAP_AMBIENT_RAISE: u32 = 2;
+const PR_CAP_AMBIENT_LOWER: u32 = 3;
 /// Keep capabilities unchanged while uids change.
 const SECBIT_NO_SETUID_FIXUP: u32 = 4;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
@@ -61,12 +65,20 @@ fn joined(words: &[u32]) -> u64 {
 }
 
 /// Adds the calls that give the thread its credentials, given those of the restoring process.
+///
+/// ```text
+/// keep capabilities while ids change
+/// groups, gids, uids
+/// inheritable set, all others as they are   before the bounding set limits it
+/// ambient set                               needs permitted and inheritable, and no secure bit
+/// bounding set, secure bits                 need CAP_SETPCAP
+/// effective, permitted, inheritable         last, this takes the rights away
+/// ```
 pub fn plan(program: &mut Program, wanted: &CredsEntry, own: &CredsEntry) {
     if same(wanted, own) {
         plan_no_new_privs(program, wanted, own);
         return;
     }
-    plan_bounding_set(program, wanted, own);
     let keep = [
         PR_SET_SECUREBITS.into(),
         (own.secbits | SECBIT_NO_SETUID_FIXUP).into(),
@@ -77,6 +89,17 @@ pub fn plan(program: &mut Program, wanted: &CredsEntry, own: &CredsEntry) {
         Rule::Ok,
         "keeping capabilities across the change of ids",
     );
+    plan_ids(program, wanted);
+    plan_capabilities(program, [&own.cap_eff, &own.cap_prm, &wanted.cap_inh]);
+    plan_ambient_set(program, wanted, own);
+    plan_bounding_set(program, wanted, own);
+    let bits = [PR_SET_SECUREBITS.into(), wanted.secbits.into()];
+    program.call(nr::PRCTL, &bits, Rule::Ok, "setting secure bits");
+    plan_capabilities(program, [&wanted.cap_eff, &wanted.cap_prm, &wanted.cap_inh]);
+    plan_no_new_privs(program, wanted, own);
+}
+
+fn plan_ids(program: &mut Program, wanted: &CredsEntry) {
     let groups: Vec<u8> = wanted
         .groups
         .iter()
@@ -109,10 +132,6 @@ pub fn plan(program: &mut Program, wanted: &CredsEntry, own: &CredsEntry) {
         Rule::Any,
         "setting the fs user id",
     );
-    let bits = [PR_SET_SECUREBITS.into(), wanted.secbits.into()];
-    program.call(nr::PRCTL, &bits, Rule::Ok, "setting secure bits");
-    plan_capabilities(program, wanted);
-    plan_no_new_privs(program, wanted, own);
 }
 
 /// True when nothing but no_new_privs differs.
@@ -140,7 +159,8 @@ fn plan_bounding_set(program: &mut Program, wanted: &CredsEntry, own: &CredsEntr
     }
 }
 
-fn plan_capabilities(program: &mut Program, wanted: &CredsEntry) {
+/// Sets the effective, permitted and inheritable sets.
+fn plan_capabilities(program: &mut Program, sets: [&[u32]; 3]) {
     // struct __user_cap_header_struct: version, pid (0: the caller).
     let mut header = CAPABILITY_VERSION_3.to_le_bytes().to_vec();
     header.extend([0; 4]);
@@ -148,7 +168,7 @@ fn plan_capabilities(program: &mut Program, wanted: &CredsEntry) {
     let word = |words: &[u32], nth: usize| words.get(nth).copied().unwrap_or(0).to_le_bytes();
     let data: Vec<u8> = [0, 1]
         .into_iter()
-        .flat_map(|nth| [&wanted.cap_eff, &wanted.cap_prm, &wanted.cap_inh].map(|s| word(s, nth)))
+        .flat_map(|nth| sets.map(|set| word(set, nth)))
         .flatten()
         .collect();
     let data = program.data(&data);
@@ -158,14 +178,18 @@ fn plan_capabilities(program: &mut Program, wanted: &CredsEntry) {
         Rule::Ok,
         "setting capabilities",
     );
-    let ambient = joined(&wanted.cap_amb);
-    for cap in (0u32..64).filter(|cap| ambient & (1 << cap) != 0) {
-        let args = [
-            PR_CAP_AMBIENT.into(),
-            PR_CAP_AMBIENT_RAISE.into(),
-            cap.into(),
-        ];
-        program.call(nr::PRCTL, &args, Rule::Ok, "raising an ambient capability");
+}
+
+fn plan_ambient_set(program: &mut Program, wanted: &CredsEntry, own: &CredsEntry) {
+    let (wanted, own) = (joined(&wanted.cap_amb), joined(&own.cap_amb));
+    for (change, caps) in [
+        (PR_CAP_AMBIENT_LOWER, own & !wanted),
+        (PR_CAP_AMBIENT_RAISE, wanted & !own),
+    ] {
+        for cap in (0u32..64).filter(|cap| caps & (1 << cap) != 0) {
+            let args = [PR_CAP_AMBIENT.into(), change.into(), cap.into()];
+            program.call(nr::PRCTL, &args, Rule::Ok, "changing the ambient set");
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use firn_proto::TaskTimersEntry;
 
 use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
+use super::posix_timers::{self, TimerQuestions};
+use super::status::StatusError;
 use super::{itimers, signals};
 use crate::inject::{self, InjectError, Job};
 use crate::program::{Data, Program, ProgramId, ProgramSet};
@@ -26,7 +28,19 @@ struct Questions {
     process: ProcessQuestions,
     actions: Data,
     timers: Data,
+    posix_timers: TimerQuestions,
     threads: Vec<(ProgramId, ThreadQuestions)>,
+}
+
+/// Failure to ask.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// The programs could not be run.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// What must be known before could not be read.
+    #[error(transparent)]
+    Status(#[from] StatusError),
 }
 
 /// Asks all living tasks of a frozen tree; the answers stand in the order of [`Tree::alive`].
@@ -36,8 +50,8 @@ struct Questions {
 ///
 /// # Preconditions
 /// All threads are in ptrace stops of the calling thread.
-pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, InjectError> {
-    let (jobs, questions): (Vec<Job>, Vec<Questions>) = tree.alive().map(prepare).unzip();
+pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
+    let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree)?;
     let arenas = inject::run(&jobs)?;
     let answers = questions
         .iter()
@@ -45,7 +59,10 @@ pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, InjectError> {
         .map(|(asked, arena)| TaskAnswers {
             process: asked.process.answers(arena, asked.leader),
             actions: arena.read(asked.leader, asked.actions),
-            timers: itimers::to_image(&arena.read(asked.leader, asked.timers)),
+            timers: TaskTimersEntry {
+                posix: asked.posix_timers.answers(arena, asked.leader),
+                ..itimers::to_image(&arena.read(asked.leader, asked.timers))
+            },
             threads: asked
                 .threads
                 .iter()
@@ -55,12 +72,17 @@ pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, InjectError> {
     Ok(answers.collect())
 }
 
-fn prepare(task: &Task) -> (Job, Questions) {
+fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
+    tree.alive().map(prepare).collect()
+}
+
+fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
     let mut set = ProgramSet::new();
     let mut leader = Program::new(format!("task {}", task.pid));
     let process = attributes::ask_process(&mut leader);
     let actions = signals::ask_actions(&mut leader);
     let timers = itimers::ask(&mut leader);
+    let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.pid)?);
     let mut programs = Vec::with_capacity(task.threads.len());
     let mut threads = Vec::with_capacity(task.threads.len());
     let mut own = Some(leader);
@@ -80,14 +102,15 @@ fn prepare(task: &Task) -> (Job, Questions) {
         threads: programs,
         set,
     };
-    (
+    Ok((
         job,
         Questions {
             leader,
             process,
             actions,
             timers,
+            posix_timers,
             threads,
         },
-    )
+    ))
 }

@@ -7,6 +7,7 @@ use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::procfs;
 
+use super::posix_timers;
 use super::status::Status;
 use crate::crew;
 use crate::obstacle::Obstacle;
@@ -29,14 +30,7 @@ pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
         return found;
     }
     survey_namespaces(pid, own, &mut found);
-    survey_seccomp(pid, &mut found);
-    if procfs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
-        found.push(obstacle(
-            pid,
-            "POSIX timers",
-            "timer_create timers are not supported yet",
-        ));
-    }
+    survey_timers(pid, &mut found);
     found
 }
 
@@ -46,6 +40,24 @@ fn obstacle(pid: Pid, object: impl Into<String>, reason: impl Into<String>) -> O
         object: object.into(),
         reason: reason.into(),
         hint: None,
+    }
+}
+
+/// A timer on the CPU clock of the thread that made it, without a word on which that was.
+fn survey_timers(pid: Pid, found: &mut Vec<Obstacle>) {
+    let Ok(timers) = posix_timers::read(pid) else {
+        return;
+    };
+    for timer in timers {
+        let is_unclear = posix_timers::counts_its_maker(&timer) && timer.notify_thread_id.is_none();
+        if is_unclear && crate::freeze::threads(pid).len() > 1 {
+            let reason =
+                "it runs on the CPU clock of one of several threads, and nothing tells which";
+            found.push(Obstacle {
+                hint: Some("let it notify its thread (SIGEV_THREAD_ID), or delete it".to_owned()),
+                ..obstacle(pid, format!("POSIX timer {}", timer.it_id), reason)
+            });
+        }
     }
 }
 
@@ -94,23 +106,22 @@ fn nsenter_option(name: &str) -> &str {
     }
 }
 
-fn survey_seccomp(pid: Pid, found: &mut Vec<Obstacle>) {
-    let tids = crate::freeze::threads(pid);
-    let mode_of = |tid: &Pid| Status::read(pid, *tid).map_or(0, |status| status.seccomp);
-    let modes = crew::share_out(&tids, TASKS_PER_THREAD, mode_of);
-    let mut confined = tids.iter().zip(modes).filter(|(_, mode)| *mode != 0);
-    if let Some((tid, mode)) = confined.next() {
-        let mode = if mode == 1 {
-            "strict mode"
-        } else {
-            "filter mode"
-        };
-        found.push(obstacle(
-            pid,
-            format!("seccomp {mode} of thread {tid}"),
-            "seccomp is not supported yet",
-        ));
+/// Filters that can't be suspended would kill or hinder what asks the tasks about themselves.
+pub fn survey_seccomp(tree: &Tree) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    for task in tree.alive() {
+        let is_filtered =
+            |tid: &&Pid| Status::read(task.pid, **tid).is_ok_and(|status| status.seccomp != 0);
+        if let Some(tid) = task.threads.iter().find(is_filtered) {
+            found.push(Obstacle {
+                pid: task.pid,
+                object: format!("seccomp of thread {tid}"),
+                reason: "it can't be suspended from here".to_owned(),
+                hint: Some("run firn with CAP_SYS_ADMIN and without seccomp filters".to_owned()),
+            });
+        }
     }
+    found
 }
 
 /// Looks at a frozen tree for what only a stopped tree shows reliably: tables shared across processes,

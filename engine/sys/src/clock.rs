@@ -14,6 +14,11 @@ pub fn boottime() -> (u64, u64) {
     read(ClockId::Boottime)
 }
 
+/// Seconds and nanoseconds since 1970.
+pub fn realtime() -> (u64, u64) {
+    read(ClockId::Realtime)
+}
+
 fn read(clock: ClockId) -> (u64, u64) {
     let now = clock_gettime(clock);
     (now.tv_sec.cast_unsigned(), now.tv_nsec.cast_unsigned())

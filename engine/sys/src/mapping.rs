@@ -105,7 +105,7 @@ impl SharedMapping {
     ///
     /// # Panics
     /// If the range lies outside.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(
             offset
                 .checked_add(bytes.len())
@@ -114,7 +114,8 @@ impl SharedMapping {
         );
         // SAFETY: the offset was checked to lie inside the mapping.
         let at = unsafe { self.start.as_ptr().add(offset) };
-        // SAFETY: source and destination are valid for the length and can't overlap.
+        // SAFETY: source and destination are valid for the length and can't overlap; nobody holds a
+        // reference to bytes of the mapping, and words are atomics.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
     }
 

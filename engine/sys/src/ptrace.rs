@@ -15,6 +15,10 @@ pub type GeneralRegs = libc::user_regs_struct;
 
 const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
 
@@ -328,6 +332,84 @@ pub fn rseq_config(tid: Pid) -> Result<RseqConfig> {
         (&raw mut config).cast(),
     )?;
     Ok(config)
+}
+
+/// Reads a seccomp filter of the thread, as `struct sock_filter` instructions; number 0 is the oldest.
+///
+/// # Errors
+/// ENOENT: no such filter. EACCES: the caller lacks CAP_SYS_ADMIN or is under seccomp itself.
+/// Source: man 2 ptrace, PTRACE_SECCOMP_GET_FILTER (Linux 4.4).
+pub fn seccomp_filter(tid: Pid, nth: usize) -> Result<Vec<u8>> {
+    const MAX_INSTRUCTIONS: usize = 4096;
+    let mut program = vec![0u64; MAX_INSTRUCTIONS];
+    let got = request(
+        PTRACE_SECCOMP_GET_FILTER,
+        tid,
+        number(nth),
+        program.as_mut_ptr().cast(),
+    )?;
+    let got = usize::try_from(got).unwrap_or(0);
+    let bytes = program.iter().take(got).flat_map(|word| word.to_le_bytes());
+    Ok(bytes.collect())
+}
+
+/// Reads the flags that a seccomp filter was installed with, as far as the kernel keeps them.
+///
+/// # Errors
+/// As [`seccomp_filter`].
+/// Source: man 2 ptrace, PTRACE_SECCOMP_GET_METADATA (Linux 4.16).
+pub fn seccomp_flags(tid: Pid, nth: usize) -> Result<u64> {
+    let mut metadata = [u64::try_from(nth).unwrap_or(u64::MAX), 0];
+    request(
+        PTRACE_SECCOMP_GET_METADATA,
+        tid,
+        number(size_of_val(&metadata)),
+        metadata.as_mut_ptr().cast(),
+    )?;
+    Ok(metadata[1])
+}
+
+/// A thread's syscall user dispatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct DispatchConfig {
+    /// PR_SYS_DISPATCH_*; 0 is off.
+    pub mode: u64,
+    /// Address of the byte that switches it.
+    pub selector: u64,
+    /// Start of the code that is let through.
+    pub offset: u64,
+    /// Length of that code.
+    pub len: u64,
+}
+
+/// Reads the thread's syscall user dispatch.
+///
+/// # Errors
+/// ESRCH; EIO before Linux 6.4.
+pub fn syscall_dispatch(tid: Pid) -> Result<DispatchConfig> {
+    let mut config = DispatchConfig::default();
+    request(
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        number(size_of::<DispatchConfig>()),
+        (&raw mut config).cast(),
+    )?;
+    Ok(config)
+}
+
+/// Sets the thread's syscall user dispatch.
+///
+/// # Errors
+/// ESRCH; EINVAL, EFAULT for impossible addresses; EIO before Linux 6.4.
+pub fn set_syscall_dispatch(tid: Pid, mut config: DispatchConfig) -> Result<()> {
+    request(
+        PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        number(size_of::<DispatchConfig>()),
+        (&raw mut config).cast(),
+    )
+    .map(drop)
 }
 
 fn iovec(base: *mut c_void, len: usize) -> libc::iovec {

@@ -1,6 +1,7 @@
 //! Scheduling attributes.
 //!
-//! Source: man 2 sched_setattr; linux include/uapi/linux/sched/types.h, struct sched_attr.
+//! Source: man 2 sched_setattr, sched_getaffinity, ioprio_get; linux include/uapi/linux/sched/types.h,
+//! struct sched_attr.
 
 use crate::{Errno, Pid, Result};
 
@@ -24,15 +25,19 @@ pub struct SchedAttr {
     pub deadline: u64,
     /// Deadline policy: period in ns.
     pub period: u64,
+    /// Lower utilization clamp, 0 to 1024 (Linux 5.3).
+    pub util_min: u32,
+    /// Upper utilization clamp.
+    pub util_max: u32,
 }
 
-const SIZE: u32 = 48;
-const _: () = assert!(size_of::<SchedAttr>() == 48);
+const SIZE: u32 = 56;
+const _: () = assert!(size_of::<SchedAttr>() == 56);
 
 impl SchedAttr {
     /// The bytes that sched_setattr reads.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(48);
+        let mut out = Vec::with_capacity(56);
         out.extend(self.size.to_le_bytes());
         out.extend(self.policy.to_le_bytes());
         out.extend(self.flags.to_le_bytes());
@@ -41,6 +46,8 @@ impl SchedAttr {
         out.extend(self.runtime.to_le_bytes());
         out.extend(self.deadline.to_le_bytes());
         out.extend(self.period.to_le_bytes());
+        out.extend(self.util_min.to_le_bytes());
+        out.extend(self.util_max.to_le_bytes());
         out
     }
 }
@@ -59,10 +66,48 @@ pub fn sched_getattr(tid: Pid) -> Result<SchedAttr> {
         runtime: 0,
         deadline: 0,
         period: 0,
+        util_min: 0,
+        util_max: 0,
     };
     // SAFETY: the structure has the size that is passed and outlives the call.
     let result =
         unsafe { libc::syscall(libc::SYS_sched_getattr, tid.raw(), &raw mut attr, SIZE, 0) };
     Errno::check(result)?;
     Ok(attr)
+}
+
+/// Reads which CPUs a thread may run on, 64 to a word, without trailing empty words; pid 0 is the caller.
+///
+/// # Errors
+/// ESRCH.
+pub fn sched_getaffinity(tid: Pid) -> Result<Vec<u64>> {
+    const WORDS: usize = 128;
+    let mut mask = [0u64; WORDS];
+    let len = size_of_val(&mask);
+    // SAFETY: the mask has the length that is passed and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            tid.raw(),
+            len,
+            mask.as_mut_ptr(),
+        )
+    };
+    Errno::check(result)?;
+    let used = mask
+        .iter()
+        .rposition(|word| *word != 0)
+        .map_or(0, |last| last + 1);
+    Ok(mask[..used].to_vec())
+}
+
+/// Reads a thread's I/O priority, class << 13 | level; 0 where none was set; pid 0 is the caller.
+///
+/// # Errors
+/// ESRCH, ENOSYS.
+pub fn ioprio_get(tid: Pid) -> Result<u32> {
+    const WHO_PROCESS: i32 = 1;
+    // SAFETY: numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, tid.raw()) };
+    Ok(u32::try_from(Errno::check(result)?).unwrap_or(0))
 }

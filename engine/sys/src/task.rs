@@ -55,6 +55,48 @@ pub fn securebits() -> u32 {
     u32::try_from(bits).unwrap_or(0)
 }
 
+/// Reads a mode of the calling thread that prctl returns as its result.
+///
+/// # Errors
+/// EINVAL, ENODEV: this kernel or CPU has no such mode.
+pub fn prctl_get(option: u32, which: u32) -> Result<u64> {
+    let option = i64::from(option);
+    // SAFETY: used for options that take and return numbers only.
+    Errno::check(unsafe { libc::syscall(libc::SYS_prctl, option, u64::from(which), 0, 0, 0) })
+}
+
+/// Reads whether the calling thread may read the time stamp counter: 1 it may, 2 it gets SIGSEGV.
+///
+/// # Errors
+/// EINVAL: not on this architecture. Source: man 2 PR_GET_TSC.
+pub fn tsc_mode() -> Result<u32> {
+    let mut mode = 0u32;
+    // SAFETY: the mode outlives the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_TSC, &raw mut mode, 0, 0, 0) };
+    Errno::check(result)?;
+    Ok(mode)
+}
+
+/// Reads a mode of the calling thread that arch_prctl returns as its result.
+///
+/// # Errors
+/// ENODEV, EINVAL: this CPU or kernel has no such mode.
+pub fn arch_prctl_get(what: u32) -> Result<u64> {
+    // SAFETY: used for codes that take and return numbers only.
+    Errno::check(unsafe { libc::syscall(libc::SYS_arch_prctl, i64::from(what), 0) })
+}
+
+/// Whether a process may choose the ids of its POSIX timers.
+///
+/// Source: linux include/uapi/linux/prctl.h, PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15).
+pub fn can_choose_timer_ids() -> bool {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    const GET: i32 = 2;
+    // SAFETY: the option takes numbers only.
+    unsafe { libc::prctl(PR_TIMER_CREATE_RESTORE_IDS, GET, 0, 0, 0) >= 0 }
+}
+
 /// Address, length and signature of the rseq area that libc registered for the calling thread, or None.
 ///
 /// Source: glibc 2.35 manual, `__rseq_offset`.

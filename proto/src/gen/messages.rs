@@ -1174,6 +1174,18 @@ pub struct FirnTaskEntry {
     /// Flags of mlockall for memory that is mapped later (MCL_FUTURE 2, MCL_ONFAULT 4).
     #[prost(uint32, optional, tag = "5")]
     pub lock_future: ::core::option::Option<u32>,
+    /// PR_GET_MDWE: memory that is never writable and executable.
+    #[prost(uint32, optional, tag = "6")]
+    pub mdwe: ::core::option::Option<u32>,
+    /// Extended register states that had to be asked for (ARCH_GET_XCOMP_PERM).
+    #[prost(uint64, optional, tag = "7")]
+    pub xstate_permissions: ::core::option::Option<u64>,
+    /// Address bits that count, where others may hold tags (ARCH_GET_UNTAG_MASK).
+    #[prost(uint64, optional, tag = "8")]
+    pub untag_mask: ::core::option::Option<u64>,
+    /// The stop of a stopped task has been reported to its parent.
+    #[prost(bool, optional, tag = "9")]
+    pub stop_reported: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";
@@ -1294,6 +1306,70 @@ impl ::prost::Name for FirnRestartEntry {
 const NAME: &'static str = "firn_restart_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_restart_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_restart_entry".into() }}
+/// Extension. Syscall user dispatch of a thread, as ptrace tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnDispatchEntry {
+    #[prost(uint64, required, tag = "1")]
+    pub mode: u64,
+    /// Address of the byte that switches it.
+    #[prost(uint64, required, tag = "2")]
+    pub selector: u64,
+    /// Code whose calls are let through.
+    #[prost(uint64, required, tag = "3")]
+    pub offset: u64,
+    #[prost(uint64, required, tag = "4")]
+    pub len: u64,
+}
+impl ::prost::Name for FirnDispatchEntry {
+const NAME: &'static str = "firn_dispatch_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_dispatch_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_dispatch_entry".into() }}
+/// Extension. Scheduling and modes of a thread.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnThreadEntry {
+    /// SCHED_FLAG_*.
+    #[prost(uint64, optional, tag = "1")]
+    pub sched_flags: ::core::option::Option<u64>,
+    /// Runtime, deadline and period of the deadline policy in ns; the slice of the fair policies as runtime.
+    #[prost(uint64, optional, tag = "2")]
+    pub sched_runtime: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "3")]
+    pub sched_deadline: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "4")]
+    pub sched_period: ::core::option::Option<u64>,
+    /// Utilization clamps, 0 to 1024.
+    #[prost(uint32, optional, tag = "5")]
+    pub util_min: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "6")]
+    pub util_max: ::core::option::Option<u32>,
+    /// CPUs it may run on; bit 0 of the first word is CPU 0.
+    #[prost(uint64, repeated, packed = "false", tag = "7")]
+    pub affinity: ::prost::alloc::vec::Vec<u64>,
+    /// Class << 13 | level.
+    #[prost(uint32, optional, tag = "8")]
+    pub io_priority: ::core::option::Option<u32>,
+    /// In ns.
+    #[prost(uint64, optional, tag = "9")]
+    pub timer_slack: ::core::option::Option<u64>,
+    /// PR_GET_TSC: 1 allowed, 2 SIGSEGV.
+    #[prost(uint32, optional, tag = "10")]
+    pub tsc: ::core::option::Option<u32>,
+    /// The CPUID instruction faults.
+    #[prost(bool, optional, tag = "11")]
+    pub cpuid_faults: ::core::option::Option<bool>,
+    /// PR_MCE_KILL_GET.
+    #[prost(uint32, optional, tag = "12")]
+    pub mce_kill: ::core::option::Option<u32>,
+    /// PR_GET_SPECULATION_CTRL: store bypass, indirect branches, L1D flush.
+    #[prost(uint32, repeated, packed = "false", tag = "13")]
+    pub speculation: ::prost::alloc::vec::Vec<u32>,
+    #[prost(message, optional, tag = "14")]
+    pub dispatch: ::core::option::Option<FirnDispatchEntry>,
+}
+impl ::prost::Name for FirnThreadEntry {
+const NAME: &'static str = "firn_thread_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_thread_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_thread_entry".into() }}
 /// State of one thread that does not depend on the architecture.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ThreadCoreEntry {
@@ -1332,6 +1408,8 @@ pub struct ThreadCoreEntry {
     /// Extension; numbers from 20000 are ours.
     #[prost(message, optional, tag = "20000")]
     pub firn_restart: ::core::option::Option<FirnRestartEntry>,
+    #[prost(message, optional, tag = "20001")]
+    pub firn: ::core::option::Option<FirnThreadEntry>,
 }
 impl ::prost::Name for ThreadCoreEntry {
 const NAME: &'static str = "thread_core_entry";
@@ -3657,7 +3735,7 @@ impl ::prost::Name for SaEntry {
 const NAME: &'static str = "sa_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "sa_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/sa_entry".into() }}
-/// A filter program; prev is the index of the next older one.
+/// A filter program; prev is the index of the next newer one, flags are those of seccomp(2).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SeccompFilter {
     #[prost(bytes = "vec", required, tag = "1")]
@@ -3671,7 +3749,7 @@ impl ::prost::Name for SeccompFilter {
 const NAME: &'static str = "seccomp_filter";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "seccomp_filter".into() }fn type_url() -> ::prost::alloc::string::String { "/seccomp_filter".into() }}
-/// All filters of the set; threads refer to them by index.
+/// All filters of the set; a thread names its oldest.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SeccompEntry {
     #[prost(message, repeated, tag = "1")]

@@ -1,0 +1,305 @@
+//! The second half of every living task's program: what belongs to the process, its threads, and how
+//! leader and threads end.
+//!
+//! ```text
+//! signal actions, limits, modes              need rights, and no thread there yet
+//! ids of POSIX timers become a choice
+//! threads
+//! each thread: its timers, its pending signals, tail, credentials
+//! leader: the same, and pending signals of the process
+//! seccomp, in each tail before credentials   when the coordinator has suspended it
+//! release
+//! timers start, all signals blocked
+//! ```
+
+use firn_proto::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
+use firn_sys::{Pid, nr};
+
+use super::RestoreError;
+use super::load::{Checkpoint, LivingTask, LoadedTask};
+use super::programs::{Builder, CLONE_CHILD_CLEARTID, CLONE_THREAD, count};
+use super::thread;
+use crate::arch::regs::Resumption;
+use crate::memory::MemoryPlan;
+use crate::program::{CloneSpec, Program, ProgramId, Rule};
+use crate::task::posix_timers::{self, LateStart, TimerIds};
+use crate::task::relations::{BirthId, Role};
+use crate::task::{attributes, itimers, limits, modes, signals};
+
+impl Builder<'_> {
+    /// What belongs to the whole process and needs the rights it starts with.
+    pub(super) fn plan_process(&mut self, p: &mut Program, nth: usize, task: &LivingTask) {
+        let process = task.process();
+        signals::plan_forget_sigchld(p);
+        signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals);
+        attributes::plan_personality(p, process.personality, self.from.own.personality);
+        let id = self.from.family.of_task(nth);
+        let subreaper = process.child_subreaper == Some(true);
+        if subreaper != self.birth_of(id).subreaper {
+            attributes::plan_subreaper(p, subreaper);
+        }
+        attributes::plan_membarrier(p, process.membarrier_registration_mask.unwrap_or(0));
+        if let Some(extension) = &process.firn {
+            modes::plan_process(p, extension);
+            attributes::plan_lock_future(p, extension.lock_future.unwrap_or(0));
+        }
+        if let Some(wanted) = &process.rlimits {
+            let raise = self.from.may_raise_limits;
+            for said in limits::plan(p, wanted, self.from.own_limits, raise) {
+                self.out.losses.add(self.pid(nth), said);
+            }
+        }
+    }
+
+    /// Makes the other threads; returns the programs of all.
+    pub(super) fn plan_threads(
+        &mut self,
+        p: &mut Program,
+        id: BirthId,
+        nth: usize,
+        task: &LivingTask,
+    ) -> Result<Vec<ProgramId>, RestoreError> {
+        let pid = self.pid(nth);
+        let timers = timers_of(task);
+        let chosen = self.from.timer_ids == TimerIds::Wanted;
+        if !timers.is_empty() && chosen {
+            posix_timers::plan_choice_of_ids(p, true);
+        }
+        let tids = self.from.checkpoint.tree.tasks[nth].threads.clone();
+        let mut all = vec![self.out.of_birth[id]];
+        for (at, (tid, core)) in tids.iter().zip(&task.cores).enumerate().skip(1) {
+            let mut thread = Program::new(format!("thread {tid} of task {pid}"));
+            let own_timers = at_home(timers, *tid, pid);
+            if chosen {
+                posix_timers::plan_creation(&mut thread, own_timers.iter().copied());
+            }
+            plan_pending(&mut thread, pid, *tid, core);
+            thread::plan_tail(&mut thread, core, self.from.own, |p| {
+                self.plan_seccomp(p, id, nth, at);
+            });
+            if let Some(signal) = thread::part(core).pdeath_sig {
+                attributes::plan_pdeath_signal(&mut thread, signal);
+            }
+            thread.post(
+                self.out.births[id].threads_done,
+                "saying that its credentials are set",
+            );
+            let mut late = Vec::new();
+            if !own_timers.is_empty() {
+                thread.wait(self.out.words.release, 1, "waiting for its release");
+                let pending = pending_signals(task, at);
+                late = posix_timers::plan_start(&mut thread, own_timers, &pending);
+            }
+            thread::plan_sleep(&mut thread, core, self.out.words.asleep);
+            thread.park();
+            let program = self.out.set.add(thread);
+            self.out
+                .late_timers
+                .extend(late.into_iter().map(|start| (program, start)));
+            let info = core.thread_info.as_ref().expect("checked while loading");
+            let clear = if info.clear_tid_addr == 0 {
+                0
+            } else {
+                CLONE_CHILD_CLEARTID
+            };
+            let spec = CloneSpec {
+                flags: CLONE_THREAD | clear,
+                child_tid: info.clear_tid_addr,
+                set_tid: vec![tid.raw()],
+                ..CloneSpec::default()
+            };
+            p.fork(&spec, program, format!("making thread {tid}"));
+            all.push(program);
+        }
+        if !timers.is_empty() && !chosen {
+            posix_timers::plan_walk(p, pid, timers)?;
+        }
+        Ok(all)
+    }
+
+    /// Filters go on while the coordinator traces all threads of the process: none of them is called
+    /// before the tree is let go.
+    fn plan_seccomp(&self, p: &mut Program, id: BirthId, nth: usize, at: usize) {
+        let Some(plan) = &self.from.seccomp[nth] else {
+            return;
+        };
+        let words = self.out.words;
+        p.post(words.guarded, "asking for the suspension of seccomp");
+        p.wait(words.suspended, 1, "waiting until seccomp is suspended");
+        let filtered = self.out.births[id].filtered;
+        if at == 0 {
+            plan.plan_shared(p);
+            p.post(
+                filtered,
+                "saying that all threads have the filters they share",
+            );
+        } else {
+            p.wait(
+                filtered,
+                1,
+                "waiting for the filters that all threads share",
+            );
+        }
+        plan.plan_own(p, at);
+    }
+
+    pub(super) fn plan_leader_end(
+        &mut self,
+        p: &mut Program,
+        id: BirthId,
+        nth: usize,
+        task: &LivingTask,
+        memory: &MemoryPlan,
+    ) {
+        let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
+        let process = task.process();
+        let info = leader.thread_info.as_ref().expect("checked while loading");
+        p.call(
+            nr::SET_TID_ADDRESS,
+            &[info.clear_tid_addr.into()],
+            Rule::Ok,
+            "setting the tid address",
+        );
+        if let Some(queue) = &process.signals_s {
+            signals::plan_queue(p, pid, signals::Queue::Process, queue);
+        }
+        plan_pending(p, pid, pid, leader);
+        let timers = timers_of(task);
+        let own_timers = at_home(timers, pid, pid);
+        let chosen = self.from.timer_ids == TimerIds::Wanted && !timers.is_empty();
+        if chosen {
+            posix_timers::plan_creation(p, own_timers.iter().copied());
+        }
+        thread::plan_tail(p, leader, self.from.own, |p| {
+            self.plan_seccomp(p, id, nth, 0)
+        });
+        if let Some((owner, files_id)) = self.table_owners[nth]
+            && owner == id
+        {
+            self.plan_owners(p, files_id);
+        }
+        let others = task.cores.len() - 1;
+        if others > 0 {
+            let done = self.out.births[id].threads_done;
+            p.wait(done, count(others), "waiting for the threads' credentials");
+        }
+        if chosen {
+            posix_timers::plan_choice_of_ids(p, false);
+        }
+        memory.set_dumpable(p);
+        p.post(words.ready, "saying that it is complete");
+        p.wait(words.release, 1, "waiting for its release");
+        if let Some(timers) = &process.timers {
+            itimers::plan(p, timers);
+        }
+        let late = posix_timers::plan_start(p, own_timers, &pending_signals(task, 0));
+        let program = self.out.of_birth[id];
+        self.out
+            .late_timers
+            .extend(late.into_iter().map(|start| (program, start)));
+        attributes::plan_pdeath_signal(p, thread::part(leader).pdeath_sig.unwrap_or(0));
+        thread::plan_sleep(p, leader, words.asleep);
+        p.park();
+    }
+
+    /// Owners of descriptors may be any task of the tree, so all of them must be there.
+    fn plan_owners(&self, p: &mut Program, files_id: u32) {
+        let mut owners = Program::new("");
+        self.files.plan_owners(files_id, &mut owners);
+        if owners.is_empty() {
+            return;
+        }
+        for (id, birth) in self.from.family.births.iter().enumerate() {
+            if matches!(birth.role, Role::Task(_)) {
+                p.wait(
+                    self.out.births[id].alive,
+                    1,
+                    "waiting for a task that may own files",
+                );
+            }
+        }
+        self.files.plan_owners(files_id, p);
+    }
+}
+
+/// Each thread queues its pending signals itself: the kernel lets nobody else claim that a signal came
+/// from it, or from tgkill.
+fn plan_pending(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry) {
+    if let Some(queue) = &thread::part(core).signals_p {
+        signals::plan_queue(p, pid, signals::Queue::Thread(tid), queue);
+    }
+}
+
+fn timers_of(task: &LivingTask) -> &[PosixTimerEntry] {
+    let timers = task.process().timers.as_ref();
+    timers.map_or(&[], |timers| timers.posix.as_slice())
+}
+
+/// Timers that a thread of process `pid` makes.
+fn at_home(timers: &[PosixTimerEntry], tid: Pid, pid: Pid) -> Vec<&PosixTimerEntry> {
+    let is_home = |timer: &&PosixTimerEntry| posix_timers::home(timer, pid) == tid;
+    timers.iter().filter(is_home).collect()
+}
+
+/// Pending signals that a thread could take.
+fn pending_signals(task: &LivingTask, at: usize) -> Vec<&SignalQueueEntry> {
+    let own = thread::part(&task.cores[at]).signals_p.as_ref();
+    own.into_iter().chain(&task.process().signals_s).collect()
+}
+
+/// Timers whose start is computed at the last moment, with the programs that start them.
+pub(super) type LateTimers = Vec<(ProgramId, LateStart)>;
+
+/// What some tasks don't get back as it was, each said once for all of them.
+#[derive(Debug, Default)]
+pub(super) struct Losses(Vec<(String, Vec<Pid>)>);
+
+impl Losses {
+    /// Notes what a task loses.
+    pub fn add(&mut self, pid: Pid, what: impl Into<String>) {
+        let what = what.into();
+        match self.0.iter_mut().find(|(said, _)| *said == what) {
+            Some((_, pids)) if pids.last() == Some(&pid) => {}
+            Some((_, pids)) => pids.push(pid),
+            None => self.0.push((what, vec![pid])),
+        }
+    }
+
+    /// A sentence for each loss.
+    pub fn sentences(&self) -> Vec<String> {
+        let sentence = |(what, pids): &(String, Vec<Pid>)| {
+            let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+            let plural = if pids.len() == 1 { "" } else { "s" };
+            format!("task{plural} {}: {what}", pids.join(", "))
+        };
+        self.0.iter().map(sentence).collect()
+    }
+}
+
+/// Number of threads that sleep on instead of parking.
+pub(super) fn nr_sleepers(checkpoint: &Checkpoint) -> u32 {
+    let sleeps = |task: &LoadedTask| match task {
+        LoadedTask::Living(task) => {
+            let is_sleep = |core| matches!(thread::resumption(core), Resumption::Sleep { .. });
+            task.cores.iter().filter(|core| is_sleep(core)).count()
+        }
+        LoadedTask::Dead(_) => 0,
+    };
+    count(checkpoint.tasks.iter().map(sleeps).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_said_once_for_all_tasks() {
+        let mut losses = Losses::default();
+        for pid in [5, 6] {
+            losses.add(Pid::from_raw(pid), "no luck");
+        }
+        losses.add(Pid::from_raw(6), "no luck");
+        losses.add(Pid::from_raw(7), "worse");
+        assert_eq!(losses.sentences(), ["tasks 5, 6: no luck", "task 7: worse"]);
+    }
+}
