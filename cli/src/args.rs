@@ -174,6 +174,9 @@ pub struct RestoreArgs {
     /// Leave the tasks stopped
     #[arg(short = 's', long)]
     pub leave_stopped: bool,
+    /// Refuse what can't come back exactly as it was, instead of reporting it
+    #[arg(long)]
+    pub strict: bool,
     /// Accept a terminal and a session leader outside the tree
     #[arg(short = 'j', long)]
     pub shell_job: bool,

@@ -86,6 +86,7 @@ fn operation(args: &RestoreArgs, work_dir: &Path, cancel: &CancelFlag) -> Restor
         .work_dir(work_dir)
         .sibling(args.restore_sibling)
         .leave_stopped(args.leave_stopped)
+        .strict(args.strict)
         .shell_job(args.shell_job)
         .skip_file_rwx_check(args.skip_file_rwx_check)
         .file_validation(validation(args.file_validation))
