@@ -63,6 +63,8 @@ pub enum Need {
     HugePages(u64),
     /// A program in `PATH`.
     Program(&'static str),
+    /// Root's rights, which it does not have when the runner is told `--uid`.
+    Root,
     /// `MADV_GUARD_INSTALL`, Linux 6.13.
     GuardRegions,
     /// A system call, by number and name, that with zeros only does nothing.
@@ -172,6 +174,7 @@ impl Need {
                 (errno != Some(libc::ENOSYS), format!("no {name}"))
             }
             Need::File(name) => (std::path::Path::new(name).exists(), format!("no {name}")),
+            Need::Root => (true, String::new()),
             Need::GuardRegions => (
                 crate::sys::has_guard_regions(),
                 "no MADV_GUARD_INSTALL".to_owned(),

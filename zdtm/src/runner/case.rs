@@ -1,6 +1,7 @@
 //! One instance of one workload, from start to verdict.
 
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -102,10 +103,16 @@ fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> R
         Stdio::null()
     };
     command
-        .current_dir(files)
+        .current_dir(&files)
         .stdin(input)
         .stdout(log)
         .stderr(twin);
+    if let Some(uid) = play.uid {
+        for path in [dir, &files, &dir.join("log")] {
+            chown(path, Some(uid), Some(uid)).context("giving the workload its files")?;
+        }
+        command.uid(uid).gid(uid);
+    }
     let shell_job = workload.shell_job;
     let before_exec = move || {
         // Descriptors of whoever started the runner belong to other mounts, and to nobody here.

@@ -58,6 +58,9 @@ pub struct Play {
     /// Dump with -s: the tree must stand still, is continued and must be exactly as before
     #[arg(long, conflicts_with = "leave_running")]
     pub leave_stopped: bool,
+    /// Run the workloads as this ordinary user, who is also the group; those that need root are skipped
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
     /// How often one instance is dumped (and restored) in a row
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub rounds: u32,
@@ -126,6 +129,9 @@ impl Play {
                 .filter(|(_, on)| *on)
                 .map(|(flag, _)| flag.into()),
         );
+        if let Some(uid) = self.uid {
+            arguments.extend(["--uid".into(), uid.to_string().into()]);
+        }
         let numbers = [
             ("--rounds", u64::from(self.rounds)),
             ("--step-timeout", self.step_timeout),

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,7 +18,7 @@ use super::huge_pages::HugePages;
 use super::isolate;
 use super::{Play, end_tree};
 use crate::workload::{directory_name, matches};
-use crate::{Workload, sys, workloads};
+use crate::{Need, Workload, sys, workloads};
 
 /// What to run and how.
 #[derive(Debug, Clone)]
@@ -95,7 +96,10 @@ pub fn run(options: &Options) -> Result<Totals> {
     };
     let _huge_pages = HugePages::reserve(&chosen, parallel)
         .inspect_err(|error| eprintln!("no huge pages: {error}"));
-    let scratch = tempfile::Builder::new().prefix("firn-zdtm.").tempdir()?;
+    let scratch = tempfile::Builder::new()
+        .prefix("firn-zdtm.")
+        .permissions(fs::Permissions::from_mode(0o755))
+        .tempdir()?;
     let jobs = chosen
         .iter()
         .flat_map(|workload| (1..=options.iterations).map(move |iteration| (*workload, iteration)));
@@ -154,7 +158,9 @@ impl Queue<'_> {
         if self.options.iterations > 1 {
             label.push_str(&format!(" #{iteration}"));
         }
-        if let Some(reason) = workload.unmet_need() {
+        let needs_root = self.options.play.uid.is_some() && workload.needs.contains(&Need::Root);
+        let unmet = needs_root.then(|| "it needs root".to_owned());
+        if let Some(reason) = unmet.or_else(|| workload.unmet_need()) {
             self.report(
                 |totals| totals.skipped += 1,
                 &format!("SKIP  {label}: {reason}"),

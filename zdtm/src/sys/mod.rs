@@ -5,29 +5,34 @@
 
 mod cpu;
 mod files;
-
+mod filters;
 mod memory;
 mod objects;
 mod process;
+mod rights;
 mod robust;
 mod signal;
 mod sockets;
 mod sysv;
 mod terminal;
 mod time;
+mod timers;
 mod vdso;
 
 pub use cpu::*;
 pub use files::*;
+pub use filters::*;
 pub use memory::*;
 pub use objects::*;
 pub use process::*;
+pub use rights::*;
 pub use robust::*;
 pub use signal::*;
 pub use sockets::*;
 pub use sysv::*;
 pub use terminal::*;
 pub use time::*;
+pub use timers::*;
 pub use vdso::*;
 
 use std::io;

@@ -95,35 +95,3 @@ pub fn signalfd(set: u64) -> io::Result<OwnedFd> {
     // SAFETY: the call has just returned the descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
-
-/// Makes a POSIX timer that is not set, and returns its id.
-pub fn make_posix_timer() -> io::Result<i32> {
-    let mut id = 0i32;
-    let nothing = std::ptr::null::<u8>();
-    let nr = libc::SYS_timer_create;
-    // SAFETY: the id lives through the call; no sigevent means SIGALRM.
-    let result = unsafe { libc::syscall(nr, libc::CLOCK_MONOTONIC, nothing, &raw mut id) };
-    super::check_long(result).map(|_| id)
-}
-
-/// Installs a seccomp filter that allows everything.
-pub fn allow_all_by_seccomp() -> io::Result<()> {
-    const RETURN: u16 = 0x06;
-    const ALLOW: u32 = 0x7fff_0000;
-    super::prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
-    let mut filter = libc::sock_filter {
-        code: RETURN,
-        jt: 0,
-        jf: 0,
-        k: ALLOW,
-    };
-    let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut filter,
-    };
-    let nr = libc::SYS_seccomp;
-    const SET_MODE_FILTER: i32 = 1;
-    // SAFETY: the kernel copies the program during the call.
-    super::check_long(unsafe { libc::syscall(nr, SET_MODE_FILTER, 0, &raw const program) })
-        .map(drop)
-}

@@ -6,6 +6,7 @@ mod odd;
 mod refusals;
 mod registers;
 mod scripts;
+mod seccomp;
 mod signals;
 mod sockets;
 mod syscalls;
@@ -22,6 +23,7 @@ static AREAS: &[&[&Workload]] = &[
     signals::ALL,
     timers::ALL,
     task::ALL,
+    seccomp::ALL,
     memory::ALL,
     files::ALL,
     sockets::ALL,

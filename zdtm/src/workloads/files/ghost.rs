@@ -6,13 +6,14 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static SMALL: Workload = Workload::new(
     "files/ghost",
     "a removed file, read, written and at a position",
     small,
-);
+)
+.needs(&[Need::Root]);
 pub static LARGE: Workload = Workload::new("files/ghost-large", "a removed file of 20 MiB", large);
 pub static SPARSE: Workload = Workload::new(
     "files/ghost-sparse",

@@ -9,23 +9,26 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use crate::sys::{self, PAGE, Region};
-use crate::{Stage, Workload};
+use crate::{Need, Stage, Workload};
 
 pub static READ_ONLY: Workload = Workload::new(
     "memory/cow",
     "8 MiB that a child has never written",
     untouched,
-);
+)
+.needs(&[Need::Root]);
 pub static CHAIN: Workload = Workload::new(
     "memory/cow-chain",
     "three generations and two siblings share pages",
     chain,
-);
+)
+.needs(&[Need::Root]);
 pub static PARTLY: Workload = Workload::new(
     "memory/cow-partly",
     "some pages written by the parent, some by the child, some moved",
     partly,
-);
+)
+.needs(&[Need::Root]);
 
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;

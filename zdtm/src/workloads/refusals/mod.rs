@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 static TCP_SOCKET: Workload = Workload::new("refusals/tcp-socket", "a TCP socket", |stage| {
     hold(stage, || sys::socket(libc::AF_INET, libc::SOCK_STREAM))
@@ -50,46 +50,42 @@ static PIDFD: Workload = Workload::new("refusals/pidfd", "a pidfd of the task it
 static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaultfd", |stage| {
     hold_call(stage, libc::SYS_userfaultfd, [0; 4])
 })
+.needs(&[Need::Root])
 .refused(&["userfaultfd"]);
-static POSIX_TIMER: Workload = Workload::new("refusals/posix-timer", "a POSIX timer", |stage| {
-    hold(stage, sys::make_posix_timer)
-})
-.refused(&["timer"]);
-static SECCOMP: Workload = Workload::new(
-    "refusals/seccomp",
-    "a child under a seccomp filter",
-    |stage| in_child(stage, || Ok(sys::allow_all_by_seccomp()?)),
-)
-.refused(&["seccomp"]);
 static UTS_NAMESPACE: Workload = Workload::new(
     "refusals/uts-namespace",
     "a child in a UTS namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWUTS)?)),
 )
+.needs(&[Need::Root])
 .refused(&["namespace"]);
 static MOUNT_NAMESPACE: Workload = Workload::new(
     "refusals/mount-namespace",
     "a child in a mount namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWNS)?)),
 )
+.needs(&[Need::Root])
 .refused(&["namespace"]);
 static NET_NAMESPACE: Workload = Workload::new(
     "refusals/net-namespace",
     "a child in a network namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWNET)?)),
 )
+.needs(&[Need::Root])
 .refused(&["namespace"]);
 static IPC_NAMESPACE: Workload = Workload::new(
     "refusals/ipc-namespace",
     "a child in an IPC namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWIPC)?)),
 )
+.needs(&[Need::Root])
 .refused(&["namespace"]);
 static CGROUP_NAMESPACE: Workload = Workload::new(
     "refusals/cgroup-namespace",
     "a child in a cgroup namespace of its own",
     |stage| in_child(stage, || Ok(sys::unshare(libc::CLONE_NEWCGROUP)?)),
 )
+.needs(&[Need::Root])
 .refused(&["namespace"]);
 static SEVERAL: Workload = Workload::new(
     "refusals/several",
@@ -117,8 +113,6 @@ pub static ALL: &[&Workload] = &[
     &INOTIFY,
     &PIDFD,
     &USERFAULTFD,
-    &POSIX_TIMER,
-    &SECCOMP,
     &UTS_NAMESPACE,
     &MOUNT_NAMESPACE,
     &NET_NAMESPACE,

@@ -1,10 +1,13 @@
 //! What a task is beyond its memory and files: names, places, and what libc registered for it.
 
 mod brk;
+mod creds;
 mod libc_state;
+mod modes;
 mod names;
 mod places;
 mod rseq;
+mod scheduling;
 
 use crate::Workload;
 
@@ -24,4 +27,16 @@ pub static ALL: &[&Workload] = &[
     &libc_state::TLS,
     &rseq::GLIBC,
     &rseq::OWN,
+    &creds::IDS,
+    &creds::CAPABILITIES,
+    &creds::THREADS,
+    &creds::DUMPABLE,
+    &creds::KEYS,
+    &scheduling::FAIR,
+    &scheduling::REAL_TIME,
+    &scheduling::LIMITS,
+    &modes::SWITCHES,
+    &modes::NO_WRITE_EXEC,
+    &modes::NO_TSC,
+    &modes::DISPATCH,
 ];

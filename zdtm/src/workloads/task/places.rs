@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, proc, sys};
+use crate::{Need, Stage, Workload, proc, sys};
 
 pub static CWD: Workload = Workload::new(
     "task/cwd",
@@ -18,10 +18,12 @@ pub static CWD_REMOVED: Workload = Workload::new(
     "a working directory that has been removed",
     cwd_removed,
 );
-pub static ROOT: Workload = Workload::new("task/root", "a root directory by chroot", root);
+pub static ROOT: Workload =
+    Workload::new("task/root", "a root directory by chroot", root).needs(&[Need::Root]);
 pub static UMASK: Workload =
     Workload::new("task/umask", "umasks of a parent and two children", umask);
-pub static EXE: Workload = Workload::new("task/exe", "the link to the executable", exe);
+pub static EXE: Workload =
+    Workload::new("task/exe", "the link to the executable", exe).needs(&[Need::Root]);
 
 fn cwd(stage: &Stage) -> Result<()> {
     let (outer, inner) = (stage.path("a"), stage.path("a/deep \u{2603}"));

@@ -1,6 +1,7 @@
-//! Interval timers.
+//! Interval timers and POSIX timers.
 
 mod interval;
+mod posix;
 
 use crate::Workload;
 
@@ -11,4 +12,9 @@ pub static ALL: &[&Workload] = &[
     &interval::ALARM,
     &interval::SETTINGS,
     &interval::EXPIRED,
+    &posix::SETTINGS,
+    &posix::TICKS,
+    &posix::OVERRUN,
+    &posix::PENDING,
+    &posix::FOREIGN_CLOCK,
 ];
