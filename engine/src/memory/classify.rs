@@ -92,6 +92,11 @@ fn device_free(flags: VmFlags, backing: Backing) -> Result<Backing, Refusal> {
     Ok(backing)
 }
 
+const NO_IO_URING: &str = "let the program close its ring before the dump, or start it without io_uring, \
+                           such as with UV_USE_IO_URING=0 for Node";
+const NO_AIO: &str = "let the program call io_destroy before the dump, or start it without native AIO, \
+                      such as with --innodb-use-native-aio=0 for MySQL";
+
 fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
     let starts = |prefix: &str| name.starts_with(prefix.as_bytes());
     let refusal: Refusal = if starts("socket:[") {
@@ -100,7 +105,7 @@ fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
             Some("close the socket before the dump"),
         )
     } else if starts("anon_inode:[io_uring]") {
-        ("io_uring is not supported", None)
+        ("io_uring is not supported", Some(NO_IO_URING))
     } else if starts("anon_inode:[perf_event]") {
         (
             "performance counters are not supported",
@@ -109,7 +114,7 @@ fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
     } else if starts("anon_inode:") {
         ("mappings of this kernel object are not supported", None)
     } else if starts("/[aio]") {
-        ("asynchronous I/O contexts are not supported", None)
+        ("asynchronous I/O contexts are not supported", Some(NO_AIO))
     } else if starts("/secretmem") {
         ("secret memory can't be read from outside", None)
     } else if starts("/dev/") && !starts("/dev/zero") && !starts("/dev/shm/") {
