@@ -6,6 +6,7 @@
 mod cpu;
 mod files;
 mod filters;
+mod futexes;
 mod memory;
 mod objects;
 mod process;
@@ -22,6 +23,7 @@ mod vdso;
 pub use cpu::*;
 pub use files::*;
 pub use filters::*;
+pub use futexes::*;
 pub use memory::*;
 pub use objects::*;
 pub use process::*;

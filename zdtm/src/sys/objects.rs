@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use super::check;
@@ -35,6 +35,26 @@ pub fn descriptor_by(nr: i64, arguments: [i64; 4]) -> io::Result<OwnedFd> {
 pub fn seize(pid: i32) -> io::Result<()> {
     let arguments = [i64::from(libc::PTRACE_SEIZE), i64::from(pid), 0, 0, 0, 0];
     super::call_plain(libc::SYS_ptrace, arguments).map(drop)
+}
+
+/// Hands a traced task its signals, until it has ended.
+pub fn let_signals_through(pid: i32) -> io::Result<()> {
+    loop {
+        let (_, status) = super::wait_status(pid, libc::__WALL)?;
+        if !libc::WIFSTOPPED(status) {
+            return Ok(());
+        }
+        let signal = i64::from(libc::WSTOPSIG(status));
+        let arguments = [
+            i64::from(libc::PTRACE_CONT),
+            i64::from(pid),
+            0,
+            signal,
+            0,
+            0,
+        ];
+        super::call_plain(libc::SYS_ptrace, arguments)?;
+    }
 }
 
 /// Makes a child by vfork that opens a fifo for reading, which lets it wait, and then ends; returns
@@ -94,4 +114,54 @@ pub fn signalfd(set: u64) -> io::Result<OwnedFd> {
     let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
     // SAFETY: the call has just returned the descriptor to us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes an io_uring ring of eight entries.
+pub fn io_uring() -> io::Result<OwnedFd> {
+    let mut parameters = [0u32; 30];
+    let nr = libc::SYS_io_uring_setup;
+    // SAFETY: the parameters have the kernel's size and live through the call.
+    let number = unsafe { libc::syscall(nr, 8, parameters.as_mut_ptr()) };
+    let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
+    // SAFETY: the call has just returned the descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes a counter of the CPU time of this task, which every kernel has.
+pub fn perf_event() -> io::Result<OwnedFd> {
+    const SOFTWARE: u32 = 1;
+    const SIZE: u32 = 64;
+    const USER_ONLY: u64 = 1 << 5;
+    let mut event = [0u8; 64];
+    event[..4].copy_from_slice(&SOFTWARE.to_le_bytes());
+    event[4..8].copy_from_slice(&SIZE.to_le_bytes());
+    event[40..48].copy_from_slice(&USER_ONLY.to_le_bytes());
+    let nr = libc::SYS_perf_event_open;
+    // SAFETY: the event has the size it tells and lives through the call.
+    let number = unsafe { libc::syscall(nr, event.as_ptr(), 0, -1, -1, 0) };
+    let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
+    // SAFETY: the call has just returned the descriptor to us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Maps secret memory; its descriptor is closed.
+pub fn secret_memory(len: usize) -> io::Result<super::Region> {
+    let file = descriptor_by(libc::SYS_memfd_secret, [0; 4])?;
+    truncate(&file, len)?;
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    super::Region::file(file.as_fd(), len, prot, libc::MAP_SHARED)
+}
+
+fn truncate(file: &OwnedFd, len: usize) -> io::Result<()> {
+    let len = i64::try_from(len).map_err(io::Error::other)?;
+    // SAFETY: numbers only.
+    check(unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop)
+}
+
+/// Makes an asynchronous I/O context and returns its id.
+pub fn aio_context() -> io::Result<u64> {
+    let mut context = 0u64;
+    // SAFETY: the id lives through the call.
+    super::check_long(unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) })?;
+    Ok(context)
 }

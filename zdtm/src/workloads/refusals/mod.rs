@@ -52,6 +52,31 @@ static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaul
 })
 .needs(&[Need::Root])
 .refused(&["userfaultfd"]);
+static IO_URING: Workload = Workload::new("refusals/io-uring", "an io_uring ring", |stage| {
+    hold(stage, sys::io_uring)
+})
+.refused(&["io_uring"]);
+static PERF_EVENT: Workload =
+    Workload::new("refusals/perf-event", "a performance counter", |stage| {
+        hold(stage, sys::perf_event)
+    })
+    .refused(&["performance counter"]);
+static SECRET: Workload = Workload::new(
+    "refusals/memfd-secret",
+    "memory that not even root may read",
+    |stage| hold(stage, || sys::secret_memory(sys::PAGE)),
+)
+.refused(&["secret"]);
+static AIO: Workload = Workload::new("refusals/aio", "an asynchronous I/O context", |stage| {
+    hold(stage, sys::aio_context)
+})
+.refused(&["asynchronous i/o", "io_destroy"]);
+static TRACED_FROM_OUTSIDE: Workload = Workload::new(
+    "refusals/traced-from-outside",
+    "a task that a debugger outside of its tree traces",
+    traced_from_outside,
+)
+.refused(&["is traced by process"]);
 static UTS_NAMESPACE: Workload = Workload::new(
     "refusals/uts-namespace",
     "a child in a UTS namespace of its own",
@@ -113,6 +138,11 @@ pub static ALL: &[&Workload] = &[
     &INOTIFY,
     &PIDFD,
     &USERFAULTFD,
+    &IO_URING,
+    &PERF_EVENT,
+    &SECRET,
+    &AIO,
+    &TRACED_FROM_OUTSIDE,
     &UTS_NAMESPACE,
     &MOUNT_NAMESPACE,
     &NET_NAMESPACE,
@@ -178,6 +208,30 @@ fn vfork(stage: &Stage) -> Result<()> {
     let exit = sys::wait(middle)?;
     ensure!(exit == sys::Exit::Code(0), "the task in vfork: {exit}");
     Ok(())
+}
+
+/// The debugger's parent is gone, so it belongs to the runner, and ends with the task.
+fn traced_from_outside(stage: &Stage) -> Result<()> {
+    let task = sys::pid();
+    let (reader, writer) = sys::pipe(0)?;
+    let middle = sys::fork()?;
+    if middle == 0 {
+        if sys::fork()? == 0 {
+            let said = sys::setsid()
+                .and_then(|_| sys::seize(task))
+                .and_then(|()| sys::write(&writer, b"s"));
+            drop((reader, writer));
+            if said.is_ok() {
+                let _ = sys::let_signals_through(task);
+            }
+        }
+        sys::exit_now(0);
+    }
+    drop(writer);
+    sys::wait(middle)?;
+    sys::read_exact(&reader, 1).context("waiting for the debugger")?;
+    drop(reader);
+    stage.ready_and_wait()
 }
 
 fn traced(stage: &Stage) -> Result<()> {

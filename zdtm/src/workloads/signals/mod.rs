@@ -13,6 +13,7 @@ pub static ALL: &[&Workload] = &[
     &pending::PRIVATE,
     &pending::SHARED,
     &pending::THREADS,
+    &pending::SENDERS,
     &pending::CHILD,
     &pending::KILLED,
     &stacks::ALTSTACK,

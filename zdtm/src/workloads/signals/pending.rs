@@ -23,6 +23,11 @@ pub static THREADS: Workload = Workload::new(
     "both kinds in every thread of four",
     threads,
 );
+pub static SENDERS: Workload = Workload::new(
+    "signals/pending-senders",
+    "signals by kill and tgkill, to a process and to its second thread",
+    senders,
+);
 pub static CHILD: Workload = Workload::new(
     "signals/pending-sigchld",
     "SIGCHLD of a child that ended",
@@ -141,6 +146,36 @@ fn threads(stage: &Stage) -> Result<()> {
         handle.join().map_err(|_| anyhow!("a thread panicked"))??;
     }
     check_taken(&TAKEN)
+}
+
+/// Who sent it stands in the code: only the kernel may say that it was kill, or tgkill.
+fn senders(stage: &Stage) -> Result<()> {
+    const SI_TKILL: i32 = -6;
+    sys::mask(libc::SIG_BLOCK, sent_set())?;
+    let (send, receive) = mpsc::channel();
+    let thread = thread::spawn(move || -> Result<()> {
+        sys::kill_thread(sys::pid(), sys::tid(), 40)?;
+        send.send(())?;
+        crate::stop::wait();
+        let (signal, code, _) = sys::take_pending(sys::bit(40)).context("taking tgkill's")?;
+        ensure!(
+            (signal, code) == (40, SI_TKILL),
+            "took {signal} with code {code}"
+        );
+        Ok(())
+    });
+    receive.recv()?;
+    sys::kill(sys::pid(), 36)?;
+    sys::kill_thread(sys::pid(), sys::tid(), 64)?;
+    stage.ready_and_wait()?;
+    for (signal, code) in [(36, libc::SI_USER), (64, SI_TKILL)] {
+        let taken = sys::take_pending(sys::bit(signal)).context("taking kill's")?;
+        ensure!(
+            (taken.0, taken.1) == (signal, code),
+            "{signal} is {taken:?}, had code {code}"
+        );
+    }
+    thread.join().map_err(|_| anyhow!("a thread panicked"))?
 }
 
 fn child(stage: &Stage) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod brk;
 mod creds;
+mod futexes;
 mod libc_state;
 mod modes;
 mod names;
@@ -27,6 +28,12 @@ pub static ALL: &[&Workload] = &[
     &libc_state::TLS,
     &rseq::GLIBC,
     &rseq::OWN,
+    &rseq::LARGE,
+    &rseq::HUGE,
+    &futexes::PLAIN,
+    &futexes::PRIORITY,
+    &futexes::ROBUST,
+    &futexes::ROBUST_PRIORITY,
     &creds::IDS,
     &creds::CAPABILITIES,
     &creds::THREADS,

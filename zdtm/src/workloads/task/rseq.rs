@@ -15,7 +15,16 @@ pub static GLIBC: Workload =
 pub static OWN: Workload = Workload::new(
     "task/rseq-section",
     "a registration of its own, frozen inside a critical section",
-    own,
+    |s| own(s, 32),
+);
+pub static LARGE: Workload =
+    Workload::new("task/rseq-64", "the same with an area of 64 bytes", |s| {
+        own(s, 64)
+    });
+pub static HUGE: Workload = Workload::new(
+    "task/rseq-2048",
+    "the same with an area of 2048 bytes",
+    |s| own(s, 2048),
 );
 
 const CPU_ID: usize = 4;
@@ -99,15 +108,16 @@ global_asm!(
     signature = const sys::RSEQ_SIGNATURE,
 );
 
-fn own(stage: &Stage) -> Result<()> {
+/// Linux 6.3 takes longer areas than 32 bytes.
+fn own(stage: &Stage, len: u32) -> Result<()> {
     sys::unregister_rseq(sys::libc_rseq()?, 32).context("taking back glibc's registration")?;
     let area = Region::anon(PAGE)?;
-    sys::register_rseq(area, 32).context("registering an area")?;
+    sys::register_rseq(area, len).context("registering an area")?;
     stage.ready()?;
     // SAFETY: the area is registered, and the section writes only to it.
     let aborted = unsafe { zdtm_rseq_spin(area.addr) };
     // SIGTERM itself came by interrupting the section.
     ensure!(aborted >= 1, "the section was never aborted");
     check_updates(area)?;
-    sys::unregister_rseq(area.addr, 32).context("unregistering the own area")
+    sys::unregister_rseq(area.addr, len).context("unregistering the own area")
 }
