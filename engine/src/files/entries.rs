@@ -88,8 +88,12 @@ pub(super) fn check_table(
                 "a table has it and files.img does not",
             ));
         }
-        if i32::try_from(fd.fd).is_err() || !numbers.insert(fd.fd) {
+        if i32::try_from(fd.fd).is_err() {
             let what = format!("descriptor number {} is not possible", fd.fd);
+            return Err(FileRestoreError::corrupt(fd.id, what));
+        }
+        if !numbers.insert(fd.fd) {
+            let what = format!("descriptor {} stands in its table twice", fd.fd);
             return Err(FileRestoreError::corrupt(fd.id, what));
         }
     }
@@ -101,5 +105,37 @@ pub(super) fn unsupported(fd_type: FdTypes, id: u32) -> FileRestoreError {
     FileRestoreError::Unsupported {
         id,
         kind: fd_type.as_str_name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_tables_are_refused() {
+        let mut entries = Entries::default();
+        let key = (FdTypes::Reg, 7);
+        entries.by_id.insert(key, Box::default());
+        let fd = |fd, id| FdinfoEntry {
+            id,
+            fd,
+            r#type: FdTypes::Reg.into(),
+            ..FdinfoEntry::default()
+        };
+        let said =
+            |table: &[FdinfoEntry]| check_table(table, &entries).map_err(|error| error.to_string());
+        assert_eq!(said(&[fd(0, 7), fd(3, 7)]), Ok(()));
+        for (table, what) in [
+            (
+                [fd(0, 7), fd(0, 7)],
+                "descriptor 0 stands in its table twice",
+            ),
+            ([fd(0, 7), fd(u32::MAX, 7)], "is not possible"),
+            ([fd(0, 7), fd(1, 8)], "files.img does not"),
+        ] {
+            let error = said(&table).expect_err("it can't be made");
+            assert!(error.contains(what), "{error}");
+        }
     }
 }
