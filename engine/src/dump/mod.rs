@@ -133,6 +133,7 @@ impl Operation<'_> {
         let captured = self.capture(&frozen, &images)?;
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
+        warnings.extend_from_slice(captured.files.warnings());
         self.finish(frozen, images, captured, warnings)
     }
 

@@ -36,10 +36,10 @@ pub(super) struct DescriptionKey {
 pub(super) type Descriptions = HashMap<DescriptionKey, Vec<Description>>;
 
 pub(super) struct Description {
-    pid: Pid,
-    fd: i32,
-    id: u32,
-    fd_type: FdTypes,
+    pub(super) pid: Pid,
+    pub(super) fd: i32,
+    pub(super) id: u32,
+    pub(super) fd_type: FdTypes,
 }
 
 /// A descriptor that was looked at beside others.
@@ -250,6 +250,11 @@ impl NewFile {
 }
 
 impl DescriptionKey {
+    /// Whether files with this key may have the inode number.
+    pub(super) fn may_be(&self, inode: u64) -> bool {
+        self.ino == 0 || self.ino == inode
+    }
+
     fn of(info: &FdInfo) -> DescriptionKey {
         let fixed = (O_ACCMODE | O_PATH | O_DIRECTORY).cast_unsigned();
         DescriptionKey {

@@ -1,7 +1,8 @@
 //! Collecting the open files of frozen tasks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FdinfoEntry, FileEntry, FownEntry};
@@ -10,14 +11,16 @@ use firn_sys::kcmp::{Resource, kcmp};
 
 use super::build_id::BuildIds;
 use super::describe::Descriptions;
+use super::epoll::Unresolved;
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
 use super::link_remap::LinkRemaps;
 use super::memfd;
-use super::open_file::{OpenFile, Place, ProcLink};
+use super::open_file::{OpenFile, Place, ProcLink, Trouble};
 use super::pipe_data::PipeContents;
 use super::sockets::DumpedSockets;
 use super::tty::Terminals;
+use super::watched::{Finder, Watched};
 use super::{FileDumpOptions, outside, regular, sharing, survey};
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
@@ -56,6 +59,14 @@ pub(super) struct Collected {
     pub(super) terminals: Terminals,
     pub(super) build_ids: BuildIds,
     pub(super) sockets: DumpedSockets,
+    pub(super) epolls: Vec<Unresolved>,
+    /// Processes and threads of the tree.
+    pub(super) inside: HashSet<Pid>,
+    pub(super) finder: Finder,
+    /// Watched files without a name: the last one, and whose watch it is.
+    pub(super) nameless_watches: Vec<(Watched, PathBuf, OpenFile)>,
+    /// What is not saved and need not stop a dump.
+    pub(super) warnings: Vec<String>,
     next_id: u32,
 }
 
@@ -118,6 +129,11 @@ impl FileTable {
                 terminals: Terminals::default(),
                 build_ids: BuildIds::default(),
                 sockets: DumpedSockets::default(),
+                epolls: Vec::new(),
+                inside: HashSet::new(),
+                finder: Finder::default(),
+                nameless_watches: Vec::new(),
+                warnings: Vec::new(),
                 next_id: 0,
             },
             sorted_tables: Vec::new(),
@@ -139,6 +155,10 @@ impl FileTable {
     /// # Errors
     /// `Obstacles` with everything that can't be dumped.
     pub fn add_tasks(&mut self, tree: &Tree, shared: &mut SharedDump) -> Result<(), FileDumpError> {
+        let tasks = tree.tasks.iter();
+        self.collected.inside = tasks
+            .flat_map(|task| task.threads.iter().copied())
+            .collect();
         for task in tree.alive() {
             if self.assign_table(task.pid)? {
                 self.add_table(task.pid, shared)?;
@@ -154,6 +174,10 @@ impl FileTable {
         let half_open = self.collected.pipes.half_open();
         self.obstacles
             .extend(outside::obstacles(&half_open, &inside));
+        if self.obstacles.is_empty() {
+            self.resolve_epolls()?;
+            self.check_nameless_watches();
+        }
         if self.obstacles.is_empty() {
             Ok(())
         } else {
@@ -195,6 +219,33 @@ impl FileTable {
                 .settle_peers(entries, &options.sockets, inside, &mut new_id);
         entries.extend(stubs);
         self.obstacles.extend(found);
+    }
+
+    /// Watched files without a name are found again as ghosts, so the tree must have them open.
+    fn check_nameless_watches(&mut self) {
+        for (watched, old, file) in std::mem::take(&mut self.collected.nameless_watches) {
+            if !self.collected.ghosts.has(watched.dev, watched.ino) {
+                self.obstacles.push(file.obstacle(Trouble::new(
+                    format!(
+                        "it watches {}, which was removed and which no task of the tree has open",
+                        old.display()
+                    ),
+                    "let the task remove the watch, or dump the tree that contains whoever has it",
+                )));
+            }
+        }
+    }
+
+    /// What is not saved, in words.
+    pub fn warnings(&self) -> &[String] {
+        &self.collected.warnings
+    }
+
+    /// The descriptors of a task's table, as far as they are known.
+    pub(super) fn table_of_task(&self, pid: Pid) -> Vec<FdinfoEntry> {
+        let id = self.table_of.get(&pid);
+        let table = self.tables.iter().find(|(other, _)| Some(other) == id);
+        table.map(|(_, table)| table.clone()).unwrap_or_default()
     }
 
     /// Number of the task's descriptor table, for its ids image.

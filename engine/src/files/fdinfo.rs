@@ -50,6 +50,13 @@ impl FdInfo {
         self.flags & O_PATH.cast_unsigned() != 0
     }
 
+    /// What stands behind `key:` in the first line that begins so.
+    pub(super) fn value(&self, key: &str) -> Option<&str> {
+        let mut lines = self.lines.iter();
+        let value = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        Some(value.trim())
+    }
+
     /// The locks that are held through this descriptor, one text such as `FLOCK ADVISORY WRITE` each.
     pub(super) fn locks(&self) -> impl Iterator<Item = String> {
         self.lines.iter().filter_map(|line| {

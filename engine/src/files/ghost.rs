@@ -74,6 +74,12 @@ impl Ghosts {
         });
     }
 
+    /// Whether the file with that device, in the kernel's encoding, and inode is one of them.
+    pub(super) fn has(&self, dev: u32, ino: u64) -> bool {
+        let mut known = self.known.keys();
+        known.any(|(other, inode)| file::kernel_device(*other) == dev && *inode == ino)
+    }
+
     /// What remap-fpath says about them.
     pub(super) fn remaps(&self) -> &[RemapFilePathEntry] {
         &self.remaps

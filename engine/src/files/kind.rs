@@ -6,14 +6,21 @@ use firn_proto::{FdTypes, FileEntry, FownEntry};
 
 use super::chardev::CharDevice;
 use super::dump::DumpState;
+use super::epoll::Epoll;
 use super::error::{FileDumpError, FileRestoreError};
+use super::eventfd::Eventfd;
+use super::fanotify::Fanotify;
 use super::fifo::Fifo;
+use super::inotify::Inotify;
 use super::memfd::Memfd;
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
+use super::pidfd::Pidfd;
 use super::pipe::Pipe;
 use super::regular::Regular;
+use super::signalfd::Signalfd;
 use super::sockets::UnixSocketKind;
+use super::timerfd::Timerfd;
 use super::tty::Tty;
 use super::{FileDumpOptions, unsupported};
 use crate::obstacle::Obstacle;
@@ -27,6 +34,13 @@ pub(super) static KINDS: &[&dyn FileKind] = &[
     &Tty,
     &Memfd,
     &UnixSocketKind,
+    &Eventfd,
+    &Epoll,
+    &Signalfd,
+    &Timerfd,
+    &Inotify,
+    &Fanotify,
+    &Pidfd,
 ];
 
 /// One open file being dumped.

@@ -14,8 +14,10 @@ use super::entries::Entries;
 use super::error::FileRestoreError;
 use super::fifo::Fifos;
 use super::ghost_restore::StandIns;
+use super::late::LateFiles;
 use super::locate;
 use super::memfd::MemfdRestore;
+use super::pidfd::Departed;
 use super::pipe::Pipes;
 use super::sockets::SocketSet;
 use super::tty::TerminalInfos;
@@ -33,6 +35,8 @@ pub(super) struct Opener<'a> {
     pub(super) fifos: Fifos,
     pub(super) terminals: &'a TerminalInfos,
     pub(super) sockets: SocketSet<'a>,
+    pub(super) departed: Departed,
+    pub(super) late_files: LateFiles,
 }
 
 impl<'a> Opener<'a> {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use firn_sys::file::{self, Stat};
 use firn_sys::{Errno, Pid};
 
+use super::dump::query;
+use super::error::FileDumpError;
 use super::fdinfo::FdInfo;
 use super::locate::Location;
 use crate::obstacle::Obstacle;
@@ -98,6 +100,26 @@ impl OpenFile {
     /// True if it was opened with O_PATH, so that almost no call works on it.
     pub(super) fn is_path_only(&self) -> bool {
         self.info.is_path_only()
+    }
+
+    /// True for a file that has no inode of its own and this name.
+    pub(super) fn is_anonymous(&self, name: &str) -> bool {
+        self.link.strip_prefix(b"anon_inode:") == Some(name.as_bytes())
+    }
+
+    /// Reads a line of fdinfo.
+    pub(super) fn field<T>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, FileDumpError> {
+        let value = self.info.value(key).and_then(parse);
+        value.ok_or_else(|| self.unexpected(key))
+    }
+
+    /// Says that a line of fdinfo is missing or not as expected.
+    pub(super) fn unexpected(&self, key: &'static str) -> FileDumpError {
+        query(self, key, Errno::EINVAL)
     }
 
     /// Open flags as images keep them: without O_CLOEXEC, which belongs to the descriptor.

@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use firn_images::{ImageDir, ImageKind};
-use firn_proto::{FdTypes, FdinfoEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType};
+use firn_proto::{
+    FdTypes, FdinfoEntry, FileEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType,
+};
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
 use super::entries::{self, Entries};
 use super::error::FileRestoreError;
 use super::fifo::Fifos;
 use super::ghost_restore::{GhostName, StandIns};
+use super::late::LateFiles;
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
+use super::pidfd::Departed;
 use super::pipe::{self, Pipes};
 use super::sockets::{self, SocketSet};
 use super::tty::{self, TerminalInfos};
@@ -25,15 +29,16 @@ const OLD_GHOST_BIT: u32 = 1 << 31;
 ///
 /// What it has opened is closed when it is dropped.
 pub struct FileStore {
-    images: ImageDir,
+    pub(super) images: ImageDir,
     entries: Entries,
     /// Descriptors by files id.
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     remaps: HashMap<u32, Remap>,
     terminals: TerminalInfos,
-    opened: HashMap<(FdTypes, u32), OwnedFd>,
+    pub(super) opened: HashMap<(FdTypes, u32), OwnedFd>,
+    pub(super) late_files: LateFiles,
     links: HashMap<(u32, u32), OwnedFd>,
-    options: FileRestoreOptions,
+    pub(super) options: FileRestoreOptions,
     limit: Option<RaisedDescriptorLimit>,
 }
 
@@ -63,17 +68,20 @@ impl FileStore {
         for remap in images.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
             remaps.insert(remap.orig_id, Remap::of(&remap, &entries)?);
         }
-        Ok(FileStore {
+        let store = FileStore {
             images: images.clone(),
             entries,
             tables,
             remaps,
             terminals: tty::by_id(images.read_all(ImageKind::TtyInfo, 0)?),
             opened: HashMap::new(),
+            late_files: LateFiles::new(),
             links: HashMap::new(),
             options: FileRestoreOptions::default(),
             limit: None,
-        })
+        };
+        store.check_watches()?;
+        Ok(store)
     }
 
     /// Checks that all files are there and the same as at the dump. `executables` are the numbers of
@@ -146,6 +154,8 @@ impl FileStore {
             fifos: Fifos::default(),
             terminals: &self.terminals,
             sockets: SocketSet::make(&self.entries, options)?,
+            departed: Departed::default(),
+            late_files: LateFiles::new(),
         };
         let mut opened = HashMap::new();
         for key in self.keys_to_open()? {
@@ -156,6 +166,7 @@ impl FileStore {
             opened.insert(key, kind.open(entry, &mut opener)?);
         }
         opener.fifos.fill(&self.images)?;
+        self.late_files = std::mem::take(&mut opener.late_files);
         let sockets = opener.sockets;
         sockets.finish(&self.images, &opened)?;
         self.opened = opened;
@@ -266,6 +277,35 @@ impl FileStore {
         }
     }
 
+    /// The entry of that type and number.
+    pub(super) fn entry(&self, fd_type: FdTypes, id: u32) -> Option<&FileEntry> {
+        self.entries.get(fd_type, id)
+    }
+
+    /// All entries with open files.
+    pub(super) fn opened_entries(&self) -> impl Iterator<Item = (&FileEntry, &OwnedFd)> {
+        let opened = self.opened.iter();
+        opened.filter_map(|((kind, id), fd)| Some((self.entries.get(*kind, *id)?, fd)))
+    }
+
+    /// The open file of an entry.
+    pub(super) fn opened(&self, fd_type: FdTypes, id: u32) -> Option<&OwnedFd> {
+        self.opened.get(&(fd_type, id))
+    }
+
+    /// Whether the other side of a file is outside of the tree.
+    pub(super) fn is_external(&self, _: FdTypes, _: u32) -> bool {
+        false
+    }
+
+    /// Ghosts: the entries that stand for each.
+    pub(super) fn ghosts(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.remaps.iter().filter_map(|(id, remap)| match remap {
+            Remap::Ghost(ghost) => Some((*ghost, *id)),
+            Remap::Link(_) => None,
+        })
+    }
+
     /// The descriptors of a table; none for a number that has no image.
     pub(super) fn table(&self, files_id: u32) -> &[FdinfoEntry] {
         self.tables.get(&files_id).map_or(&[], Vec::as_slice)
@@ -302,6 +342,13 @@ impl FileStore {
             FdTypes::Tty => entry.tty.as_ref().map(|tty| (tty.fown, tty.flags)),
             FdTypes::Memfd => entry.memfd.as_ref().map(|memfd| (memfd.fown, memfd.flags)),
             FdTypes::Unixsk => entry.usk.as_ref().map(|socket| (socket.fown, socket.flags)),
+            FdTypes::Eventfd => entry.efd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Eventpoll => entry.epfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Signalfd => entry.sgfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Timerfd => entry.tfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Inotify => entry.ify.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Fanotify => entry.ffy.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Pidfd => entry.pidfd.as_ref().map(|e| (e.fown, e.flags)),
             _ => None,
         }
     }

@@ -45,13 +45,6 @@ fn device(file: &OpenFile) -> Option<String> {
 
 fn anon_inode_reason(name: &str) -> &'static str {
     match name {
-        "eventfd" => "eventfds are not saved",
-        "eventpoll" => "epoll sets are not saved",
-        "signalfd" => "signalfds are not saved",
-        "timerfd" => "timerfds are not saved",
-        "inotify" => "inotify watches are not saved",
-        "fanotify" => "fanotify marks are not saved",
-        "pidfd" => "pidfds are not saved",
         "io_uring" => "io_uring rings are not saved",
         "perf_event" => "performance counters are not saved",
         "userfaultfd" => "userfaultfds are not saved",

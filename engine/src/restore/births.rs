@@ -207,6 +207,9 @@ impl Builder<'_> {
         attributes::plan_name(&mut p, &task.core.comm);
         self.make_children(&mut p, id);
         self.plan_groups(&mut p, id);
+        if self.files.has_late() {
+            p.post(self.out.words.born, "saying that it was there");
+        }
         // They would become zombies of whoever takes its children over.
         self.plan_reaping(&mut p, id);
         plan_death(&mut p, self.pid(nth), task);

@@ -91,7 +91,7 @@ pub(crate) fn plan(options: &RestoreOptions) -> Result<String, RestoreError> {
     let images = ImageDir::open(&options.images_dir)?;
     let loaded = operation.load(&images)?;
     let written = AtomicU64::new(0);
-    let prepared = operation.prepare(&images, loaded, &written)?;
+    let (prepared, _) = operation.prepare(&images, loaded, &written)?;
     Ok(prepared.programs.set.to_string())
 }
 
@@ -107,8 +107,6 @@ struct Prepared {
     checkpoint: Checkpoint,
     family: Family,
     memory: Vec<Option<MemoryPlan>>,
-    /// Held open until the tasks have them.
-    files: FileStore,
     shared: SharedRestore,
     hole: AddressRange,
     programs: Programs,
@@ -128,7 +126,7 @@ impl Operation<'_> {
         let xstate = takeover::prepare_xstate(&checkpoint.tasks, &checkpoint.tree)?;
         let nr_sleepers = threads::nr_sleepers(&checkpoint);
         let written = AtomicU64::new(0);
-        let prepared = self.prepare(&images, checkpoint, &written)?;
+        let (prepared, mut files) = self.prepare(&images, checkpoint, &written)?;
         self.check_cancel()?;
 
         self.reporter.phase(Phase::Fork);
@@ -156,9 +154,9 @@ impl Operation<'_> {
             .map(MemoryPlan::restored_pages)
             .sum::<u64>();
         let reporter = &mut self.reporter;
-        tree.build(&prepared.memory, &how, |done| {
-            reporter.bytes(done, pages * 4096)
-        })?;
+        let told = |done| reporter.bytes(done, pages * 4096);
+        tree.build(&prepared.memory, &how, told, &mut files)?;
+        files.finish()?;
         let fork_time = begun.elapsed();
         let warnings = self.outside_values(&prepared)?;
         prepared.shared.seal()?;
@@ -171,7 +169,7 @@ impl Operation<'_> {
         self.gentle_script(ScriptAction::PreResume, root);
         prepared.shared.keep();
         taken.let_go(self.options.leave_stopped);
-        prepared.files.remove_link_remaps();
+        files.remove_link_remaps();
         self.gentle_script(ScriptAction::PostResume, root);
         let report = self.report(&prepared, root, pages, fork_time, warnings);
         report.write_stats(&self.options.work_dir())?;
@@ -184,13 +182,13 @@ impl Operation<'_> {
         Ok(checkpoint)
     }
 
-    /// Opens and plans everything.
+    /// Opens and plans everything. The files are to stay open until the tasks have them.
     fn prepare(
         &mut self,
         images: &ImageDir,
         mut checkpoint: Checkpoint,
         written: &AtomicU64,
-    ) -> Result<Prepared, RestoreError> {
+    ) -> Result<(Prepared, FileStore), RestoreError> {
         let family = Family::plan(&checkpoint.tree, self.options.shell_job)?;
         let family = pids::with_midwife_pids(family, &checkpoint);
         let mut files = FileStore::load(images)?;
@@ -247,17 +245,17 @@ impl Operation<'_> {
         }
         self.accept_losses(&programs.losses)?;
         let guarded = seccomp.iter().map(Option::is_some).collect();
-        Ok(Prepared {
+        let prepared = Prepared {
             checkpoint,
             family,
             memory,
-            files,
             shared,
             hole,
             programs,
             guarded,
             warnings,
-        })
+        };
+        Ok((prepared, files))
     }
 
     /// Sets what is a file in /proc; returns what could not be set.

@@ -51,6 +51,9 @@ pub(super) struct Words {
     /// Threads that are about to install seccomp filters, and that these are suspended.
     pub guarded: Word,
     pub suspended: Word,
+    /// Tasks that have made all their threads, and that what describes tasks has been opened.
+    pub born: Word,
+    pub described: Word,
 }
 
 /// Where a task waits for the coordinator to fill its memory.
@@ -129,6 +132,8 @@ pub(super) fn build(
         asleep: set.word(),
         guarded: set.word(),
         suspended: set.word(),
+        born: set.word(),
+        described: set.word(),
     };
     let births = from
         .family
@@ -289,6 +294,7 @@ impl<'a> Builder<'a> {
         self.plan_deaths(p, id, nth);
         self.plan_process(p, nth, task);
         let threads = self.plan_threads(p, id, nth, task)?;
+        self.plan_late_files(p, id, nth);
         self.plan_leader_end(p, id, nth, task, memory);
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
@@ -347,6 +353,25 @@ impl<'a> Builder<'a> {
             );
         }
         self.files.plan_table(files_id, p);
+    }
+
+    /// Files that describe tasks come when all tasks are there, and only then all targets of epoll sets.
+    fn plan_late_files(&self, p: &mut Program, id: BirthId, nth: usize) {
+        if self.files.has_late() {
+            p.post(self.out.words.born, "saying that its threads are there");
+        }
+        let Some((owner, files_id)) = self.table_owners[nth] else {
+            return;
+        };
+        if owner != id {
+            return;
+        }
+        if self.files.has_late() {
+            let why = "waiting until what describes tasks is open";
+            p.wait(self.out.words.described, 1, why);
+            self.files.plan_late(files_id, p);
+        }
+        self.files.plan_watches(files_id, p);
     }
 
     /// Zombies have died and helpers are reaped, before their SIGCHLD is forgotten.

@@ -16,6 +16,7 @@ use super::RestoreError;
 use super::load::Checkpoint;
 use super::programs::Programs;
 use crate::cancel::CancelFlag;
+use crate::files::FileStore;
 use crate::memory::{Filling, MemoryPlan, PageFill, When, fill};
 use crate::program::{Arena, Slot, WaitOutcome, Word};
 use crate::task::relations::{BirthId, Family, Role};
@@ -107,13 +108,14 @@ impl<'a> NewTree<'a> {
         self.released = true;
     }
 
-    /// Fills memory whenever a task has mapped it, until all tasks are complete and only wait to be
+    /// Fills memory whenever a task has mapped it and opens the files that describe tasks, until all tasks are complete and only wait to be
     /// released.
     pub fn build(
         &self,
         memory: &[Option<MemoryPlan>],
         how: &PageFill<'_>,
         mut told: impl FnMut(u64),
+        files: &mut FileStore,
     ) -> Result<(), RestoreError> {
         let mut early = Vec::new();
         let mut late = Vec::new();
@@ -142,6 +144,7 @@ impl<'a> NewTree<'a> {
                 self.arena.post(meeting.filled);
             }
         }
+        self.describe(files)?;
         self.suspend_seccomp()?;
         let living = self.checkpoint.tree.alive().count();
         self.wait(
@@ -173,6 +176,20 @@ impl<'a> NewTree<'a> {
                 .map_err(|source| RestoreError::SuspendSeccomp { tid, source })?;
         }
         self.arena.post(self.programs.words.suspended);
+        Ok(())
+    }
+
+    /// Opens the files that describe tasks, once all of these are there.
+    fn describe(&self, files: &mut FileStore) -> Result<(), RestoreError> {
+        if !files.has_late() {
+            return Ok(());
+        }
+        let tasks = &self.checkpoint.tree.tasks;
+        let count = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
+        self.wait(self.programs.words.born, count)?;
+        let tids = tasks.iter().flat_map(|task| task.threads.iter().copied());
+        files.open_late(&tids.collect())?;
+        self.arena.post(self.programs.words.described);
         Ok(())
     }
 

@@ -89,6 +89,52 @@ pub unsafe fn spawn_program(
     }
 }
 
+/// Forks a child that ends at once with this exit code; it stays a zombie until it is waited for.
+///
+/// # Errors
+/// EAGAIN: too many processes.
+pub fn spawn_dead(code: u8) -> Result<Pid> {
+    let args = clone_args {
+        flags: 0,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        // No signal tells anybody of its end.
+        exit_signal: 0,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    let result: i64;
+    // SAFETY: the parent's path is a plain system call; the child's path is another one that never
+    // returns and uses nothing of this function's frame.
+    unsafe {
+        asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "mov edi, r12d",
+            "mov eax, 231", // exit_group
+            "syscall",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 => result,
+            in("rdi") &raw const args,
+            in("rsi") size_of::<clone_args>(),
+            in("r12") u64::from(code),
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    match i32::try_from(result) {
+        Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
+        Ok(errno) => Err(Errno::from_raw(-errno)),
+        Err(_) => Err(Errno::EINVAL),
+    }
+}
+
 fn address_of<T>(value: &T) -> u64 {
     let address = std::ptr::from_ref(value).addr();
     u64::try_from(address).expect("addresses fit 64 bits")

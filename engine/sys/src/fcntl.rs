@@ -2,7 +2,7 @@
 //!
 //! Source: man 2 fcntl.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::{Errno, Result};
 
@@ -46,6 +46,14 @@ pub fn flags(fd: impl AsFd) -> Result<u32> {
 pub fn set_flags(fd: impl AsFd, flags: u32) -> Result<()> {
     let flags = rustix::fs::OFlags::from_bits_retain(flags);
     Ok(rustix::fs::fcntl_setfl(fd, flags)?)
+}
+
+/// Duplicates a descriptor to the lowest free number from `first` on, close-on-exec.
+///
+/// # Errors
+/// EMFILE, EINVAL for a number above the limit.
+pub fn duplicate_from(fd: impl AsFd, first: i32) -> Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, first)?)
 }
 
 /// The owner that F_SETOWN or F_SETOWN_EX has set.

@@ -17,6 +17,18 @@ pub fn open(pid: Pid) -> Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// Opens a descriptor of a process, or of a thread with the flag `PIDFD_THREAD`, which is O_EXCL.
+///
+/// # Errors
+/// ESRCH when it is gone; EINVAL for unknown flags.
+pub fn open_with(pid: Pid, flags: u32) -> Result<OwnedFd> {
+    // SAFETY: numbers only.
+    let fd = Errno::check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.raw(), flags) })?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the call has just returned it to us alone.
+    Ok(unsafe { own(fd) })
+}
+
 /// Duplicates descriptor number `fd` of the process into this one, close-on-exec.
 ///
 /// # Errors

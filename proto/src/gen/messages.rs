@@ -1722,11 +1722,25 @@ pub struct EventfdFileEntry {
     pub fown: FownEntry,
     #[prost(uint64, required, tag = "4")]
     pub counter: u64,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnEventfdEntry>,
 }
 impl ::prost::Name for EventfdFileEntry {
 const NAME: &'static str = "eventfd_file_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "eventfd_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventfd_file_entry".into() }}
+/// More about an eventfd.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnEventfdEntry {
+    /// A read takes one instead of all.
+    #[prost(bool, optional, tag = "1")]
+    pub semaphore: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnEventfdEntry {
+const NAME: &'static str = "firn_eventfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_eventfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_eventfd_entry".into() }}
 /// One watched descriptor of an epoll instance.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventpollTfdEntry {
@@ -1744,11 +1758,30 @@ pub struct EventpollTfdEntry {
     pub inode: ::core::option::Option<u64>,
     #[prost(uint64, optional, tag = "7")]
     pub pos: ::core::option::Option<u64>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnEventpollTfdEntry>,
 }
 impl ::prost::Name for EventpollTfdEntry {
 const NAME: &'static str = "eventpoll_tfd_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "eventpoll_tfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventpoll_tfd_entry".into() }}
+/// A watched file that its number does not lead to any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnEventpollTfdEntry {
+    /// Number that it was added under.
+    #[prost(uint32, optional, tag = "1")]
+    pub tfd: ::core::option::Option<u32>,
+    /// Type and number of the file in files.img.
+    #[prost(uint32, optional, tag = "2")]
+    pub r#type: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub file_id: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnEventpollTfdEntry {
+const NAME: &'static str = "firn_eventpoll_tfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_eventpoll_tfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_eventpoll_tfd_entry".into() }}
 /// An epoll instance and what it watches.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EventpollFileEntry {
@@ -1760,11 +1793,25 @@ pub struct EventpollFileEntry {
     pub fown: FownEntry,
     #[prost(message, repeated, tag = "4")]
     pub tfd: ::prost::alloc::vec::Vec<EventpollTfdEntry>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnEventpollEntry>,
 }
 impl ::prost::Name for EventpollFileEntry {
 const NAME: &'static str = "eventpoll_file_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "eventpoll_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/eventpoll_file_entry".into() }}
+/// More about an epoll instance.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnEventpollEntry {
+    /// No event waited in it.
+    #[prost(bool, optional, tag = "1")]
+    pub idle: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnEventpollEntry {
+const NAME: &'static str = "firn_eventpoll_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_eventpoll_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_eventpoll_entry".into() }}
 /// A descriptor whose content only its plugin knows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtFileEntry {
@@ -2140,11 +2187,25 @@ pub struct FanotifyMarkEntry {
     pub ie: ::core::option::Option<FanotifyInodeMarkEntry>,
     #[prost(message, optional, tag = "8")]
     pub me: ::core::option::Option<FanotifyMountMarkEntry>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnFanotifyMarkEntry>,
 }
 impl ::prost::Name for FanotifyMarkEntry {
 const NAME: &'static str = "fanotify_mark_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "fanotify_mark_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/fanotify_mark_entry".into() }}
+/// More about a mark.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnFanotifyMarkEntry {
+    /// It is set on the whole filesystem that the mount shows.
+    #[prost(bool, optional, tag = "1")]
+    pub filesystem: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnFanotifyMarkEntry {
+const NAME: &'static str = "firn_fanotify_mark_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_fanotify_mark_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_fanotify_mark_entry".into() }}
 /// A fanotify group and its marks.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FanotifyFileEntry {
@@ -4521,11 +4582,26 @@ pub struct TimerfdEntry {
     pub isec: u64,
     #[prost(uint64, required, tag = "10")]
     pub insec: u64,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnTimerfdEntry>,
 }
 impl ::prost::Name for TimerfdEntry {
 const NAME: &'static str = "timerfd_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "timerfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/timerfd_entry".into() }}
+/// The time of day that a timer was set for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnTimerfdEntry {
+    #[prost(sint64, optional, tag = "1")]
+    pub sec: ::core::option::Option<i64>,
+    #[prost(sint64, optional, tag = "2")]
+    pub nsec: ::core::option::Option<i64>,
+}
+impl ::prost::Name for FirnTimerfdEntry {
+const NAME: &'static str = "firn_timerfd_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_timerfd_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_timerfd_entry".into() }}
 /// Size of the window.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WinsizeEntry {

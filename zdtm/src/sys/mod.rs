@@ -3,6 +3,7 @@
 //! Workloads test exact kernel behaviour, so these go past libraries that soften it (retries, cached
 //! ids, hidden buffers).
 
+mod anonymous;
 mod cpu;
 mod files;
 mod filters;
@@ -20,6 +21,7 @@ mod time;
 mod timers;
 mod vdso;
 
+pub use anonymous::*;
 pub use cpu::*;
 pub use files::*;
 pub use filters::*;

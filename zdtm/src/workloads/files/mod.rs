@@ -2,13 +2,19 @@
 
 mod device;
 mod directory;
+mod epoll;
+mod eventfd;
 mod fifo;
 mod ghost;
 mod owner;
+mod pidfd;
 mod pipe;
 mod regular;
 mod sharing;
+mod signalfd;
 mod terminal;
+mod timerfd;
+mod watches;
 
 use crate::Workload;
 
@@ -50,4 +56,22 @@ pub static ALL: &[&Workload] = &[
     &owner::OWNERS,
     &owner::SIGNAL,
     &terminal::TERMINAL,
+    &eventfd::COUNTERS,
+    &eventfd::SEMAPHORE,
+    &epoll::TARGETS,
+    &epoll::NESTED,
+    &epoll::MOVED,
+    &epoll::EDGES,
+    &epoll::SIGNALS,
+    &epoll::MANY,
+    &timerfd::CLOCKS,
+    &timerfd::TICKS,
+    &timerfd::DAYTIME,
+    &signalfd::SIGNALFD,
+    &watches::INOTIFY,
+    &watches::REMOVED,
+    &watches::FANOTIFY,
+    &pidfd::LIVING,
+    &pidfd::DEAD,
+    &pidfd::THREAD,
 ];

@@ -19,34 +19,6 @@ static NETLINK_SOCKET: Workload =
         hold(stage, || sys::socket(libc::AF_NETLINK, libc::SOCK_RAW))
     })
     .refused(&["socket"]);
-static EPOLL: Workload = Workload::new("refusals/epoll", "an epoll descriptor", |stage| {
-    hold_call(stage, libc::SYS_epoll_create1, [0; 4])
-})
-.refused(&["epoll"]);
-static EVENTFD: Workload = Workload::new("refusals/eventfd", "an eventfd", |stage| {
-    hold_call(stage, libc::SYS_eventfd2, [3, 0, 0, 0])
-})
-.refused(&["eventfd"]);
-static SIGNALFD: Workload = Workload::new("refusals/signalfd", "a signalfd", |stage| {
-    hold(stage, || sys::signalfd(sys::bit(libc::SIGUSR1)))
-})
-.refused(&["signalfd"]);
-static TIMERFD: Workload = Workload::new("refusals/timerfd", "a timerfd", |stage| {
-    hold_call(stage, libc::SYS_timerfd_create, [1, 0, 0, 0])
-})
-.refused(&["timerfd"]);
-static INOTIFY: Workload = Workload::new("refusals/inotify", "an inotify descriptor", |stage| {
-    hold_call(stage, libc::SYS_inotify_init1, [0; 4])
-})
-.refused(&["inotify"]);
-static PIDFD: Workload = Workload::new("refusals/pidfd", "a pidfd of the task itself", |stage| {
-    hold_call(
-        stage,
-        libc::SYS_pidfd_open,
-        [i64::from(sys::pid()), 0, 0, 0],
-    )
-})
-.refused(&["pidfd"]);
 static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaultfd", |stage| {
     hold_call(stage, libc::SYS_userfaultfd, [0; 4])
 })
@@ -117,7 +89,7 @@ static SEVERAL: Workload = Workload::new(
     "three tasks with different things: the refusal must list them all",
     several,
 )
-.refused(&["epoll", "eventfd", "inotify"]);
+.refused(&["kmsg", "loop-control", "userfaultfd"]);
 static VFORK: Workload = Workload::new(
     "refusals/vfork",
     "a parent that waits in vfork for its child",
@@ -131,12 +103,6 @@ static TRACED: Workload =
 pub static ALL: &[&Workload] = &[
     &TCP_SOCKET,
     &NETLINK_SOCKET,
-    &EPOLL,
-    &EVENTFD,
-    &SIGNALFD,
-    &TIMERFD,
-    &INOTIFY,
-    &PIDFD,
     &USERFAULTFD,
     &IO_URING,
     &PERF_EVENT,
@@ -177,16 +143,14 @@ fn in_child(stage: &Stage, change: impl Fn() -> Result<()>) -> Result<()> {
 
 fn several(stage: &Stage) -> Result<()> {
     let open: [fn() -> std::io::Result<OwnedFd>; 2] = [
-        || sys::descriptor_by(libc::SYS_epoll_create1, [0; 4]),
-        || sys::descriptor_by(libc::SYS_eventfd2, [0; 4]),
+        || sys::open("/dev/kmsg", libc::O_RDONLY),
+        || sys::open("/dev/loop-control", libc::O_RDONLY),
     ];
     let children = open
         .into_iter()
         .map(|open| stage.child(|stage| hold(stage, open)))
         .collect::<Result<Vec<_>>>()?;
-    hold(stage, || {
-        sys::descriptor_by(libc::SYS_inotify_init1, [0; 4])
-    })?;
+    hold(stage, || sys::descriptor_by(libc::SYS_userfaultfd, [0; 4]))?;
     children.into_iter().try_for_each(|child| child.finish())
 }
 

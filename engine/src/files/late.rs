@@ -1,0 +1,134 @@
+//! Files that can only be opened when the tasks exist: what describes them.
+//!
+//! Until then another file keeps their place, in this process and in every table. Each task waits, when
+//! it has made its threads, until this process has opened the real ones; then it fetches them with
+//! pidfd_getfd and puts them where the placeholders were.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use firn_proto::{FdTypes, PidfdEntry};
+use firn_sys::file::{self, O_CLOEXEC, O_PATH};
+use firn_sys::{Pid, epoll, fcntl, nr};
+
+use super::error::FileRestoreError;
+use super::open::Opener;
+use super::pidfd;
+use super::store::FileStore;
+use crate::program::{Program, Rule};
+
+/// A file to be opened late.
+#[derive(Debug, Clone)]
+pub(super) enum LateFile {
+    /// The pidfd of a task of the tree.
+    Pidfd(PidfdEntry),
+}
+
+/// All of them, by type and number.
+pub(super) type LateFiles = BTreeMap<(i32, u32), LateFile>;
+
+impl Opener<'_> {
+    /// Notes a file to be opened late and returns what keeps its place.
+    pub(super) fn late(
+        &mut self,
+        fd_type: FdTypes,
+        id: u32,
+        late: LateFile,
+    ) -> Result<OwnedFd, FileRestoreError> {
+        self.late_files.insert((fd_type.into(), id), late);
+        file::open("/".as_ref(), O_PATH.cast_unsigned())
+            .map_err(FileRestoreError::refused("open", "/"))
+    }
+}
+
+impl FileStore {
+    /// Whether some files are opened only by [`FileStore::open_late`].
+    pub fn has_late(&self) -> bool {
+        !self.late_files.is_empty()
+    }
+
+    /// Opens the files that describe tasks, which exist now; `tids` are the threads of the tree.
+    ///
+    /// # Errors
+    /// A file that can't be opened, or that describes a task which is not of the tree.
+    pub fn open_late(&mut self, tids: &HashSet<Pid>) -> Result<(), FileRestoreError> {
+        for (&(fd_type, id), late) in &self.late_files {
+            let fd_type = FdTypes::try_from(fd_type).expect("noted by its kind");
+            let fd = match late {
+                LateFile::Pidfd(entry) => {
+                    let pid = Pid::from_raw(entry.nspid);
+                    if !tids.contains(&pid) {
+                        let what = format!("it is of task {pid}, which is not in the images");
+                        return Err(FileRestoreError::corrupt(id, what));
+                    }
+                    pidfd::open_of(pid, entry)?
+                }
+            };
+            let placeholder = self.opened.get(&(fd_type, id)).expect("opened by its kind");
+            epoll::place(&fd, placeholder.as_raw_fd()).map_err(FileRestoreError::refused(
+                "place",
+                format!("open file {id}"),
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Appends the records that fetch the late files of table `files_id` from this process.
+    ///
+    /// They run in a task that has the table already and still has its first rights, after
+    /// [`FileStore::open_late`].
+    pub fn plan_late(&self, files_id: u32, program: &mut Program) {
+        let mut fetched = HashMap::new();
+        let late = self
+            .table(files_id)
+            .iter()
+            .filter(|fd| self.late_files.contains_key(&(fd.r#type, fd.id)));
+        let mut coordinator = None;
+        for fd in late {
+            let flags = if fd.flags & fcntl::FD_CLOEXEC != 0 {
+                O_CLOEXEC
+            } else {
+                0
+            };
+            let put = |program: &mut Program, from| {
+                program.call(
+                    nr::DUP3,
+                    &[from, fd.fd.into(), flags.into()],
+                    Rule::Exact(i64::from(fd.fd)),
+                    format!("fd {}", fd.fd),
+                );
+            };
+            if let Some(&first) = fetched.get(&(fd.r#type, fd.id)) {
+                put(program, u32::into(first));
+                continue;
+            }
+            let coordinator = *coordinator.get_or_insert_with(|| {
+                program.call_to_slot(
+                    nr::PIDFD_OPEN,
+                    &[Pid::this().to_image().into(), 0.into()],
+                    Rule::Ok,
+                    "reaching the coordinator",
+                )
+            });
+            let source = self.source(fd).expect("opened by open_all");
+            let got = program.call_to_slot(
+                nr::PIDFD_GETFD,
+                &[coordinator.into(), source.into(), 0.into()],
+                Rule::Ok,
+                format!("fetching fd {}", fd.fd),
+            );
+            put(program, got.into());
+            program.call(
+                nr::CLOSE,
+                &[got.into()],
+                Rule::Ok,
+                "closing the second number",
+            );
+            fetched.insert((fd.r#type, fd.id), fd.fd);
+        }
+        if let Some(coordinator) = coordinator {
+            let args = [coordinator.into()];
+            program.call(nr::CLOSE, &args, Rule::Ok, "letting the coordinator go");
+        }
+    }
+}
