@@ -130,6 +130,9 @@ pub struct DumpArgs {
     /// Accept a terminal and a session leader outside the tree
     #[arg(short = 'j', long)]
     pub shell_job: bool,
+    /// Save locks and leases of files
+    #[arg(short = 'l', long)]
+    pub file_locks: bool,
     /// Largest deleted file to take into the images, in bytes or with K, M or G [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub ghost_limit: Option<u64>,
@@ -180,6 +183,9 @@ pub struct RestoreArgs {
     /// Accept a terminal and a session leader outside the tree
     #[arg(short = 'j', long)]
     pub shell_job: bool,
+    /// Does nothing: locks that are in the images are always set again
+    #[arg(short = 'l', long)]
+    pub file_locks: bool,
     /// Write the pid of the root task to this file, relative to the work directory
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,

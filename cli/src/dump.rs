@@ -72,6 +72,7 @@ fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
         .leave(leave(args))
         .shell_job(args.shell_job)
         .link_remap(args.link_remap)
+        .file_locks(args.file_locks)
         .track_mem(args.track_mem)
         .timeout(timeout(args.timeout))
         .file_validation(validation(args.file_validation))

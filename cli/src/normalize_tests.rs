@@ -91,7 +91,7 @@ fn what_is_not_there_yet_is_said() {
         said.starts_with("option --tcp-established is not in this version of firn"),
         "{said}"
     );
-    assert!(error("dump -l").starts_with("option -l (--file-locks) is not in this version"));
+    assert!(error("dump -L x").starts_with("option -L (--libdir) is not in this version"));
     assert!(error("check --ms").contains("no longer exists"));
     assert_eq!(
         error("pre-dump -t 1"),
@@ -148,5 +148,5 @@ fn files_with_errors_name_the_line() {
     assert!(said("dump").ends_with("c.conf:1: there is no option 'dump'"));
     assert!(said("timeout").ends_with("option 'timeout' needs a value"));
     assert!(said("track-mem yes").ends_with("option 'track-mem' takes no value"));
-    assert!(said("file-locks").contains("c.conf:1) is not in this version"));
+    assert!(said("ghost-fiemap").contains("c.conf:1) is not in this version"));
 }

@@ -137,14 +137,9 @@ pub const OPTIONS: &[Opt] = &[
     opt("network-lock", Required, DUMP, Later(SOCKETS)),
     opt("evasive-devices", Flag, DUMP, Later(DEVICES)).negatable(),
     opt("veth-pair", Required, RESTORE, Later(NAMESPACES)),
-    opt(
-        "file-locks",
-        Flag,
-        DUMP | RESTORE,
-        Later("file locks are refused at dump until then"),
-    )
-    .short('l')
-    .negatable(),
+    opt("file-locks", Flag, DUMP | RESTORE, Here)
+        .short('l')
+        .negatable(),
     opt("page-server", Flag, DUMP, Later(MEMORY_SERVER)).negatable(),
     opt("address", Required, DUMP, Later(MEMORY_SERVER)),
     opt("port", Required, DUMP, Later(MEMORY_SERVER)),

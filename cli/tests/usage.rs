@@ -75,7 +75,7 @@ fn programs_get_their_errors_as_json() {
 fn configuration_files_count() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("firn.conf");
-    std::fs::write(&config, "tree 1\nfile-locks\n").unwrap();
+    std::fs::write(&config, "tree 1\nghost-fiemap\n").unwrap();
     let said = run(&["dump", "--config", config.to_str().unwrap()]);
     assert_eq!(said.code, Some(2));
     assert!(

@@ -144,6 +144,10 @@ fn no_extension_is_required() {
     }
     extensions.sort();
     let expected = [
+        "eventfd_file_entry.firn=20000",
+        "eventpoll_file_entry.firn=20000",
+        "eventpoll_tfd_entry.firn=20000",
+        "fanotify_mark_entry.firn=20000",
         "inet_sk_entry.firn=20000",
         "inventory_entry.firn=20000",
         "pipe_data_entry.firn=20000",
@@ -153,6 +157,7 @@ fn no_extension_is_required() {
         "sk_packet_entry.firn=20000",
         "task_core_entry.firn=20000",
         "thread_core_entry.firn_restart=20000",
+        "timerfd_entry.firn=20000",
         "unix_sk_entry.firn=20000",
         "user_x86_xsave_entry.firn=20000",
         "vma_entry.firn=20000",

@@ -33,6 +33,7 @@ pub struct DumpOptions {
     pub(crate) shell_job: bool,
     pub(crate) ghost_limit: Option<u64>,
     pub(crate) link_remap: bool,
+    pub(crate) file_locks: bool,
     pub(crate) timeout: Duration,
     pub(crate) prev_images_dir: Option<PathBuf>,
     pub(crate) track_mem: bool,
@@ -53,6 +54,7 @@ impl DumpOptions {
         FileDumpOptions {
             ghost_limit: self.ghost_limit,
             link_remap: self.link_remap,
+            file_locks: self.file_locks,
             shell_job: self.shell_job,
             validation: self.file_validation,
             sockets: self.sockets.clone(),
@@ -89,6 +91,7 @@ impl Dump {
             shell_job: false,
             ghost_limit: None,
             link_remap: false,
+            file_locks: false,
             timeout: Duration::from_secs(10),
             prev_images_dir: None,
             track_mem: false,
@@ -143,6 +146,13 @@ impl Dump {
     #[must_use]
     pub fn link_remap(mut self, yes: bool) -> Dump {
         self.options.link_remap = yes;
+        self
+    }
+
+    /// Saves locks and leases of files, which otherwise stand in the way of a dump.
+    #[must_use]
+    pub fn file_locks(mut self, yes: bool) -> Dump {
+        self.options.file_locks = yes;
         self
     }
 

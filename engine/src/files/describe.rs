@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry};
 use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
 use firn_sys::kcmp::{Resource, kcmp};
-use firn_sys::{Pid, fcntl, pidfd};
+use firn_sys::{Errno, Pid, fcntl, pidfd};
 
 use super::dump::{DumpState, FileTable, query};
 use super::error::FileDumpError;
@@ -113,9 +113,11 @@ impl FileTable {
             Look::Known(seen, known) => {
                 let (fd, flags) = (seen.fd, seen.info.flags);
                 // Locks of fcntl belong to the task and not to the open file.
-                if seen.info.locks().next().is_some() {
+                if seen.info.has_locks() {
                     let file = dir.look(seen, None)?;
-                    self.obstacles.extend(kind::lock_obstacles(&file));
+                    let options = &self.collected.options;
+                    self.obstacles.extend(kind::lock_obstacles(&file, options));
+                    self.note_locks(&file, fd, known.0, None)?;
                 }
                 (fd, flags, Some(known))
             }
@@ -123,11 +125,15 @@ impl FileTable {
                 let info = &new.file.info;
                 let known = match find(&self.descriptions, new.file.pid, fd, info)? {
                     Ok(known) => {
-                        self.obstacles.extend(kind::lock_obstacles(&new.file));
+                        let options = &self.collected.options;
+                        self.obstacles.extend(kind::lock_obstacles(&new.file, options));
                         Some(known)
                     }
                     Err(place) => self.describe(&new, fd, place, shared)?,
                 };
+                if let (Some((id, _)), true) = (known, info.has_locks()) {
+                    self.note_locks(&new.file, fd, id, new.duplicate.as_ref())?;
+                }
                 (fd, info.flags, known)
             }
         };
@@ -139,6 +145,19 @@ impl FileTable {
             fd: fd.cast_unsigned(),
             xattr_security_selinux: None,
         }))
+    }
+
+    /// Notes the locks under a descriptor. Leases are met with the open file itself, by its duplicate.
+    fn note_locks(
+        &mut self,
+        file: &OpenFile,
+        fd: i32,
+        id: u32,
+        duplicate: Option<&OwnedFd>,
+    ) -> Result<(), FileDumpError> {
+        let table = self.files_id(file.pid);
+        let lease = || duplicate.map_or(Err(Errno::EBADF), fcntl::lease);
+        self.collected.locks.add(file, fd, table, id, lease)
     }
 
     /// Dumps an open file, whose place is among those with the same key; None for one that can't be

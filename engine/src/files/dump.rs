@@ -15,6 +15,7 @@ use super::epoll::Unresolved;
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
 use super::link_remap::LinkRemaps;
+use super::locks::Locks;
 use super::memfd;
 use super::open_file::{OpenFile, Place, ProcLink, Trouble};
 use super::pipe_data::PipeContents;
@@ -59,6 +60,7 @@ pub(super) struct Collected {
     pub(super) terminals: Terminals,
     pub(super) build_ids: BuildIds,
     pub(super) sockets: DumpedSockets,
+    pub(super) locks: Locks,
     pub(super) epolls: Vec<Unresolved>,
     /// Processes and threads of the tree.
     pub(super) inside: HashSet<Pid>,
@@ -129,6 +131,7 @@ impl FileTable {
                 terminals: Terminals::default(),
                 build_ids: BuildIds::default(),
                 sockets: DumpedSockets::default(),
+                locks: Locks::default(),
                 epolls: Vec::new(),
                 inside: HashSet::new(),
                 finder: Finder::default(),
@@ -329,6 +332,7 @@ impl FileTable {
             + self.collected.fifos.write(images, ImageKind::FifoData)?;
         self.collected.terminals.write(images)?;
         self.collected.sockets.write(images)?;
+        self.collected.locks.write(images)?;
         Ok(stats)
     }
 

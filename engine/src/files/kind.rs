@@ -12,6 +12,7 @@ use super::eventfd::Eventfd;
 use super::fanotify::Fanotify;
 use super::fifo::Fifo;
 use super::inotify::Inotify;
+use super::locks::Line;
 use super::memfd::Memfd;
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
@@ -98,17 +99,27 @@ pub(super) fn obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<Obsta
         .into_iter()
         .map(|trouble| file.obstacle(trouble))
         .collect();
-    found.extend(lock_obstacles(file));
+    found.extend(lock_obstacles(file, options));
     found
 }
 
-/// Locks that the task holds through this descriptor. Another task may hold others through the same
-/// open file.
-pub(super) fn lock_obstacles(file: &OpenFile) -> impl Iterator<Item = Obstacle> {
-    file.info.locks().map(|lock| {
-        file.obstacle(Trouble::new(
-            format!("the task holds a lock ({lock}), which would be lost"),
-            "dump when the lock has been released",
-        ))
+/// Locks that the task holds through this descriptor and that are not saved. Another task may hold others
+/// through the same open file.
+pub(super) fn lock_obstacles(
+    file: &OpenFile,
+    options: &FileDumpOptions,
+) -> impl Iterator<Item = Obstacle> {
+    let save = options.file_locks;
+    let lines = file.info.lines.iter().filter(|l| l.starts_with("lock:"));
+    let lost = lines.filter(move |line| !save || Line::parse(line).is_none());
+    lost.map(move |line| {
+        let words: Vec<&str> = line.split_whitespace().skip(2).take(3).collect();
+        let lock = words.join(" ");
+        let hint = match save {
+            false => "add --file-locks to save it, or dump when it has been released",
+            true => "dump when it has been released",
+        };
+        let reason = format!("the task holds a lock ({lock}), which would be lost");
+        file.obstacle(Trouble::new(reason, hint))
     })
 }

@@ -27,6 +27,7 @@ mod kind;
 mod late;
 mod link_remap;
 mod locate;
+mod locks;
 mod memfd;
 mod moves;
 mod open;
@@ -66,6 +67,8 @@ pub struct FileDumpOptions {
     pub ghost_limit: Option<u64>,
     /// Gives a temporary second name to deleted files that have other names elsewhere.
     pub link_remap: bool,
+    /// Saves locks and leases of files; else they stand in the way.
+    pub file_locks: bool,
     /// The tasks are a job of a shell: their terminal stays and the restore supplies another.
     pub shell_job: bool,
     /// What is noted about files, to recognise them at restore.

@@ -5,8 +5,10 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{
-    FdTypes, FdinfoEntry, FileEntry, FownEntry, RegFileEntry, RemapFilePathEntry, RemapType,
+    FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FownEntry, RegFileEntry, RemapFilePathEntry,
+    RemapType,
 };
+use firn_sys::Pid;
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
 use super::entries::{self, Entries};
@@ -37,6 +39,9 @@ pub struct FileStore {
     terminals: TerminalInfos,
     pub(super) opened: HashMap<(FdTypes, u32), OwnedFd>,
     pub(super) late_files: LateFiles,
+    pub(super) locks: Vec<FileLockEntry>,
+    /// Table of each task.
+    table_of: HashMap<Pid, u32>,
     links: HashMap<(u32, u32), OwnedFd>,
     pub(super) options: FileRestoreOptions,
     limit: Option<RaisedDescriptorLimit>,
@@ -76,6 +81,8 @@ impl FileStore {
             terminals: tty::by_id(images.read_all(ImageKind::TtyInfo, 0)?),
             opened: HashMap::new(),
             late_files: LateFiles::new(),
+            locks: images.read_all(ImageKind::FileLocks, 0)?,
+            table_of: HashMap::new(),
             links: HashMap::new(),
             options: FileRestoreOptions::default(),
             limit: None,
@@ -170,7 +177,7 @@ impl FileStore {
         let sockets = opener.sockets;
         sockets.finish(&self.images, &opened)?;
         self.opened = opened;
-        Ok(())
+        self.set_leases()
     }
 
     /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in order of
@@ -286,6 +293,22 @@ impl FileStore {
     pub(super) fn opened_entries(&self) -> impl Iterator<Item = (&FileEntry, &OwnedFd)> {
         let opened = self.opened.iter();
         opened.filter_map(|((kind, id), fd)| Some((self.entries.get(*kind, *id)?, fd)))
+    }
+
+    /// Says which table a task has, which locks are told by.
+    pub fn assign_table(&mut self, pid: Pid, files_id: u32) {
+        self.table_of.insert(pid, files_id);
+    }
+
+    /// The table of a task.
+    pub(super) fn table_of(&self, pid: Pid) -> Option<u32> {
+        self.table_of.get(&pid).copied()
+    }
+
+    /// The open file of a table entry.
+    pub(super) fn opened_by(&self, fd: &FdinfoEntry) -> Option<&OwnedFd> {
+        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
+        self.opened.get(&(fd_type, fd.id))
     }
 
     /// The open file of an entry.

@@ -195,6 +195,9 @@ impl Operation<'_> {
         let executables: Vec<u32> = living(&checkpoint)
             .map(|(_, task)| task.memory().exe_file_id())
             .collect();
+        for (pid, task) in living(&checkpoint) {
+            files.assign_table(pid, task.ids.files_id);
+        }
         let warnings = files.check(&self.options.file_options(), &executables)?;
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());

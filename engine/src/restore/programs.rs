@@ -372,6 +372,12 @@ impl<'a> Builder<'a> {
             self.files.plan_late(files_id, p);
         }
         self.files.plan_watches(files_id, p);
+        // POSIX locks belong to the table, so whoever shares it has set them as well.
+        for (sharer, owner) in self.table_owners.iter().enumerate() {
+            if owner.is_some_and(|(owner, _)| owner == id) {
+                self.files.plan_locks(self.pid(sharer), p);
+            }
+        }
     }
 
     /// Zombies have died and helpers are reaped, before their SIGCHLD is forgotten.

@@ -17,6 +17,11 @@ pub const F_SETSIG: i32 = 10;
 /// `F_SETOWN_EX`, for records; its argument is two ints: kind and id.
 pub const F_SETOWN_EX: i32 = 15;
 
+/// `F_SETLK`, for records; its argument is a struct flock.
+pub const F_SETLK: i32 = libc::F_SETLK;
+/// `F_OFD_SETLK`, for records; its argument is a struct flock.
+pub const F_OFD_SETLK: i32 = libc::F_OFD_SETLK;
+
 const F_GETSIG: i32 = 11;
 const F_GETOWN_EX: i32 = 16;
 const F_GETOWNER_UIDS: i32 = 17;
@@ -89,6 +94,28 @@ pub fn signal(fd: impl AsFd) -> Result<u32> {
     let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETSIG) };
     let signal = Errno::check(i64::from(result))?;
     u32::try_from(signal).map_err(|_| Errno::EINVAL)
+}
+
+/// Kind of the lease that this open file holds, or of what is to be left of it while it is being broken:
+/// 0 read, 1 write, 2 none.
+///
+/// # Errors
+/// EBADF. Source: man 2 fcntl, F_GETLEASE.
+pub fn lease(fd: impl AsFd) -> Result<u32> {
+    // SAFETY: the command takes no argument.
+    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETLEASE) };
+    let kind = Errno::check(i64::from(result))?;
+    u32::try_from(kind).map_err(|_| Errno::EINVAL)
+}
+
+/// Takes a lease.
+///
+/// # Errors
+/// EAGAIN: the file is open in a way that does not go with it. EACCES.
+pub fn set_lease(fd: impl AsFd, kind: i32) -> Result<()> {
+    // SAFETY: the command takes a number.
+    let result = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_SETLEASE, kind) };
+    Errno::check(i64::from(result)).map(drop)
 }
 
 /// Sets the owner.

@@ -4,7 +4,7 @@ pub use libc::{
     SYS_arch_prctl as ARCH_PRCTL, SYS_brk as BRK, SYS_capset as CAPSET, SYS_chdir as CHDIR,
     SYS_chroot as CHROOT, SYS_clock_nanosleep as CLOCK_NANOSLEEP, SYS_close as CLOSE,
     SYS_close_range as CLOSE_RANGE, SYS_dup3 as DUP3, SYS_epoll_ctl as EPOLL_CTL, SYS_exit as EXIT,
-    SYS_exit_group as EXIT_GROUP, SYS_fchdir as FCHDIR, SYS_fcntl as FCNTL,
+    SYS_exit_group as EXIT_GROUP, SYS_fchdir as FCHDIR, SYS_fcntl as FCNTL, SYS_flock as FLOCK,
     SYS_getitimer as GETITIMER, SYS_getpid as GETPID, SYS_getppid as GETPPID, SYS_gettid as GETTID,
     SYS_ioctl as IOCTL, SYS_ioprio_set as IOPRIO_SET, SYS_kill as KILL, SYS_madvise as MADVISE,
     SYS_membarrier as MEMBARRIER, SYS_mincore as MINCORE, SYS_mlock as MLOCK, SYS_mlock2 as MLOCK2,

@@ -58,6 +58,32 @@ pub fn fcntl(fd: impl AsFd, command: i32, argument: i64) -> io::Result<i32> {
     check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, argument) })
 }
 
+/// Calls `fcntl` with a range lock; returns what the kernel made of it.
+pub fn lock_range(
+    fd: impl AsFd,
+    command: i32,
+    kind: i16,
+    start: i64,
+    len: i64,
+) -> io::Result<libc::flock> {
+    let mut range = libc::flock {
+        l_type: kind,
+        l_whence: 0,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    };
+    // SAFETY: the range lives through the call.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), command, &raw mut range) })?;
+    Ok(range)
+}
+
+/// Locks, or unlocks, a whole file.
+pub fn flock(fd: impl AsFd, operation: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::flock(fd.as_fd().as_raw_fd(), operation) }).map(drop)
+}
+
 /// Reads who owns a descriptor's signals: kind (`F_OWNER_*`) and id.
 pub fn owner(fd: impl AsFd) -> io::Result<(i32, i32)> {
     let mut owner = [0i32; 2];

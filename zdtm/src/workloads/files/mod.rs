@@ -6,6 +6,7 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod ghost;
+mod locks;
 mod owner;
 mod pidfd;
 mod pipe;
@@ -74,4 +75,9 @@ pub static ALL: &[&Workload] = &[
     &pidfd::LIVING,
     &pidfd::DEAD,
     &pidfd::THREAD,
+    &locks::POSIX,
+    &locks::OFD,
+    &locks::FLOCK,
+    &locks::WAITERS,
+    &locks::LEASES,
 ];
