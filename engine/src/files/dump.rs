@@ -178,6 +178,8 @@ impl FileTable {
         self.obstacles
             .extend(outside::obstacles(&half_open, &inside));
         if self.obstacles.is_empty() {
+            let unpaired = self.collected.terminals.unpaired(&self.collected.options);
+            self.obstacles.extend(unpaired);
             self.resolve_epolls()?;
             self.check_nameless_watches();
         }

@@ -58,6 +58,14 @@ pub enum FileDumpError {
         /// What the kernel said.
         source: Errno,
     },
+    /// What waits in a pair of terminals could not be read or put back.
+    #[error("cannot read what waits in /dev/pts/{index}")]
+    Terminal {
+        /// Number of the pair.
+        index: u32,
+        /// What the kernel said.
+        source: Errno,
+    },
     /// The content of a memory file could not be taken.
     #[error("cannot save {object} of task {pid}")]
     Memfd {

@@ -19,6 +19,7 @@ use super::locate;
 use super::memfd::MemfdRestore;
 use super::pidfd::Departed;
 use super::pipe::Pipes;
+use super::pty::Ptys;
 use super::sockets::SocketSet;
 use super::tty::TerminalInfos;
 
@@ -36,6 +37,7 @@ pub(super) struct Opener<'a> {
     pub(super) terminals: &'a TerminalInfos,
     pub(super) sockets: SocketSet<'a>,
     pub(super) departed: Departed,
+    pub(super) ptys: Ptys,
     pub(super) late_files: LateFiles,
 }
 

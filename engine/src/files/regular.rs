@@ -136,7 +136,8 @@ fn link_remap(
     Ok(())
 }
 
-fn entry(
+/// Makes the entry of a file with this path.
+pub(super) fn entry(
     file: &OpenFile,
     id: u32,
     fown: FownEntry,

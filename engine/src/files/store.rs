@@ -20,6 +20,7 @@ use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
 use super::pidfd::Departed;
 use super::pipe::{self, Pipes};
+use super::pty::{ControlledSession, Ptys};
 use super::sockets::{self, SocketSet};
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, kind, link_remap, validate};
@@ -37,6 +38,7 @@ pub struct FileStore {
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     remaps: HashMap<u32, Remap>,
     terminals: TerminalInfos,
+    pub(super) terminal_sessions: Vec<ControlledSession>,
     pub(super) opened: HashMap<(FdTypes, u32), OwnedFd>,
     pub(super) late_files: LateFiles,
     pub(super) locks: Vec<FileLockEntry>,
@@ -79,6 +81,7 @@ impl FileStore {
             tables,
             remaps,
             terminals: tty::by_id(images.read_all(ImageKind::TtyInfo, 0)?),
+            terminal_sessions: Vec::new(),
             opened: HashMap::new(),
             late_files: LateFiles::new(),
             locks: images.read_all(ImageKind::FileLocks, 0)?,
@@ -162,6 +165,7 @@ impl FileStore {
             terminals: &self.terminals,
             sockets: SocketSet::make(&self.entries, options)?,
             departed: Departed::default(),
+            ptys: Ptys::load(&self.images)?,
             late_files: LateFiles::new(),
         };
         let mut opened = HashMap::new();
@@ -173,7 +177,9 @@ impl FileStore {
             opened.insert(key, kind.open(entry, &mut opener)?);
         }
         opener.fifos.fill(&self.images)?;
+        opener.ptys.finish()?;
         self.late_files = std::mem::take(&mut opener.late_files);
+        self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
         let sockets = opener.sockets;
         sockets.finish(&self.images, &opened)?;
         self.opened = opened;

@@ -9,7 +9,7 @@ use firn_sys::kcmp::{Resource, kcmp};
 
 use super::kind;
 use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, Trouble};
-use super::{FileDumpOptions, outside};
+use super::{FileDumpOptions, outside, tty};
 use crate::crew;
 use crate::obstacle::Obstacle;
 
@@ -24,13 +24,16 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
     let looks = crew::share_out(pids, TASKS_PER_THREAD, |pid| look_at_task(*pid, options));
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
+    let mut terminals = Vec::new();
     for look in looks {
         found.extend(look.found);
+        terminals.extend(look.terminals);
         for file in look.pipes {
             pipes.entry(file.link.clone()).or_insert(file);
         }
     }
     found.extend(lasting_holders(&pipes, pids));
+    found.extend(tty::unpaired(&terminals, options));
     found
 }
 
@@ -40,6 +43,8 @@ struct Look {
     found: Vec<Obstacle>,
     /// Ends of pipes, which somebody outside may hold, too.
     pipes: Vec<OpenFile>,
+    /// Terminals, whose other side somebody outside may have.
+    terminals: Vec<OpenFile>,
 }
 
 fn look_at_task(pid: Pid, options: &FileDumpOptions) -> Look {
@@ -86,6 +91,8 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions) -> Look {
         look.found.extend(obstacles);
         if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
             look.pipes.push(file);
+        } else if tty::sort_of(&file).is_some() {
+            look.terminals.push(file);
         }
     }
     look

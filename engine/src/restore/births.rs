@@ -92,6 +92,9 @@ impl Builder<'_> {
         }
         if birth.setsid {
             p.call(nr::SETSID, &[], Rule::Ok, "starting a session");
+            if let Some(pid) = birth.pid {
+                self.files.plan_controlling_terminal(pid, p);
+            }
         }
         for &child in &birth.after {
             self.make(p, child);
@@ -150,7 +153,8 @@ impl Builder<'_> {
         birth.group.is_some() && birth.group == birth.pid
     }
 
-    fn nr_leaders(&self) -> u32 {
+    /// How many tasks lead process groups.
+    pub(super) fn nr_leaders(&self) -> u32 {
         count(
             (0..self.from.family.births.len())
                 .filter(|id| self.leads(*id))

@@ -290,6 +290,7 @@ impl<'a> Builder<'a> {
         self.out.births[id].late.uffd = uffd;
         memory.finish(p, &mut self.descriptors())?;
         self.plan_directories(p, nth, task);
+        self.plan_foreground(p, nth);
         self.plan_files(p, id, nth);
         self.plan_deaths(p, id, nth);
         self.plan_process(p, nth, task);
@@ -326,6 +327,15 @@ impl<'a> Builder<'a> {
         }
         if let Some(umask) = task.fs.umask {
             p.call(nr::UMASK, &[umask.into()], Rule::Ok, "setting the umask");
+        }
+    }
+
+    /// The groups of a session must be there before one of them can be in the foreground.
+    fn plan_foreground(&self, p: &mut Program, nth: usize) {
+        if self.files.leads_terminal(self.pid(nth)) {
+            let why = "waiting for all process groups";
+            p.wait(self.out.words.led, self.nr_leaders(), why);
+            self.files.plan_foreground(self.pid(nth), p);
         }
     }
 

@@ -86,6 +86,129 @@ pub fn is_terminal(fd: impl AsFd) -> bool {
     rustix::termios::isatty(fd)
 }
 
+/// `TIOCSCTTY`, for records.
+pub const TIOCSCTTY: u32 = 0x540e;
+/// `TIOCSPGRP`, for records.
+pub const TIOCSPGRP: u32 = 0x5410;
+
+fn set<T>(fd: impl AsFd, request: libc::Ioctl, value: T) -> Result<()> {
+    let _blocked = signal::block_all();
+    // SAFETY: private to this module; each request reads exactly the type it is used with.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &raw const value) };
+    Errno::check(i64::from(result)).map(drop)
+}
+
+/// Number of the pair that a master belongs to.
+///
+/// # Errors
+/// ENOTTY for anything else.
+pub fn pair_index(master: impl AsFd) -> Result<u32> {
+    get(master, 0x8004_5430)
+}
+
+/// Whether the slave can't be opened.
+///
+/// # Errors
+/// ENOTTY for anything but a master.
+pub fn is_locked(master: impl AsFd) -> Result<bool> {
+    let value: i32 = get(master, 0x8004_5439)?;
+    Ok(value != 0)
+}
+
+/// Lets the slave be opened, or not.
+///
+/// # Errors
+/// ENOTTY for anything but a master.
+pub fn set_locked(master: impl AsFd, locked: bool) -> Result<()> {
+    set(master, 0x4004_5431, i32::from(locked))
+}
+
+/// Whether the master reads packets.
+///
+/// # Errors
+/// ENOTTY for anything but a master.
+pub fn is_packet_mode(master: impl AsFd) -> Result<bool> {
+    let value: i32 = get(master, 0x8004_5438)?;
+    Ok(value != 0)
+}
+
+/// Lets the master read packets, or bytes.
+///
+/// # Errors
+/// ENOTTY for anything but a master.
+pub fn set_packet_mode(master: impl AsFd, packets: bool) -> Result<()> {
+    set(master, 0x5420, i32::from(packets))
+}
+
+/// Session that the terminal controls; a master is asked about its slave.
+///
+/// # Errors
+/// ENOTTY when there is none.
+pub fn session(fd: impl AsFd) -> Result<u32> {
+    let sid: i32 = get(fd, 0x5429)?;
+    u32::try_from(sid).map_err(|_| Errno::ENOTTY)
+}
+
+/// Process group in the foreground; a master is asked about its slave.
+///
+/// # Errors
+/// ENOTTY when there is none.
+pub fn foreground(fd: impl AsFd) -> Result<u32> {
+    let group: i32 = get(fd, 0x540f)?;
+    u32::try_from(group).map_err(|_| Errno::ENOTTY)
+}
+
+/// Sets the size of the window.
+///
+/// # Errors
+/// ENOTTY, EIO.
+pub fn set_window_size(fd: impl AsFd, size: WindowSize) -> Result<()> {
+    set(fd, libc::TIOCSWINSZ, size)
+}
+
+/// Sets which bits of the line settings are locked.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn set_locked_settings(fd: impl AsFd, settings: &Termios) -> Result<()> {
+    set(fd, 0x5457, *settings)
+}
+
+/// Lets nobody else open the terminal.
+///
+/// # Errors
+/// ENOTTY.
+pub fn set_exclusive(fd: impl AsFd) -> Result<()> {
+    // SAFETY: the request takes no argument.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), 0x540c) };
+    Errno::check(i64::from(result)).map(drop)
+}
+
+/// Number of bytes that wait to be read; with lines, those of whole lines.
+///
+/// # Errors
+/// ENOTTY, EIO.
+pub fn waiting(fd: impl AsFd) -> Result<u64> {
+    Ok(rustix::io::ioctl_fionread(fd)?)
+}
+
+/// Reads what waits.
+///
+/// # Errors
+/// EAGAIN when it is non-blocking and nothing waits, EIO.
+pub fn read(fd: impl AsFd, buffer: &mut [u8]) -> Result<usize> {
+    Ok(rustix::io::read(fd, buffer)?)
+}
+
+/// Writes bytes; returns how many.
+///
+/// # Errors
+/// EAGAIN, EIO.
+pub fn write(fd: impl AsFd, bytes: &[u8]) -> Result<usize> {
+    let _blocked = signal::block_all();
+    Ok(rustix::io::write(fd, bytes)?)
+}
+
 /// Sets the line settings at once, also from a background process group.
 ///
 /// # Errors

@@ -49,3 +49,63 @@ pub fn session_of_terminal(fd: impl AsFd) -> io::Result<i32> {
     // SAFETY: numbers only.
     check(unsafe { libc::tcgetsid(fd.as_fd().as_raw_fd()) })
 }
+
+/// Makes a pair of pseudo terminals, unlocked: the master and the number of the slave.
+pub fn terminal_pair() -> io::Result<(OwnedFd, u32)> {
+    let master = super::open("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY)?;
+    let (mut unlock, mut number) = (0i32, 0u32);
+    // SAFETY: both ioctls take the address of an int that lives through the call.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw mut unlock) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) })?;
+    Ok((master, number))
+}
+
+/// Opens a slave, which controls nobody by that.
+pub fn terminal_slave(number: u32) -> io::Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
+    super::open(format!("/dev/pts/{number}"), flags)
+}
+
+/// Makes a terminal the controlling one of this session, which this process leads.
+pub fn take_terminal(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: a number only.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCSCTTY, 0) }).map(drop)
+}
+
+/// The group in the foreground.
+pub fn foreground(fd: impl AsFd) -> io::Result<i32> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::tcgetpgrp(fd.as_fd().as_raw_fd()) })
+}
+
+/// Puts a group into the foreground.
+pub fn set_foreground(fd: impl AsFd, group: i32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::tcsetpgrp(fd.as_fd().as_raw_fd(), group) }).map(drop)
+}
+
+/// Rows and columns.
+pub fn window_size(fd: impl AsFd) -> io::Result<(u16, u16)> {
+    let mut size = [0u16; 4];
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: four u16 are a struct winsize.
+    check(unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, size.as_mut_ptr()) })?;
+    Ok((size[0], size[1]))
+}
+
+/// Sets rows and columns.
+pub fn set_window_size(fd: impl AsFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = [rows, columns, 0, 0];
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: four u16 are a struct winsize.
+    check(unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, size.as_ptr()) }).map(drop)
+}
+
+/// Lets a master read packets.
+pub fn set_packet_mode(fd: impl AsFd) -> io::Result<()> {
+    let on = 1i32;
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the int lives through the call.
+    check(unsafe { libc::ioctl(fd, libc::TIOCPKT, &raw const on) }).map(drop)
+}

@@ -10,6 +10,7 @@ mod locks;
 mod owner;
 mod pidfd;
 mod pipe;
+mod pty;
 mod regular;
 mod sharing;
 mod signalfd;
@@ -80,4 +81,8 @@ pub static ALL: &[&Workload] = &[
     &locks::FLOCK,
     &locks::WAITERS,
     &locks::LEASES,
+    &pty::PAIR,
+    &pty::SESSION,
+    &pty::PACKETS,
+    &pty::HUNG_UP,
 ];
