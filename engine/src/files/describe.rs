@@ -126,7 +126,8 @@ impl FileTable {
                 let known = match find(&self.descriptions, new.file.pid, fd, info)? {
                     Ok(known) => {
                         let options = &self.collected.options;
-                        self.obstacles.extend(kind::lock_obstacles(&new.file, options));
+                        self.obstacles
+                            .extend(kind::lock_obstacles(&new.file, options));
                         Some(known)
                     }
                     Err(place) => self.describe(&new, fd, place, shared)?,
