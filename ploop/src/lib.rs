@@ -5,7 +5,7 @@
 //! | layer | trait | what is there |
 //! |---|---|---|
 //! | device | [`Disk`] | [`ChainDisk`]: a base image and its deltas, seen as one disk |
-//! | format | [`Image`] | [`ExpandedImage`]: ploop's own; [`RawImage`]: one file whose bytes are the disk's |
+//! | format | [`Image`] | [`ExpandedImage`]: ploop's own; [`format::qcow2`]; [`RawImage`]: one file whose bytes are the disk's |
 //! | io | [`Storage`] | [`HostFile`]: a file of the host |
 //!
 //! A block server (FUSE, NBD, ublk) takes a `dyn Disk` and needs nothing below it.

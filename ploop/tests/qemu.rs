@@ -234,3 +234,89 @@ fn what_qemu_writes_is_a_disk_here() {
     folder.convert(target, &rw(), &mut |_, _| true).unwrap();
     assert!(contents(&folder, None) == before);
 }
+
+#[test]
+fn qcow2_goes_both_ways() {
+    if !has_qemu() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let new = NewDisk {
+        format: Format::Qcow2,
+        ..new_disk(20 << 20, 64 << 10, Preallocation::None)
+    };
+    let mut folder = folder::create(dir.path(), &new).unwrap();
+    scribble(&folder, 1);
+    folder.grow(70 << 30, None, &rw()).unwrap();
+    folder.shrink(0, &rw()).unwrap_err();
+    let file = files(&folder)[0].clone();
+    good("qemu-img", &["check", "-f", "qcow2", &file]);
+    let options = OpenOptions::new(Access::ReadOnly);
+    let read = |folder: &Folder| {
+        let disk = folder.open_disk(&options).unwrap().disk;
+        let mut bytes = vec![0; 20 << 20];
+        disk.read_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let theirs = |file: &str| {
+        let raw = dir.path().join("raw");
+        let dd = [
+            &format!("if={file}"),
+            &format!("of={}", text(&raw)),
+            "bs=1M",
+            "count=20",
+        ];
+        let args: Vec<&str> = ["dd", "-f", "qcow2", "-O", "raw"]
+            .into_iter()
+            .chain(dd)
+            .collect();
+        good("qemu-img", &args);
+        let bytes = std::fs::read(&raw).unwrap();
+        std::fs::remove_file(raw).unwrap();
+        bytes
+    };
+    assert!(theirs(&file) == read(&folder));
+    good(
+        "qemu-io",
+        &[
+            "-f",
+            "qcow2",
+            "-c",
+            "write -P 5 3M 2M",
+            "-c",
+            "discard 1M 1M",
+            &file,
+        ],
+    );
+    good("qemu-img", &["check", "-f", "qcow2", &file]);
+    assert!(theirs(&file) == read(&folder));
+    let new = NewSnapshot {
+        id: Guid::from_bytes([1; 16]),
+        running: None,
+        bitmap: BitmapChange::Keep,
+    };
+    folder.snapshot(new, &rw()).unwrap();
+    scribble(&folder, 2);
+    let before = read(&folder);
+    folder.merge(None, None, &rw(), &mut |_, _| true).unwrap();
+    assert!(read(&folder) == before && theirs(&file) == before);
+    good("qemu-img", &["check", "-f", "qcow2", &file]);
+    let target = Target {
+        format: Format::Expanded,
+        preallocation: Preallocation::None,
+        cluster_bytes: Some(1 << 20),
+    };
+    folder.convert(target, &rw(), &mut |_, _| true).unwrap();
+    good(
+        "qemu-img",
+        &["check", "-f", "parallels", &files(&folder)[0]],
+    );
+    assert!(read(&folder) == before);
+    let target = Target {
+        format: Format::Qcow2,
+        ..target
+    };
+    folder.convert(target, &rw(), &mut |_, _| true).unwrap();
+    good("qemu-img", &["check", "-f", "qcow2", &files(&folder)[0]]);
+    assert!(read(&folder) == before);
+}

@@ -27,6 +27,8 @@ pub enum Arrangement {
     Preallocated,
     /// The file's bytes are the disk's
     Raw,
+    /// QEMU's format; its clusters have 64K to 2M
+    Qcow2,
 }
 
 impl Arrangement {
@@ -35,6 +37,7 @@ impl Arrangement {
         match self {
             Arrangement::Expanded | Arrangement::Preallocated => Format::Expanded,
             Arrangement::Raw => Format::Raw,
+            Arrangement::Qcow2 => Format::Qcow2,
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Folder, FolderError};
 use crate::descriptor::{Guid, ImageEntry, ImageType};
 use crate::format::expanded::{self, Preallocation, Unclosed};
-use crate::format::{self, Format, Image, OpenImage, PendingLog};
+use crate::format::{self, Format, Image, OpenImage, PendingLog, qcow2};
 use crate::storage::{Access, HostFile, Storage};
 use crate::{ChainDisk, Disk, DiskError};
 
@@ -181,6 +181,7 @@ pub(super) fn make(path: &Path, new: &NewImage) -> Result<(), FolderError> {
         Format::Expanded => {
             expanded::create(&file, new.size_bytes, new.cluster_bytes, new.preallocation)
         }
+        Format::Qcow2 => qcow2::create(&file, new.size_bytes, new.cluster_bytes),
     };
     let synced = made.map_err(FolderError::from).and_then(|()| {
         let dir = path.parent().unwrap_or(Path::new("."));

@@ -2,6 +2,7 @@
 
 pub mod expanded;
 mod pending;
+pub mod qcow2;
 mod raw;
 
 pub use pending::PendingLog;
@@ -10,6 +11,7 @@ pub use raw::RawImage;
 use std::sync::Arc;
 
 use self::expanded::{ExpandedImage, Unclosed};
+use self::qcow2::Qcow2Image;
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
 use crate::storage::{Access, Storage};
@@ -21,6 +23,8 @@ pub enum Format {
     Raw,
     /// ploop's own.
     Expanded,
+    /// QEMU's.
+    Qcow2,
 }
 
 impl Format {
@@ -29,6 +33,7 @@ impl Format {
         match self {
             Format::Raw => "raw",
             Format::Expanded => "expanded",
+            Format::Qcow2 => "qcow2",
         }
     }
 
@@ -45,6 +50,7 @@ impl Format {
         storage.read_at(&mut magic, 0).map_err(failed)?;
         Ok(match &magic {
             b"WithoutFreeSpace" | b"WithouFreSpacExt" => Format::Expanded,
+            [b'Q', b'F', b'I', 0xfb, ..] => Format::Qcow2,
             _ => Format::Raw,
         })
     }
@@ -85,6 +91,7 @@ pub fn open(
     how: &OpenImage,
 ) -> Result<Arc<dyn Image>, DiskError> {
     Ok(match format {
+        Format::Qcow2 => Arc::new(Qcow2Image::open(storage, how.access, how.unclosed)?),
         Format::Raw => Arc::new(RawImage::open(storage, how.access, how.raw_cluster_bytes)?),
         Format::Expanded => {
             let pending = how.pending.clone();

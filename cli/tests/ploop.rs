@@ -1,0 +1,117 @@
+//! `firn ploop` as its users call it: forms, JSON, exit statuses.
+
+mod common;
+
+use common::{Said, firn, run};
+use serde_json::Value;
+
+struct Disk {
+    dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new(args: &[&str]) -> Disk {
+        let disk = Disk {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let path = disk.path("disk");
+        run(&[&["ploop", "init"], args, &[&path]].concat()).good();
+        disk
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A command on the descriptor.
+    fn call(&self, args: &[&str]) -> Said {
+        let xml = self.path("disk/DiskDescriptor.xml");
+        run(&[&["ploop"], args, &[&xml]].concat())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.call(&[args, &["--json"]].concat()).good().json()
+    }
+}
+
+#[test]
+fn snapshots_are_made_listed_and_deleted() {
+    let disk = Disk::new(&["-s", "100M"]);
+    let id = disk.call(&["snapshot"]).good().out.trim().to_owned();
+    assert_eq!((id.len(), &id[..1]), (38, "{"));
+    let list = disk
+        .call(&["snapshot-list", "-H", "-o", "uuid", "-s"])
+        .good();
+    assert_eq!(list.out.trim(), id);
+    let list = disk.json(&["snapshot-list"]);
+    assert_eq!(list["snapshots"].as_array().unwrap().len(), 2);
+    assert_eq!(list["snapshots"][1]["parent_uuid"], id);
+    disk.call(&["snapshot-switch", "-u", &id]).good();
+    let second = disk.json(&["snapshot"])["uuid"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    disk.call(&["snapshot-delete", "-u", &id]).good();
+    disk.call(&["snapshot-merge"]).good();
+    assert_eq!(disk.json(&["info"])["snapshots"], 0);
+    let gone = disk.call(&["snapshot-delete", "-u", &second, "--json"]);
+    assert_eq!(
+        (gone.code, gone.json()["error"]["class"].as_str()),
+        (Some(43), Some("usage"))
+    );
+    assert_eq!(disk.call(&["snapshot", "-u", "nonsense"]).code, Some(2));
+}
+
+#[test]
+fn disks_are_resized_converted_and_cloned() {
+    let disk = Disk::new(&["-s", "20M", "-b", "64K", "-f", "preallocated"]);
+    assert_eq!(disk.json(&["resize", "-s", "30M"])["new_bytes"], 30 << 20);
+    assert_eq!(disk.call(&["resize", "-s", "10M"]).code, Some(2));
+    disk.call(&["resize", "-s", "25M", "--image-only"]).good();
+    for format in ["raw", "qcow2", "expanded"] {
+        let done = disk.json(&["convert", "-f", format]);
+        assert_eq!(done["format"], format);
+    }
+    let spec = disk.call(&["info", "-s"]).good().out;
+    assert!(spec.contains("51200") && spec.contains("128"), "{spec}");
+    let clone = disk.path("clone");
+    run(&["ploop", "clone", &disk.path("disk"), &clone]).good();
+    run(&["ploop", "snapshot", &clone]).good();
+    assert_eq!(disk.call(&["snapshot"]).code, Some(38), "it is sealed");
+}
+
+#[test]
+fn checks_and_backups_tell_what_they_found_and_made() {
+    let disk = Disk::new(&["-s", "20M"]);
+    assert_eq!(disk.json(&["check"])["whole"], true);
+    let file = disk.path("disk/root.hds");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[64] = 9;
+    bytes.extend([0; 1000]);
+    std::fs::write(&file, bytes).unwrap();
+    let found = disk.call(&["check", "--json"]);
+    assert_eq!(
+        (found.code, &found.json()["whole"]),
+        (Some(1), &Value::Bool(false))
+    );
+    assert_eq!(disk.call(&["snapshot"]).code, Some(11));
+    assert_eq!(
+        disk.json(&["check", "--repair"])["images"][0]["lost_clusters"][0],
+        0
+    );
+    let full = disk.path("full");
+    disk.call(&["backup", "-o", &full]).good();
+    assert_eq!(
+        disk.call(&["backup", "-o", &full]).code,
+        Some(1),
+        "it is there already"
+    );
+    let made = disk.json(&["backup", "-i", "-o", &disk.path("next")]);
+    assert_eq!(made["clusters"], 0);
+    run(&["ploop", "check", &full]).good();
+    let xml = disk.path("disk");
+    let piped = firn(&["ploop", "backup", "-o", "-", &xml])
+        .output()
+        .unwrap();
+    assert!(piped.status.success() && piped.stdout.starts_with(b"WithouFreSpacExt"));
+}
