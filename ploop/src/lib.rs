@@ -26,6 +26,7 @@ pub mod folder;
 pub mod format;
 pub mod guest;
 pub mod kernel;
+pub mod ping;
 #[doc(hidden)]
 pub mod recorder;
 pub mod server;

@@ -1,9 +1,25 @@
 //! What every kind of device serves: the disk, with its trackers told of each change.
 
+use std::io;
 use std::sync::Arc;
 
+use crate::guest::gpt::Place;
 use crate::tracker::Trackers;
 use crate::{Access, Disk, DiskError};
+
+impl Place for Export {
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read(buf, offset).map_err(io::Error::from_raw_os_error)
+    }
+
+    fn write(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write(buf, offset).map_err(io::Error::from_raw_os_error)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.flush().map_err(io::Error::from_raw_os_error)
+    }
+}
 
 /// A disk on its way out. Errors are error numbers, as devices answer them; their text goes to the log.
 pub struct Export {

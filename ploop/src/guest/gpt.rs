@@ -13,7 +13,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::FileExt as _;
 
 const SECTOR: u64 = 512;
 const ENTRIES: u32 = 128;
@@ -27,6 +27,39 @@ const MAX_TABLE: u64 = 1 << 20;
 const LINUX_DATA: [u8; 16] = [
     0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
 ];
+
+/// Where a table is read and written: a device's file, or a served disk itself.
+pub trait Place {
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn write(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn sync(&self) -> io::Result<()>;
+}
+
+impl Place for File {
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
+    fn write(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(buf, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
 
 /// A partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +86,7 @@ pub fn layout(size_bytes: u64, cluster_bytes: u64) -> Option<Partition> {
 /// # Errors
 /// The disk is too small or can't be written.
 pub fn create(
-    disk: &File,
+    disk: &dyn Place,
     size_bytes: u64,
     cluster_bytes: u64,
     random: [u8; 32],
@@ -82,17 +115,17 @@ fn uuid(random: &[u8]) -> [u8; 16] {
     id
 }
 
-fn write(disk: &File, size_bytes: u64, disk_id: &[u8; 16], table: &[u8]) -> io::Result<()> {
+fn write(disk: &dyn Place, size_bytes: u64, disk_id: &[u8; 16], table: &[u8]) -> io::Result<()> {
     let last = size_bytes / SECTOR - 1;
     let place = |own: u64, other: u64, entries: u64| {
         header(own, other, entries, last, disk_id, crc32(table))
     };
-    disk.write_all_at(table, (last - ENTRY_SECTORS) * SECTOR)?;
-    disk.write_all_at(&place(last, 1, last - ENTRY_SECTORS), last * SECTOR)?;
-    disk.write_all_at(table, 2 * SECTOR)?;
-    disk.write_all_at(&place(1, last, 2), SECTOR)?;
-    disk.write_all_at(&protective_mbr(last), 0)?;
-    disk.sync_data()
+    disk.write(table, (last - ENTRY_SECTORS) * SECTOR)?;
+    disk.write(&place(last, 1, last - ENTRY_SECTORS), last * SECTOR)?;
+    disk.write(table, 2 * SECTOR)?;
+    disk.write(&place(1, last, 2), SECTOR)?;
+    disk.write(&protective_mbr(last), 0)?;
+    disk.sync()
 }
 
 fn header(own: u64, other: u64, entries: u64, last: u64, id: &[u8; 16], crc: u32) -> [u8; 512] {
@@ -138,12 +171,12 @@ struct Table {
 }
 
 /// Reads the table, or None where there is none.
-fn read(disk: &File, size_bytes: u64) -> io::Result<Option<Table>> {
+fn read(disk: &dyn Place, size_bytes: u64) -> io::Result<Option<Table>> {
     let mut head = [0; 512];
     if size_bytes < 68 * SECTOR {
         return Ok(None);
     }
-    disk.read_exact_at(&mut head, SECTOR)?;
+    disk.read(&mut head, SECTOR)?;
     if &head[..8] != b"EFI PART" {
         return Ok(None);
     }
@@ -165,7 +198,7 @@ fn read(disk: &File, size_bytes: u64) -> io::Result<Option<Table>> {
     let place = place
         .checked_mul(SECTOR)
         .ok_or(io::ErrorKind::InvalidData)?;
-    disk.read_exact_at(&mut entries, place)?;
+    disk.read(&mut entries, place)?;
     if crc32(&entries) != u32_at(88) {
         return Err(io::Error::other("the partition table is damaged"));
     }
@@ -182,7 +215,7 @@ fn read(disk: &File, size_bytes: u64) -> io::Result<Option<Table>> {
 ///
 /// # Errors
 /// The table is damaged or names a place outside of the disk.
-pub fn first_partition(disk: &File, size_bytes: u64) -> io::Result<Option<Partition>> {
+pub fn first_partition(disk: &dyn Place, size_bytes: u64) -> io::Result<Option<Partition>> {
     let Some(table) = read(disk, size_bytes)? else {
         return Ok(None);
     };
@@ -201,12 +234,12 @@ pub fn first_partition(disk: &File, size_bytes: u64) -> io::Result<Option<Partit
     }))
 }
 
-/// Moves the backup to the end of a disk that has grown and gives the one partition the new space.
+/// Fits the table to a disk's new size: the backup goes to its end, and the one partition ends there.
 /// None where the disk has no table.
 ///
 /// # Errors
 /// There are several partitions, the table is damaged, or the disk can't be written.
-pub fn grow(disk: &File, size_bytes: u64) -> io::Result<Option<Partition>> {
+pub fn fit(disk: &dyn Place, size_bytes: u64) -> io::Result<Option<Partition>> {
     let Some(mut table) = read(disk, size_bytes)? else {
         return Ok(None);
     };
@@ -268,7 +301,7 @@ mod tests {
         assert_eq!(made.len_bytes % 4096, 0);
         assert_eq!(first_partition(&file, 64 * MIB).unwrap(), Some(made));
         file.set_len(100 * MIB).unwrap();
-        let grown = grow(&file, 100 * MIB).unwrap().unwrap();
+        let grown = fit(&file, 100 * MIB).unwrap().unwrap();
         assert_eq!(grown.offset, MIB);
         assert!(grown.len_bytes > 98 * MIB);
     }

@@ -87,19 +87,29 @@ pub fn check(device: &Path, fs_type: &str) -> Result<(), GuestError> {
     })
 }
 
-/// Lets a mounted file system fill its device.
+/// Lets a mounted file system fill its device, or so many bytes of it.
 ///
 /// # Errors
 /// There is no tool for it, or it failed.
-pub fn grow_fs(device: &Path, mountpoint: &Path, fs_type: &str) -> Result<(), GuestError> {
+pub fn grow_fs(
+    device: &Path,
+    mountpoint: &Path,
+    fs_type: &str,
+    len_bytes: Option<u64>,
+) -> Result<(), GuestError> {
     let mut command = match fs_type {
         "ext2" | "ext3" | "ext4" => {
             let mut command = Command::new("resize2fs");
             command.arg(device);
+            command.args(len_bytes.map(|len| format!("{}K", len / 1024)));
             command
         }
         "xfs" => {
             let mut command = Command::new("xfs_growfs");
+            if let Some(len) = len_bytes {
+                let block = rustix::fs::statvfs(mountpoint).map_or(4096, |stat| stat.f_bsize);
+                command.args(["-D", &(len / block.max(512)).to_string()]);
+            }
             command.arg(mountpoint);
             command
         }

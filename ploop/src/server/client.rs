@@ -241,12 +241,14 @@ impl Client {
         self.done(&Request::Thaw, "thaw")
     }
 
-    /// Enlarges the disk and its device.
+    /// Enlarges the disk and fits its partition table; gives the partition's new length, or None where
+    /// the disk has none. The device has to be told ([`refresh_size`](crate::device::loopdev::refresh_size)).
     ///
     /// # Errors
     /// The format or the host refused, or the server left.
-    pub fn grow(&mut self, size_bytes: u64) -> Result<(), ControlError> {
-        self.done(&Request::Grow { size_bytes }, "resize")
+    pub fn grow(&mut self, size_bytes: u64) -> Result<Option<u64>, ControlError> {
+        let len = self.bytes(&Request::Grow { size_bytes }, "resize")?;
+        Ok((len > 0).then_some(len))
     }
 
     /// Makes a snapshot of the running disk; gives its id and how long requests waited.

@@ -81,7 +81,7 @@ pub enum Request {
     },
     /// Lets it go on.
     Thaw,
-    /// Enlarges the disk and its device.
+    /// Enlarges the disk and fits its partition table; the answer is the partition's new length, or 0.
     Grow {
         /// New size in bytes.
         size_bytes: u64,

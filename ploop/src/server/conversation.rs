@@ -11,6 +11,7 @@ use super::worker::Worker;
 use super::{chain_of, open};
 use crate::device::fuse::Ended;
 use crate::device::nbd;
+use crate::guest::gpt;
 use crate::kernel::PageBuffer;
 use crate::tracker::TrackerError;
 
@@ -250,7 +251,10 @@ impl Guest<'_> {
             size_bytes,
         )?;
         export.trackers().grow(export.size_bytes());
-        Ok(Reply::Done)
+        let partition = gpt::fit(&**export, export.size_bytes()).map_err(|error| host(&error))?;
+        Ok(Reply::Bytes {
+            bytes: partition.map_or(0, |partition| partition.len_bytes),
+        })
     }
 
     fn snapshot(&self, id: Option<&str>, freeze: bool) -> Result<Reply, Refusal> {

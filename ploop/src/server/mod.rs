@@ -18,6 +18,7 @@ mod client;
 mod config;
 pub mod control;
 mod conversation;
+mod find;
 mod launch;
 mod mounting;
 mod open;

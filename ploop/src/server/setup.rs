@@ -8,7 +8,10 @@ use super::config::{MountConfig, ServeConfig};
 use super::mounting;
 use crate::device::fuse::Connection;
 use crate::device::loopdev::{LoopDevice, LoopOptions};
-use crate::guest::{self, GuestError};
+use crate::guest::{self, GuestError, Partition};
+
+/// Less than this behind a partition is the backup of the table.
+const TAIL: u64 = 1 << 20;
 
 /// Why there is no device or no mount.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +102,16 @@ pub fn set_up(config: &ServeConfig, mount: Option<OwnedFd>) -> Result<SetUp, Set
         Some(_) => guest::find_partition(&file)?,
         None => None,
     };
+    // A partition that goes to the end gets no limit, so that it can grow with the disk.
+    let size = file.metadata().map_err(step("looking at the disk", 15))?.len();
+    let limit = |found: &Partition| match size - (found.offset + found.len_bytes) < TAIL {
+        true => 0,
+        false => found.len_bytes,
+    };
     let label = config.source.path().display().to_string();
     let options = LoopOptions {
         offset: partition.as_ref().map_or(0, |found| found.offset),
-        len_bytes: partition.as_ref().map_or(0, |found| found.len_bytes),
+        len_bytes: partition.as_ref().map_or(0, limit),
         read_only: config.read_only,
         direct_io: true,
         label: &label,
