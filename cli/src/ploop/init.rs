@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use firn_ploop::descriptor::Guid;
 use firn_ploop::folder::{self, Folder, NewDisk};
 use firn_ploop::format::expanded::DEFAULT_CLUSTER;
+use firn_ploop::guest::{FormatOptions, FsType};
 use serde_json::{Value, json};
 
+use super::live;
 use super::report::{answer, failure};
 use super::words::{Arrangement, cluster, size};
 use crate::output::{Failure, bytes};
@@ -18,6 +20,18 @@ pub struct InitArgs {
     /// Size: sectors, or a number with K, M, G or T; rounded up to whole clusters
     #[arg(short, long, value_name = "SIZE", value_parser = size)]
     size: u64,
+    /// Make a partition and this file system on it, by the host's mkfs
+    #[arg(short = 't', long = "fstype", value_name = "TYPE", value_enum, default_value_t = Contents::None)]
+    contents: Contents,
+    /// Label of the file system
+    #[arg(short = 'L', long, value_name = "LABEL")]
+    label: Option<String>,
+    /// Bytes of the file system's blocks
+    #[arg(short = 'B', long, value_name = "BYTES")]
+    fs_block: Option<u32>,
+    /// Write all of the file system's tables now
+    #[arg(short, long)]
+    nolazy: bool,
     /// How the image is arranged
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Arrangement::Expanded)]
     format: Arrangement,
@@ -69,6 +83,30 @@ pub struct RestoreArgs {
     json: bool,
 }
 
+/// What a new disk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Contents {
+    /// Nothing
+    None,
+    /// A partition with ext4
+    Ext4,
+    /// A partition with XFS
+    Xfs,
+    /// A partition with Btrfs
+    Btrfs,
+}
+
+impl Contents {
+    fn fs(self) -> Option<FsType> {
+        match self {
+            Contents::None => None,
+            Contents::Ext4 => Some(FsType::Ext4),
+            Contents::Xfs => Some(FsType::Xfs),
+            Contents::Btrfs => Some(FsType::Btrfs),
+        }
+    }
+}
+
 /// Makes a disk.
 pub fn init(args: &InitArgs) -> Result<u8, Failure> {
     let new = NewDisk {
@@ -77,8 +115,34 @@ pub fn init(args: &InitArgs) -> Result<u8, Failure> {
         preallocation: args.format.preallocation(),
         ..NewDisk::new(args.size)
     };
+    let is_new_dir = !args.dir.exists();
     let made = folder::create(&args.dir, &new).map_err(|error| failure(&error))?;
+    if let Some(fs) = args.contents.fs() {
+        let options = FormatOptions {
+            label: args.label.clone(),
+            block_bytes: args.fs_block,
+            full: args.nolazy,
+        };
+        if let Err(error) = live::format::format(made.xml(), fs, &options) {
+            take_back(&made, is_new_dir);
+            return Err(error);
+        }
+    }
     tell(&made, args.json)
+}
+
+/// Removes a disk that could not be finished. What can't be removed stays; the error is told.
+fn take_back(made: &Folder, is_new_dir: bool) {
+    for image in &made.descriptor().images {
+        let _ = std::fs::remove_file(made.path_of(image));
+    }
+    let _ = std::fs::remove_file(made.xml());
+    let mut lock = made.xml().as_os_str().to_owned();
+    lock.push(".lck");
+    let _ = std::fs::remove_file(lock);
+    if is_new_dir {
+        let _ = std::fs::remove_dir(made.dir());
+    }
 }
 
 /// Makes a disk upon another one.

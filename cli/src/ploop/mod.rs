@@ -7,6 +7,7 @@ mod check;
 mod convert;
 mod info;
 mod init;
+mod live;
 mod report;
 mod resize;
 mod snapshot;
@@ -28,7 +29,7 @@ pub struct PloopArgs {
 enum Task {
     /// Make a disk: DIR/DiskDescriptor.xml and DIR/root.hds
     ///
-    /// The disk is empty: it has no partitions and no file system.
+    /// The disk is empty unless -t names a file system.
     Init(init::InitArgs),
     /// Make a disk upon another one, which can only be read from then on
     Clone(init::CloneArgs),
@@ -58,6 +59,28 @@ enum Task {
     Info(info::InfoArgs),
     /// Write a backup of the disk, which is an image by itself
     Backup(backup::BackupArgs),
+    /// Make a block device of a disk, and mount its file system
+    ///
+    /// Prints the device. A server stays behind; it is started again should it die, and goes when the
+    /// last user of the device has.
+    Mount(live::mount::MountArgs),
+    /// Unmount a disk and close its image
+    Umount(live::mount::UmountArgs),
+    /// List the disks that are mounted
+    List(live::mount::ListArgs),
+    /// Print what a mounted disk has done, and its server's state
+    Stat(live::stat::StatArgs),
+    /// Measure how long small requests take
+    Ping(live::ping::PingArgs),
+    /// Give space back that the file system on a disk does not use
+    Compact(live::compact::CompactArgs),
+    /// Send a disk through a pipe, or receive one, while it is written
+    Copy(live::copy::CopyArgs),
+    /// Serve a mounted disk to programs that speak NBD, on a Unix socket
+    Nbd(live::nbd::NbdArgs),
+    /// What the processes of a disk's server run
+    #[command(hide = true)]
+    Serve(live::serve::ServeArgs),
 }
 
 /// Does it.
@@ -76,5 +99,14 @@ pub fn run(args: &PloopArgs) -> Result<u8, Failure> {
         Task::Check(args) => check::run(args),
         Task::Info(args) => info::run(args),
         Task::Backup(args) => backup::run(args),
+        Task::Mount(args) => live::mount::mount(args),
+        Task::Umount(args) => live::mount::umount(args),
+        Task::List(args) => live::mount::list(args),
+        Task::Stat(args) => live::stat::run(args),
+        Task::Ping(args) => live::ping::run(args),
+        Task::Compact(args) => live::compact::run(args),
+        Task::Copy(args) => live::copy::run(args),
+        Task::Nbd(args) => live::nbd::run(args),
+        Task::Serve(args) => live::serve::run(args),
     }
 }

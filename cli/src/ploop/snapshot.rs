@@ -6,8 +6,10 @@ use clap::{Args, ValueEnum};
 use firn_ploop::BitmapChange;
 use firn_ploop::descriptor::{Guid, ImageEntry};
 use firn_ploop::folder::{Folder, NewSnapshot};
+use firn_ploop::server::Record;
 use serde_json::{Map, Value, json};
 
+use super::live;
 use super::report::{Steps, answer, failure};
 use super::words::{DiskArgs, closed_disk};
 use crate::output::Failure;
@@ -18,6 +20,9 @@ pub struct NewArgs {
     /// Name of the snapshot [default: a random one]
     #[arg(short, long, value_name = "UUID")]
     uuid: Option<Guid>,
+    /// Freeze the file system of a mounted disk meanwhile, so that the snapshot needs no recovery
+    #[arg(short = 'F', long)]
+    fsfreeze: bool,
     #[command(flatten)]
     disk: DiskArgs,
 }
@@ -109,6 +114,13 @@ impl Column {
 
 /// Makes a snapshot.
 pub fn new(args: &NewArgs) -> Result<u8, Failure> {
+    if let Some(record) = live::served(&args.disk.disk)? {
+        let id = args.uuid.map(|id| id.to_string());
+        let made = live::connect(&record)?.snapshot(id, args.fsfreeze);
+        let (id, took) = made.map_err(|error| live::refused(&error, error.exit_code()))?;
+        let object = json!({ "uuid": id, "took_us": took.as_secs_f64() * 1e6 });
+        return answer(args.disk.json, &object, &format!("{id}\n"));
+    }
     let mut folder = open(&args.disk)?;
     let id = match args.uuid {
         Some(id) => id,
@@ -141,6 +153,11 @@ pub fn switch(args: &OneArgs) -> Result<u8, Failure> {
 
 /// Deletes a snapshot.
 pub fn delete(args: &OneArgs) -> Result<u8, Failure> {
+    if let Some(record) = live::served(&args.disk.disk)? {
+        let deleted = live::connect(&record)?.snapshot_delete(args.uuid.to_string());
+        deleted.map_err(|error| live::refused(&error, error.exit_code()))?;
+        return done(&args.disk, "deleted", args.uuid);
+    }
     let mut steps = Steps::of("merging", args.disk.json);
     open(&args.disk)?
         .delete(args.uuid, None, &closed_disk(), &mut |now, all| {
@@ -153,6 +170,9 @@ pub fn delete(args: &OneArgs) -> Result<u8, Failure> {
 
 /// Merges.
 pub fn merge(args: &MergeArgs) -> Result<u8, Failure> {
+    if let Some(record) = live::served(&args.disk.disk)? {
+        return merge_served(args, &record);
+    }
     let mut folder = open(&args.disk)?;
     let mut steps = Steps::of("merging", args.disk.json);
     let mut show = |now, all| steps.show(now, all);
@@ -176,6 +196,27 @@ pub fn merge(args: &MergeArgs) -> Result<u8, Failure> {
         count => format!("merged {count} times\n"),
     };
     answer(args.disk.json, &json!({ "merges": merges }), &text)
+}
+
+fn merge_served(args: &MergeArgs, record: &Record) -> Result<u8, Failure> {
+    if args.new.is_some() {
+        return Err(Failure::usage(
+            "a mounted disk can't be merged into a new file",
+        ));
+    }
+    let mut client = live::connect(record)?;
+    let mut merges = 0;
+    loop {
+        let id = args.uuid.map(|id| id.to_string());
+        let merged = client.merge(id);
+        merged.map_err(|error| live::refused(&error, error.exit_code()))?;
+        merges += 1;
+        let folder = Folder::view(&args.disk.disk).map_err(|error| failure(&error))?;
+        if !args.all || !has_parent(&folder) {
+            let text = format!("merged {merges} times\n");
+            return answer(args.disk.json, &json!({ "merges": merges }), &text);
+        }
+    }
 }
 
 fn has_parent(folder: &Folder) -> bool {

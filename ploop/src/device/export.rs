@@ -13,7 +13,8 @@ impl Place for Export {
     }
 
     fn write(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.write(buf, offset).map_err(io::Error::from_raw_os_error)
+        self.write(buf, offset)
+            .map_err(io::Error::from_raw_os_error)
     }
 
     fn sync(&self) -> io::Result<()> {

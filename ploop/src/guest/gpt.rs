@@ -15,6 +15,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use crate::Disk;
+
 const SECTOR: u64 = 512;
 const ENTRIES: u32 = 128;
 const ENTRY_SIZE: u32 = 128;
@@ -58,6 +60,23 @@ impl Place for File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_data()
+    }
+}
+
+/// A disk that this process has open.
+pub struct OpenDisk<'a>(pub &'a dyn Disk);
+
+impl Place for OpenDisk<'_> {
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_at(buf, offset).map_err(io::Error::other)
+    }
+
+    fn write(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(buf, offset).map_err(io::Error::other)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.flush().map_err(io::Error::other)
     }
 }
 

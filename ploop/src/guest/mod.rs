@@ -5,11 +5,10 @@ mod tools;
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 pub use gpt::Partition;
-pub use tools::{FormatOptions, check, format, grow_fs, shrink_fs};
+pub use tools::{FormatOptions, check, format, grow_fs, grow_unmounted_fs, shrink_fs};
 
 /// A file system that disks are made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,19 +124,7 @@ pub fn find_partition(disk: &File) -> Result<Option<Partition>, GuestError> {
 /// # Errors
 /// The device can't be read, or none of them is there.
 pub fn fs_type_of(device: &Path) -> Result<FsType, GuestError> {
-    let look = || {
-        let file = File::open(device)?;
-        for (at, mark, fs) in MARKS {
-            let mut bytes = vec![0; mark.len()];
-            match file.read_exact_at(&mut bytes, *at) {
-                Ok(()) if bytes == *mark => return Ok(Some(*fs)),
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(None)
-    };
+    let look = || fs_type_in(&File::open(device)?, 0);
     let found = look().map_err(|source| GuestError::Device {
         what: "looking for a file system",
         source,
@@ -145,6 +132,23 @@ pub fn fs_type_of(device: &Path) -> Result<FsType, GuestError> {
     found.ok_or_else(|| GuestError::NoFileSystem {
         device: device.display().to_string(),
     })
+}
+
+/// Looks at the marks of the known file systems behind byte `start`. None where there is none of them.
+///
+/// # Errors
+/// The place can't be read.
+pub fn fs_type_in(place: &dyn gpt::Place, start: u64) -> io::Result<Option<FsType>> {
+    for (at, mark, fs) in MARKS {
+        let mut bytes = vec![0; mark.len()];
+        match place.read(&mut bytes, start + at) {
+            Ok(()) if bytes == *mark => return Ok(Some(*fs)),
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 const MARKS: &[(u64, &[u8], FsType)] = &[

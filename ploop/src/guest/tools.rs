@@ -115,8 +115,9 @@ pub fn grow_fs(
         }
         "btrfs" => {
             let mut command = Command::new("btrfs");
+            let size = len_bytes.map_or("max".to_owned(), |len| len.to_string());
             command
-                .args(["filesystem", "resize", "max"])
+                .args(["filesystem", "resize", &size])
                 .arg(mountpoint);
             command
         }
@@ -128,6 +129,22 @@ pub fn grow_fs(
         }
     };
     run(&mut command, package(fs_type), 26, |status| {
+        status.success()
+    })
+}
+
+/// Lets an ext file system that is not mounted fill its device.
+///
+/// # Errors
+/// It is damaged, or the tool failed.
+pub fn grow_unmounted_fs(device: &Path) -> Result<(), GuestError> {
+    let mut fsck = Command::new("e2fsck");
+    fsck.args(["-f", "-p"]).arg(device);
+    run(&mut fsck, "e2fsprogs", 41, |status| {
+        matches!(status.code(), Some(0 | 1))
+    })?;
+    let mut resize = Command::new("resize2fs");
+    run(resize.arg(device), "e2fsprogs", 26, |status| {
         status.success()
     })
 }

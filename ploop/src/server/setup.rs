@@ -103,7 +103,10 @@ pub fn set_up(config: &ServeConfig, mount: Option<OwnedFd>) -> Result<SetUp, Set
         None => None,
     };
     // A partition that goes to the end gets no limit, so that it can grow with the disk.
-    let size = file.metadata().map_err(step("looking at the disk", 15))?.len();
+    let size = file
+        .metadata()
+        .map_err(step("looking at the disk", 15))?
+        .len();
     let limit = |found: &Partition| match size - (found.offset + found.len_bytes) < TAIL {
         true => 0,
         false => found.len_bytes,

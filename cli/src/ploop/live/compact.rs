@@ -1,0 +1,96 @@
+//! `firn ploop compact`: gives space back that the file system on a disk does not use.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use clap::Args;
+use firn_ploop::kernel;
+use serde_json::json;
+
+use super::mount::{self, MountArgs};
+use super::{connect, must_be_served, refused, served};
+use crate::output::{Failure, bytes};
+use crate::ploop::report::answer;
+
+/// Options of compact.
+#[derive(Debug, Args)]
+pub struct CompactArgs {
+    /// Descriptor, device or mount point
+    #[arg(value_name = "DISK")]
+    pub disk: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Compacts. A disk that is not mounted is mounted for it.
+pub fn run(args: &CompactArgs) -> Result<u8, Failure> {
+    if served(&args.disk)?.is_some() {
+        return trim(args);
+    }
+    let dir = std::env::temp_dir().join(format!("firn-compact-{}", std::process::id()));
+    let failed = |error| Failure::io(format!("{} can't be made", dir.display()), &error);
+    std::fs::create_dir(&dir).map_err(failed)?;
+    let mounted = mount::mount(&quiet_mount(args, dir.clone()));
+    let done = mounted.and_then(|_| {
+        let trimmed = trim(args);
+        let down = must_be_served(&args.disk).and_then(|record| mount::take_down(&record));
+        trimmed.and_then(|code| down.map(|()| code))
+    });
+    // It is empty unless the unmount failed, which has been told.
+    let _ = std::fs::remove_dir(&dir);
+    done
+}
+
+fn quiet_mount(args: &CompactArgs, dir: PathBuf) -> MountArgs {
+    MountArgs {
+        mountpoint: Some(dir),
+        read_only: false,
+        uuid: None,
+        fs_type: None,
+        options: String::new(),
+        check: false,
+        recover: false,
+        without_device: false,
+        cached: false,
+        threads: firn_ploop::server::THREADS,
+        blocksize: None,
+        disk: args.disk.clone(),
+        json: false,
+    }
+}
+
+fn trim(args: &CompactArgs) -> Result<u8, Failure> {
+    let record = must_be_served(&args.disk)?;
+    let Some(target) = &record.mountpoint else {
+        let what = "its file system is not mounted by firn; run fstrim where it is mounted";
+        return Err(Failure::usage(what));
+    };
+    let mut client = connect(&record)?;
+    let told = |error: firn_ploop::server::ControlError| refused(&error, error.exit_code());
+    let layers = client.stat().map_err(told)?.layers;
+    let used = || {
+        let blocks = layers
+            .iter()
+            .filter_map(|layer| std::fs::metadata(layer).ok());
+        blocks.map(|meta| meta.blocks() * 512).sum::<u64>()
+    };
+    let before = used();
+    let failed = |error| Failure::io(format!("{} can't be trimmed", target.display()), &error);
+    let file = File::open(target).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    let trimmed = kernel::trim_fs(file.as_fd(), 0).map_err(failed)?;
+    // Space is given back when it is durable that nothing leads to it.
+    client.flush().map_err(told)?;
+    let after = used();
+    let object = json!({ "trimmed_bytes": trimmed, "before_bytes": before, "after_bytes": after });
+    let text = format!(
+        "{} -> {} on the host ({} trimmed)\n",
+        bytes(before),
+        bytes(after),
+        bytes(trimmed)
+    );
+    answer(args.json, &object, &text)
+}

@@ -1,0 +1,47 @@
+//! `firn ploop` commands on disks that are served: mounted ones, and those about to be.
+
+pub mod compact;
+pub mod copy;
+pub mod format;
+pub mod mount;
+pub mod nbd;
+pub mod ping;
+pub mod resize;
+pub mod serve;
+pub mod stat;
+
+use std::path::Path;
+
+use firn_ploop::server::{Client, Record, Registry};
+
+use crate::output::Failure;
+
+/// An error of the library, with the original's exit status.
+pub fn refused(error: &dyn std::error::Error, code: u8) -> Failure {
+    let mut failure = Failure::new("refused", error.to_string()).caused_by(error);
+    failure.code = code;
+    failure
+}
+
+/// The served disk that a path names, or None.
+pub fn served(path: &Path) -> Result<Option<Record>, Failure> {
+    let registry = Registry::from_environment();
+    registry.find_by(path).map_err(|error| {
+        let what = format!("{} can't be read", registry.dir().display());
+        Failure::io(what, &error)
+    })
+}
+
+/// The served disk that a path names.
+pub fn must_be_served(path: &Path) -> Result<Record, Failure> {
+    served(path)?.ok_or_else(|| {
+        let mut failure = Failure::new("refused", format!("{} is not mounted", path.display()));
+        failure.code = 40;
+        failure.hint("mount it with 'firn ploop mount'")
+    })
+}
+
+/// A conversation with a disk's server.
+pub fn connect(record: &Record) -> Result<Client, Failure> {
+    Client::connect(&record.control).map_err(|error| refused(&error, error.exit_code()))
+}

@@ -1,0 +1,364 @@
+//! Disks that are mounted: through the death of their server, snapshots, growth, copies.
+//!
+//! Needs root, FUSE and loop devices; skipped by that reason elsewhere. Every disk has its own registry,
+//! and is unmounted when its test ends, however that comes.
+
+mod common;
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Said, firn};
+use firn_ploop::kernel::PageBuffer;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const MIB: usize = 1 << 20;
+
+/// A directory for one disk and everything around it.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// None where the machine can't mount disks.
+    fn new() -> Option<Place> {
+        let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+        let has = |path: &str| OpenOptions::new().read(true).write(true).open(path).is_ok();
+        if !is_root || !has("/dev/fuse") || !has("/dev/loop-control") {
+            eprintln!("skipped: mounting a disk needs root, /dev/fuse and /dev/loop-control");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["mnt", "mnt2"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Some(Place { dir })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = firn(&["ploop"]);
+        command.args(args).current_dir(self.dir.path());
+        command.env("FIRN_PLOOP_RUN", self.path("run"));
+        command
+    }
+
+    fn ploop(&self, args: &[&str]) -> Said {
+        Said::of(self.command(args).output().unwrap())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        self.ploop(args).good().json()
+    }
+
+    fn worker(&self) -> i32 {
+        let pid = self.json(&["stat", "--json", "d"])["worker"].clone();
+        i32::try_from(pid.as_i64().unwrap()).unwrap()
+    }
+
+    /// Kills the worker and returns when another one answers.
+    fn kill_worker(&self) {
+        let old = self.worker();
+        kill("-KILL", old);
+        wait_until("another worker answers", || {
+            let said = self.ploop(&["stat", "--json", "d"]);
+            said.code == Some(0) && said.json()["worker"] != old
+        });
+    }
+
+    fn disks(&self) -> usize {
+        let list = self.json(&["list", "--json"]);
+        list["disks"].as_array().unwrap().len()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // After a failure: nothing may stay mounted.
+        for name in ["mnt2", "mnt"] {
+            let quiet = |command: &mut Command| {
+                command.stdout(Stdio::null()).stderr(Stdio::null()).status()
+            };
+            let _ = quiet(Command::new("umount").arg(self.path(name)));
+        }
+        let list = self.ploop(&["list", "--json"]);
+        let list: Value = serde_json::from_str(&list.out).unwrap_or_default();
+        for disk in list["disks"].as_array().into_iter().flatten() {
+            let named = disk["device"].as_str().or(disk["disk"].as_str());
+            let _ = self.ploop(&["umount", named.unwrap_or_default()]);
+        }
+    }
+}
+
+fn kill(signal: &str, pid: i32) {
+    let status = Command::new("kill")
+        .args([signal, &pid.to_string()])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < LIMIT, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..len.div_ceil(8))
+        .flat_map(|_| next().to_le_bytes())
+        .take(len)
+        .collect()
+}
+
+fn write_files(dir: &Path, seeds: std::ops::Range<u64>, len: usize) {
+    for seed in seeds {
+        let mut file = File::create(dir.join(seed.to_string())).unwrap();
+        file.write_all(&pattern(seed, len)).unwrap();
+        file.sync_all().unwrap();
+    }
+}
+
+fn check_files(dir: &Path, seeds: std::ops::Range<u64>, len: usize) {
+    for seed in seeds {
+        let bytes = std::fs::read(dir.join(seed.to_string())).unwrap();
+        assert!(
+            bytes == pattern(seed, len),
+            "file {seed} is not what was written"
+        );
+    }
+}
+
+#[test]
+fn a_file_system_lives_through_the_death_of_its_server() {
+    let Some(place) = Place::new() else { return };
+    place
+        .ploop(&["init", "-s", "256M", "-t", "ext4", "d"])
+        .good();
+    place.ploop(&["mount", "-m", "mnt", "d"]).good();
+    let mnt = place.path("mnt");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_files(&mnt, 0..20, MIB));
+        for _ in 0..4 {
+            place.kill_worker();
+        }
+        writer.join().unwrap();
+    });
+    // Written and not synced by anybody; read back after the next mount.
+    std::fs::write(mnt.join("late"), pattern(99, 3 * MIB)).unwrap();
+    place.kill_worker();
+    place.ploop(&["umount", "mnt"]).good();
+    assert_eq!(place.disks(), 0);
+    place.ploop(&["check", "d"]).good();
+    place.ploop(&["mount", "-F", "-m", "mnt", "d"]).good();
+    assert!(std::fs::read(mnt.join("late")).unwrap() == pattern(99, 3 * MIB));
+    check_files(&mnt, 0..20, MIB);
+    // A plain umount(8) is enough.
+    assert!(Command::new("umount").arg(&mnt).status().unwrap().success());
+    wait_until("the server ends with its mount", || place.disks() == 0);
+    place.ploop(&["check", "d"]).good();
+}
+
+#[test]
+fn snapshots_and_growth_happen_under_a_mounted_file_system() {
+    let Some(place) = Place::new() else { return };
+    place
+        .ploop(&["init", "-s", "128M", "-t", "ext4", "d"])
+        .good();
+    place.ploop(&["mount", "-m", "mnt", "d"]).good();
+    let (mnt, mnt2) = (place.path("mnt"), place.path("mnt2"));
+    write_files(&mnt, 0..5, MIB);
+    let id = place.ploop(&["snapshot", "-F", "d"]).good().out;
+    let id = id.trim();
+    write_files(&mnt, 5..8, MIB);
+    std::fs::write(mnt.join("0"), b"changed").unwrap();
+    place
+        .ploop(&["mount", "-u", id, "-o", "noload", "-m", "mnt2", "d"])
+        .good();
+    check_files(&mnt2, 0..5, MIB);
+    assert!(!mnt2.join("5").exists());
+    place.ploop(&["umount", "mnt2"]).good();
+    let supervisor = place.json(&["list", "--json"])["disks"][0]["supervisor"].clone();
+    kill(
+        "-TERM",
+        i32::try_from(supervisor.as_i64().unwrap()).unwrap(),
+    );
+    wait_until("SIGTERM unmounts", || place.disks() == 0);
+    place.ploop(&["check", "d"]).good();
+    place.ploop(&["resize", "-s", "256M", "d"]).good();
+    place.ploop(&["mount", "-m", "mnt", "d"]).good();
+    write_files(&mnt, 100..170, MIB);
+    place.kill_worker();
+    place.ploop(&["snapshot-delete", "-u", id, "d"]).good();
+    check_files(&mnt, 100..170, MIB);
+    assert_eq!(std::fs::read(mnt.join("0")).unwrap(), b"changed");
+    std::fs::remove_dir_all(mnt.join("lost+found")).unwrap();
+    for seed in 100..170u64 {
+        std::fs::remove_file(mnt.join(seed.to_string())).unwrap();
+    }
+    let compact = place.json(&["compact", "--json", "d"]);
+    let bytes = |key: &str| compact[key].as_u64().unwrap();
+    assert!(
+        bytes("after_bytes") + (50 << 20) < bytes("before_bytes"),
+        "{compact}"
+    );
+    place.ploop(&["umount", "d"]).good();
+    place.ploop(&["resize", "-s", "64M", "d"]).good();
+    place.ploop(&["check", "d"]).good();
+    place.ploop(&["mount", "-F", "-m", "mnt", "d"]).good();
+    check_files(&mnt, 1..8, MIB);
+    place.ploop(&["umount", "d"]).good();
+}
+
+/// Writes to a device, past its cache, until a file appears.
+fn write_until(device: &Path, stop: &Path) {
+    let file = OpenOptions::new()
+        .write(true)
+        .custom_flags(0o40000)
+        .open(device)
+        .unwrap();
+    let mut block = PageBuffer::new(16 << 10).unwrap();
+    for seed in 0.. {
+        block.copy_from_slice(&pattern(seed, 16 << 10));
+        let place = seed * 7919 % 2000;
+        file.write_all_at(&block, place * (16 << 10)).unwrap();
+        if stop.exists() {
+            return;
+        }
+    }
+}
+
+fn read_device(device: &Path, len: usize) -> Vec<u8> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(0o40000)
+        .open(device)
+        .unwrap();
+    let mut bytes = PageBuffer::new(len).unwrap();
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes.to_vec()
+}
+
+#[test]
+fn a_copy_under_a_writer_is_the_disk_at_the_freeze() {
+    let Some(place) = Place::new() else { return };
+    place.ploop(&["init", "-s", "64M", "d"]).good();
+    let device = PathBuf::from(place.ploop(&["mount", "d"]).good().out.trim());
+    for round in 0..2 {
+        let stop = place.path(&format!("stop{round}"));
+        let stopped = place.path(&format!("stopped{round}"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                write_until(&device, &stop);
+                std::fs::write(&stopped, "").unwrap();
+            });
+            let has_written = || {
+                let counters = &place.json(&["stat", "--json", "d"])["counters"];
+                counters["writes"].as_u64().unwrap() > 200
+            };
+            wait_until("the writer writes", has_written);
+            let wait = format!(
+                "touch '{}'; while [ ! -e '{}' ]; do sleep 0.01; done",
+                stop.display(),
+                stopped.display()
+            );
+            let file = format!("copy{round}");
+            let args = ["copy", "-s", "d", "-F", &wait, "-d", &file];
+            let copied = place.ploop(&[&args[..], &["--format", "raw", "--json"]].concat());
+            std::fs::write(&stop, "").unwrap();
+            let report = copied.good().json();
+            assert!(!report["rounds"].as_array().unwrap().is_empty());
+        });
+        let copy = std::fs::read(place.path(&format!("copy{round}"))).unwrap();
+        assert!(copy == read_device(&device, 64 * MIB), "round {round}");
+    }
+    pipe_copy(&place);
+    assert!(std::fs::read(place.path("copy1")).unwrap() == read_device(&device, 64 * MIB));
+    place.ploop(&["umount", "d"]).good();
+    assert_eq!(place.disks(), 0);
+}
+
+/// The same through a pipe, packed; the receiver's image holds what the disk does.
+fn pipe_copy(place: &Place) {
+    let mut sender: Child = place
+        .command(&["copy", "-s", "d", "--zstd", "1"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stream = sender.stdout.take().unwrap();
+    let received = place
+        .command(&["copy", "-d", "piped.hds"])
+        .stdin(stream)
+        .output()
+        .unwrap();
+    assert!(sender.wait().unwrap().success());
+    Said::of(received).good();
+    place
+        .ploop(&["copy", "-s", "d", "-d", "whole", "--format", "raw"])
+        .good();
+    std::fs::create_dir(place.path("p")).unwrap();
+    std::fs::rename(place.path("piped.hds"), place.path("p/root.hds")).unwrap();
+    place
+        .ploop(&["restore-descriptor", "-f", "expanded", "p", "root.hds"])
+        .good();
+    place
+        .ploop(&["copy", "-s", "p", "-d", "again", "--format", "raw"])
+        .good();
+    let read = |name: &str| std::fs::read(place.path(name)).unwrap();
+    assert!(read("whole") == read("again"));
+}
+
+#[test]
+fn other_programs_read_and_write_by_nbd() {
+    let Some(place) = Place::new() else { return };
+    let works = Command::new("qemu-img").arg("--version").output();
+    if works.is_err() {
+        eprintln!("skipped: there is no qemu-img");
+        return;
+    }
+    place.ploop(&["init", "-s", "16M", "d"]).good();
+    place.ploop(&["mount", "--without-device", "d"]).good();
+    let mut server = place.command(&["nbd", "-w", "-s", "nbd.sock", "d"]);
+    let mut server = server.stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the socket is there", || place.path("nbd.sock").exists());
+    std::fs::write(place.path("raw"), pattern(5, 16 * MIB)).unwrap();
+    let url = format!("nbd+unix:///?socket={}", place.path("nbd.sock").display());
+    let qemu = |args: &[&str]| {
+        let said = Command::new("qemu-img")
+            .args(args)
+            .current_dir(place.dir.path())
+            .output();
+        Said::of(said.unwrap()).good()
+    };
+    qemu(&["convert", "-n", "-f", "raw", "-O", "raw", "raw", &url]);
+    qemu(&["compare", "-f", "raw", "-F", "raw", "raw", &url]);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    place.ploop(&["umount", "d"]).good();
+    place.ploop(&["check", "d"]).good();
+    qemu(&[
+        "compare",
+        "-f",
+        "raw",
+        "-F",
+        "parallels",
+        "raw",
+        "d/root.hds",
+    ]);
+}
