@@ -155,8 +155,9 @@ fn pending_and_blocked_signals_stay() {
 #[test]
 fn a_failed_dump_leaves_task_and_directory_as_they_were() {
     let victim = Victim::start(
+        // Two netlink sockets.
         "pipe(R, W); use Socket; \
-        socketpair(A, B, AF_UNIX, SOCK_STREAM, PF_UNSPEC); sleep",
+        socket(A, 16, SOCK_RAW, 0); socket(B, 16, SOCK_RAW, 0); sleep",
     );
     let before = victim.snapshot();
     let dir = tempfile::tempdir().unwrap();
