@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod core_image;
 pub mod creds;
+pub mod ia32;
 pub mod itimers;
 pub mod limits;
 pub mod modes;

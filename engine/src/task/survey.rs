@@ -7,6 +7,7 @@ use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::procfs;
 
+use super::ia32;
 use super::posix_timers;
 use super::status::Status;
 use crate::crew;
@@ -134,19 +135,10 @@ pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
         if let Some(parent) = parent {
             survey_sharing(task.pid, parent.pid, &mut found);
         }
-        for tid in &task.threads {
-            if firn_sys::ptrace::general_regs(*tid).is_ok_and(|regs| regs.cs != LONG_MODE_CS) {
-                let reason = "32-bit code is not supported yet";
-                found.push(obstacle(task.pid, format!("thread {tid}"), reason));
-                break;
-            }
-        }
+        found.extend(ia32::survey_frozen(task));
     }
     found
 }
-
-/// Code segment of 64-bit user code.
-const LONG_MODE_CS: u64 = 0x33;
 
 fn survey_threads(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
     for tid in &threads[1.min(threads.len())..] {
