@@ -71,6 +71,8 @@ pub enum Need {
     Call(i64, &'static str),
     /// A file.
     File(&'static str),
+    /// A file system that the kernel knows.
+    FileSystem(&'static str),
 }
 
 impl Workload {
@@ -172,6 +174,11 @@ impl Need {
                 let result = crate::sys::call_plain(*number, [0; 6]);
                 let errno = result.err().and_then(|error| error.raw_os_error());
                 (errno != Some(libc::ENOSYS), format!("no {name}"))
+            }
+            Need::FileSystem(name) => {
+                let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                let is_known = known.split_whitespace().any(|word| word == *name);
+                (is_known, format!("the kernel has no {name}"))
             }
             Need::File(name) => (std::path::Path::new(name).exists(), format!("no {name}")),
             Need::Root => (true, String::new()),

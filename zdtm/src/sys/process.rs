@@ -152,10 +152,27 @@ pub fn mount(
     kind: Option<&CStr>,
     flags: u64,
 ) -> io::Result<()> {
+    mount_with(source, target, kind, flags, None)
+}
+
+/// Mounts with options of the file system.
+pub fn mount_with(
+    source: Option<&CStr>,
+    target: &CStr,
+    kind: Option<&CStr>,
+    flags: u64,
+    options: Option<&CStr>,
+) -> io::Result<()> {
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-    let (source, kind) = (pointer(source), pointer(kind));
+    let (source, kind, options) = (pointer(source), pointer(kind), pointer(options));
     // SAFETY: the texts are C strings that live through the call.
-    check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, std::ptr::null()) }).map(drop)
+    check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, options.cast()) }).map(drop)
+}
+
+/// Takes a mount away; whoever uses it keeps it until then.
+pub fn unmount(target: &CStr) -> io::Result<()> {
+    // SAFETY: the text is a C string that lives through the call.
+    check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
 }
 
 /// Sets the umask and returns the old one.

@@ -34,6 +34,7 @@ pub static ALL: &[&Workload] = &[
     &odd::SEALED,
     &odd::DROPPABLE,
     &odd::REPLACED,
+    &odd::OVERLAY,
     &odd::DEVICE,
     &odd::PERSONALITY,
     &file::PRIVATE,

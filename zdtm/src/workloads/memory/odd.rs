@@ -27,6 +27,12 @@ pub static REPLACED: Workload = Workload::new(
 )
 // The removed file's old name has another file now, so it comes back under another one.
 .moves(&["maps"]);
+pub static OVERLAY: Workload = Workload::new(
+    "memory/overlay",
+    "mappings of files of an overlay: of the lower layer, and copied up",
+    overlay,
+)
+.needs(&[Need::FileSystem("overlay")]);
 pub static DEVICE: Workload = Workload::new(
     "refusals/device-memory",
     "a mapping of the first page of the BIOS by /dev/mem",
@@ -132,6 +138,56 @@ fn replaced(stage: &Stage) -> Result<()> {
     let files = fs::read_dir(stage.path("."))?.count();
     ensure!(files == 3, "{files} files in place of 3");
     Ok(())
+}
+
+/// The layers are on a file system of their own: an overlay can't be the upper layer of another.
+fn overlay(stage: &Stage) -> Result<()> {
+    let base = stage.path("layers");
+    fs::create_dir(&base)?;
+    sys::mount(Some(c"tmpfs"), &sys::c_path(&base)?, Some(c"tmpfs"), 0).context("a tmpfs")?;
+    for dir in ["lower", "upper", "work", "merged"] {
+        fs::create_dir(base.join(dir))?;
+    }
+    for name in ["plain", "copied"] {
+        fs::write(base.join("lower").join(name), vec![7; 4 * PAGE])?;
+    }
+    let dir = |name| base.join(name).display().to_string();
+    let (lower, upper, work) = (dir("lower"), dir("upper"), dir("work"));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let (merged, options) = (base.join("merged"), std::ffi::CString::new(options)?);
+    let (target, kind) = (sys::c_path(&merged)?, Some(c"overlay"));
+    sys::mount_with(kind, &target, kind, 0, Some(&options)).context("an overlay")?;
+
+    let plain = File::open(merged.join("plain"))?;
+    let copied = sys::open(merged.join("copied"), libc::O_RDWR)?;
+    let code = Region::file(plain.as_fd(), 2 * PAGE, libc::PROT_READ, libc::MAP_PRIVATE)?;
+    let data = Region::file(plain.as_fd(), 2 * PAGE, RW, libc::MAP_PRIVATE)?;
+    let shared = Region::file(copied.as_fd(), 2 * PAGE, RW, libc::MAP_SHARED)?;
+    drop((plain, copied));
+    data.put(0, b"private");
+    shared.put(0, b"shared");
+    stage.ready_and_wait()?;
+    ensure!(
+        code.get(0, 2 * PAGE) == vec![7; 2 * PAGE],
+        "the code has changed"
+    );
+    ensure!(data.get(0, 8) == b"private\x07", "what was written is lost");
+    shared.put(PAGE, b"on");
+    let text = fs::read(merged.join("copied"))?;
+    ensure!(
+        &text[..7] == b"shared\x07" && &text[PAGE..PAGE + 2] == b"on",
+        "another file"
+    );
+    let beneath = fs::read(base.join("lower/copied"))?;
+    ensure!(
+        beneath == vec![7; 4 * PAGE],
+        "the lower layer was written to"
+    );
+    for region in [code, data, shared] {
+        region.unmap()?;
+    }
+    sys::unmount(&target)?;
+    Ok(sys::unmount(&sys::c_path(&base)?)?)
 }
 
 /// Flags of personality(2) that show in a running task.

@@ -20,6 +20,7 @@ pub static ALL: &[&Workload] = &[
     &threads::THOUSAND,
     &threads::TREE,
     &threads::CHURN,
+    &threads::NO_LEADER,
     &groups::GROUPS,
     &groups::SESSIONS,
     &groups::ORPHAN_GROUP,
