@@ -9,6 +9,7 @@
 //! * A test that cannot run says `skipped: NAME: REASON` and passes; with `FIRN_TESTS_REQUIRE` set it
 //!   fails instead (packages that the tests need are listed in `packages.txt`).
 //! * `FIRN_TESTS_ROUNDS` says how often the long-running programs are dumped and restored, 3 times without it.
+//! * `FIRN_TESTS_TRIES` says how often a tree that never stands still is dumped, 6 times without it.
 //! * With `FIRN_TESTS_KEEP` set, the scratch directory of a failed test (images, logs) stays.
 #![forbid(unsafe_code)]
 
@@ -21,5 +22,5 @@ mod task;
 pub use command::{Finished, criu, firn_path};
 pub use images::image_files;
 pub use sandbox::{Sandbox, isolated, skip};
-pub use survive::{Program, Progress, rounds};
+pub use survive::{Program, Progress, rounds, tries};
 pub use task::Task;

@@ -11,13 +11,15 @@ use rustix::process::{WaitOptions, WaitStatus};
 use tempfile::TempDir;
 
 use crate::command::firn_path;
-use crate::survive::rounds;
+use crate::survive::{rounds, tries};
 
 /// Set, to the test's name, in the process that runs the body.
 const INSIDE: &str = "FIRN_TEST_INSIDE";
-/// Longest that one test may take, in seconds: so much, and so much per round of a long-running program.
+/// Longest that one test may take, in seconds: so much, and so much per round of a long-running program and
+/// per try at a tree in motion.
 const LIMIT: usize = 240;
 const LIMIT_PER_ROUND: usize = 60;
+const LIMIT_PER_TRY: usize = 15;
 
 /// Closes what the caller of the tests left open: it belongs to no test, and lies outside the
 /// namespace's mounts. Then runs the rest of the arguments.
@@ -52,7 +54,7 @@ pub fn isolated(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox)) {
             "bash",
             "timeout",
             "--kill-after=5",
-            &(LIMIT + LIMIT_PER_ROUND * rounds()).to_string(),
+            &(LIMIT + LIMIT_PER_ROUND * rounds() + LIMIT_PER_TRY * tries()).to_string(),
         ])
         .args(["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"])
         .arg(std::env::current_exe().expect("a running test has a path"))

@@ -14,6 +14,14 @@ pub fn rounds() -> usize {
     })
 }
 
+/// Times that a tree in motion is dumped: `FIRN_TESTS_TRIES`, or 6.
+pub fn tries() -> usize {
+    let wanted = std::env::var("FIRN_TESTS_TRIES").ok();
+    wanted.map_or(6, |text| {
+        text.parse().expect("FIRN_TESTS_TRIES is a number")
+    })
+}
+
 /// How to see that a program gets on with its work.
 pub enum Progress {
     /// This file grows by that many bytes.

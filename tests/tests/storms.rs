@@ -3,20 +3,13 @@
 
 use std::path::Path;
 
-use firn_tests::{Finished, Sandbox, Task, isolated};
+use firn_tests::{Finished, Sandbox, Task, isolated, tries};
 
 const STORM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/storm.py");
 /// Not what a shim in `PATH` starts: an exec must be of the program itself.
 const PYTHON: &str = "/usr/bin/python3";
 /// Every third attempt kills the tree and restores it.
 const KILLED: usize = 3;
-
-fn tries() -> usize {
-    let wanted = std::env::var("FIRN_TESTS_TRIES").ok();
-    wanted.map_or(6, |text| {
-        text.parse().expect("FIRN_TESTS_TRIES is a number")
-    })
-}
 
 fn storm(name: &str, kind: &str) {
     if !Path::new(PYTHON).exists() {
