@@ -9,6 +9,7 @@ use firn_sys::procfs;
 use super::classify::{self, Backing};
 use super::copy::{self, PageCopy};
 use super::error::{MemoryDumpError, SourceError};
+use super::names;
 use super::pages;
 use super::range::AddressRange;
 use super::shared_dump::SharedDump;
@@ -240,6 +241,7 @@ impl AddressSpace {
             dumpable: Some(answers.dumpable),
             aios: Vec::new(),
             thp_disabled: Some(answers.thp_disabled),
+            firn: names::to_image(&self.mappings),
         }
     }
 }

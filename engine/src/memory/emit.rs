@@ -9,6 +9,7 @@ use firn_sys::{Pid, nr};
 use super::error::SourceError;
 use super::fresh;
 use super::image::MemoryImage;
+use super::names;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
 use super::range::AddressRange;
@@ -129,6 +130,7 @@ impl MemoryPlan {
             }
             give_advice(p, vma);
         }
+        names::plan(p, self.image.names());
         for range in self.image.guards() {
             let [start, len] = args(*range);
             let why = format!("madvise to install the guard region [{range}]");

@@ -5,6 +5,7 @@ use firn_proto::MmEntry;
 use firn_sys::Pid;
 use firn_sys::mm::{MmFields, TASK_SIZE, map};
 
+use super::names::{self, Named};
 use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::{Vma, status};
 
@@ -67,6 +68,7 @@ pub struct MemoryImage {
     thp_disabled: bool,
     vmas: Vec<Vma>,
     guards: Vec<AddressRange>,
+    names: Vec<Named>,
     pages: PageSource,
 }
 
@@ -82,6 +84,7 @@ impl MemoryImage {
         let (vmas, guards) = mappings(pid, &mm)?;
         let image = MemoryImage {
             pid,
+            names: names::from_image(&mm, &vmas),
             fields: fields(&mm),
             auxv: mm.mm_saved_auxv,
             exe_file_id: mm.exe_file_id,
@@ -109,6 +112,11 @@ impl MemoryImage {
     /// Guard regions, ascending.
     pub fn guards(&self) -> &[AddressRange] {
         &self.guards
+    }
+
+    /// Names that the program has given to mappings.
+    pub fn names(&self) -> &[Named] {
+        &self.names
     }
 
     /// Where the contents of pages are.

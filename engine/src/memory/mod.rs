@@ -18,6 +18,7 @@ pub mod fill;
 pub mod fresh;
 pub mod image;
 mod inherit;
+mod names;
 pub mod pages;
 pub mod piece;
 pub mod plan;

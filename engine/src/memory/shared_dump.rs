@@ -16,6 +16,7 @@ use firn_sys::{Errno, Pid, memfd};
 use super::address_space::PageStats;
 use super::copy::{self, PageCopy};
 use super::error::MemoryDumpError;
+use super::names;
 use super::range::{AddressRange, PAGE_SIZE};
 use super::smaps::Mapping;
 use super::sysv::{self, Attached};
@@ -74,7 +75,12 @@ impl SharedDump {
         }
         let range = mapping.range;
         let link = format!("/proc/{pid}/map_files/{:x}-{:x}", range.start, range.end);
-        self.add_path(&PathBuf::from(link), &mapping.name)
+        // Shared anonymous memory with a name of its own is known by what it is called without.
+        let name = match names::given(&mapping.name) {
+            Some(_) => b"/dev/zero",
+            None => mapping.name.as_slice(),
+        };
+        self.add_path(&PathBuf::from(link), name)
     }
 
     /// Notes the object that a link of /proc leads to, such as `/proc/7/fd/3`. `name` is as the link

@@ -2609,6 +2609,28 @@ impl ::prost::Name for AioRingEntry {
 const NAME: &'static str = "aio_ring_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "aio_ring_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/aio_ring_entry".into() }}
+/// Extension. The name that a program has given to memory, at the address where a mapping with it begins.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnVmaName {
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub name: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for FirnVmaName {
+const NAME: &'static str = "firn_vma_name";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_vma_name".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_vma_name".into() }}
+/// Extension. What Firn keeps of an address space beside the common fields.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FirnMmEntry {
+    #[prost(message, repeated, tag = "1")]
+    pub names: ::prost::alloc::vec::Vec<FirnVmaName>,
+}
+impl ::prost::Name for FirnMmEntry {
+const NAME: &'static str = "firn_mm_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_mm_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_mm_entry".into() }}
 /// Marks of the address space, auxv and the mappings, ascending by address.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MmEntry {
@@ -2646,6 +2668,9 @@ pub struct MmEntry {
     pub aios: ::prost::alloc::vec::Vec<AioRingEntry>,
     #[prost(bool, optional, tag = "17")]
     pub thp_disabled: ::core::option::Option<bool>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnMmEntry>,
 }
 impl ::prost::Name for MmEntry {
 const NAME: &'static str = "mm_entry";
