@@ -21,16 +21,61 @@ fn count(dir: &Path) -> u64 {
     text.parse().unwrap_or(0)
 }
 
-/// Runs the command and kills it after `delay`; returns whether it was killed before its end.
-fn kill_after(command: &mut Command, delay: Duration) -> bool {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut child = command.spawn().expect("the engine starts");
-    std::thread::sleep(delay);
-    child.kill().expect("it is our child");
-    !child.wait().expect("it is our child").success()
+/// Commands that must have been killed before their end, for a test to mean anything.
+const MIN_KILLED: u32 = 5;
+/// Commands that are run at least, each killed a little later than the one before.
+const STEPS: u32 = 20;
+
+/// When to kill: spread over the time that the last whole run took, whatever else the machine does.
+struct Schedule {
+    took: Duration,
+    step: u32,
+    killed: u32,
+}
+
+impl Schedule {
+    fn new(took: Duration) -> Schedule {
+        Schedule {
+            took,
+            step: 0,
+            killed: 0,
+        }
+    }
+
+    /// Counts the steps, until enough commands were killed.
+    fn next(&mut self) -> Option<u32> {
+        let enough = self.step >= STEPS && self.killed >= MIN_KILLED;
+        assert!(
+            enough || self.step < 10 * STEPS,
+            "only {} of {} commands were killed before their end",
+            self.killed,
+            self.step
+        );
+        self.step += 1;
+        (!enough).then_some(self.step)
+    }
+
+    /// Runs the command and kills it when this step is due; one that was faster says what a whole run
+    /// takes.
+    fn run(&mut self, command: &mut Command) {
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let delay = self.took * (self.step % STEPS + 1) / STEPS;
+        let start = Instant::now();
+        let mut child = command.spawn().expect("the engine starts");
+        while start.elapsed() < delay {
+            if child.try_wait().expect("it is our child").is_some() {
+                self.took = start.elapsed();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().expect("it is our child");
+        let status = child.wait().expect("it is our child");
+        self.killed += u32::from(!status.success());
+    }
 }
 
 /// How long the command takes when it is left alone.
@@ -47,11 +92,11 @@ fn killed_dump_leaves_the_source_running() {
         let task = start(sandbox, &dir);
         let whole = sandbox.make_dir("whole");
         let took = time(|| drop(task.dump(&whole, &["-R"]).expect_success("dump")));
-        let mut killed = 0;
-        for step in 1..=20u32 {
+        let mut schedule = Schedule::new(took);
+        while let Some(step) = schedule.next() {
             let images = sandbox.make_dir(&format!("images-{step}"));
             let mut dump = task.dump_command(&images);
-            killed += u32::from(kill_after(dump.arg("-R"), took * step / 20));
+            schedule.run(dump.arg("-R"));
             // The rest of the engine takes back what was done.
             sandbox.wait_until(60, "the dump goes on after its death", || {
                 sandbox.pids() == [task.pid()]
@@ -68,10 +113,6 @@ fn killed_dump_leaves_the_source_running() {
             });
             std::fs::remove_dir_all(&images).expect("the images are ours");
         }
-        assert!(
-            killed >= 5,
-            "only {killed} of 20 dumps were killed before their end"
-        );
         let images = sandbox.make_dir("images");
         task.dump(&images, &[]).expect_success("dump after all");
         task.restore(&images);
@@ -104,21 +145,15 @@ fn killed_restore_leaves_no_tasks() {
         task.dump(&images, &[]).expect_success("dump");
         let took = time(|| task.restore(&images));
         task.kill();
-        let mut killed = 0;
-        for step in 1..=20u32 {
+        let mut schedule = Schedule::new(took);
+        while schedule.next().is_some() {
             let mut restore = Command::new(firn_path());
             restore
                 .args(["restore", "-d", "-o", "restore.log", "-D"])
                 .arg(&images);
-            if kill_after(&mut restore, took * step / 20) {
-                killed += 1;
-            }
+            schedule.run(&mut restore);
             settle(sandbox, &task, &dir);
         }
-        assert!(
-            killed >= 5,
-            "only {killed} of 20 restores were killed before their end"
-        );
         task.restore(&images);
         task.kill();
     });
