@@ -156,6 +156,7 @@ fn no_extension_is_required() {
         "sk_opts_entry.firn=20000",
         "sk_packet_entry.firn=20000",
         "task_core_entry.firn=20000",
+        "thread_core_entry.firn=20001",
         "thread_core_entry.firn_restart=20000",
         "timerfd_entry.firn=20000",
         "unix_sk_entry.firn=20000",

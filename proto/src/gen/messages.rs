@@ -1183,9 +1183,6 @@ pub struct FirnTaskEntry {
     /// Address bits that count, where others may hold tags (ARCH_GET_UNTAG_MASK).
     #[prost(uint64, optional, tag = "8")]
     pub untag_mask: ::core::option::Option<u64>,
-    /// The stop of a stopped task has been reported to its parent.
-    #[prost(bool, optional, tag = "9")]
-    pub stop_reported: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";
