@@ -31,6 +31,11 @@ pub fn run(args: &ResizeArgs) -> Result<u8, Failure> {
     let view = Folder::view(&args.disk.disk).map_err(|error| failure(&error))?;
     let has_contents = !args.image_only && live::resize::has_contents(&view)?;
     let shrinks = args.size < view.descriptor().size_bytes();
+    if shrinks && !has_contents && !args.image_only {
+        let text = "the disk holds no file system that is known; what it holds would be cut off";
+        let hint = "make its contents smaller first, then add --image-only";
+        return Err(Failure::usage(text).hint(hint));
+    }
     if has_contents && shrinks {
         live::resize::shrink_contents(view.xml(), args.size)?;
     }
