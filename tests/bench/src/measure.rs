@@ -145,9 +145,17 @@ impl Plan {
             );
             std::thread::sleep(Duration::from_millis(2));
         }
+        let root = i32::try_from(child.id())?;
+        while tree::snapshot(root)?.len() < workload.processes() {
+            ensure!(
+                start.elapsed() < Duration::from_secs(60),
+                "the workload's tree is not complete in 60 s"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
         // Children of the workload have reached their sleep, and the machine is quiet.
         std::thread::sleep(Duration::from_millis(50));
-        Ok(i32::try_from(child.id())?)
+        Ok(root)
     }
 }
 

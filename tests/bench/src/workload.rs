@@ -41,6 +41,16 @@ pub enum Workload {
     Files,
 }
 
+impl Workload {
+    /// Processes that it consists of, once it is complete.
+    pub fn processes(self) -> usize {
+        match self {
+            Workload::Tree => PROCESSES,
+            _ => 1,
+        }
+    }
+}
+
 /// Becomes the workload; returns only on error.
 pub fn run(workload: Workload, dir: &Path, memory_mib: usize) -> Result<()> {
     kernel::close_inherited()?;
