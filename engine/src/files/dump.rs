@@ -170,13 +170,13 @@ impl FileTable {
             self.obstacles.extend(own);
         }
         let mut inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+        self.add_messages(shared)?;
+        let half_open = self.collected.pipes.half_open();
+        let held = outside::obstacles_beside(&half_open, &inside, &self.in_flight);
+        self.obstacles.extend(held);
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
         inside.push(Pid::this());
-        self.add_messages(shared)?;
         self.settle_sockets(&inside);
-        let half_open = self.collected.pipes.half_open();
-        self.obstacles
-            .extend(outside::obstacles(&half_open, &inside));
         if self.obstacles.is_empty() {
             let unpaired = self.collected.terminals.unpaired(&self.collected.options);
             self.obstacles.extend(unpaired);

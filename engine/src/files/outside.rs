@@ -4,6 +4,7 @@
 //! that have pipes. Links are compared as text: `pipe:[INODE]`, or the path of a fifo.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use firn_sys::{Pid, file};
 
@@ -23,6 +24,15 @@ pub(super) fn obstacles_with(
     inside: &[Pid],
     trouble: impl Fn(&str, &[u8]) -> Trouble,
 ) -> Vec<Obstacle> {
+    obstacles_among(files, inside, |_, _| false, trouble)
+}
+
+fn obstacles_among(
+    files: &HashMap<Vec<u8>, OpenFile>,
+    inside: &[Pid],
+    is_ours: impl Fn(Pid, i32) -> bool,
+    trouble: impl Fn(&str, &[u8]) -> Trouble,
+) -> Vec<Obstacle> {
     if files.is_empty() {
         return Vec::new();
     }
@@ -38,6 +48,7 @@ pub(super) fn obstacles_with(
                 continue;
             };
             if let Some(file) = files.get(&link)
+                && !is_ours(pid, fd)
                 && !belongs_to(pid, &inside)
                 && named.insert(link.clone())
             {
@@ -47,6 +58,18 @@ pub(super) fn obstacles_with(
         }
     }
     found
+}
+
+/// The same at the end of a look at stopped tasks: `ours` are descriptors of this process which it has for
+/// the time of the dump only.
+pub(super) fn obstacles_beside(
+    files: &HashMap<Vec<u8>, OpenFile>,
+    inside: &[Pid],
+    ours: &[OwnedFd],
+) -> Vec<Obstacle> {
+    let me = Pid::this();
+    let is_ours = |pid: Pid, fd: i32| pid == me && ours.iter().any(|own| own.as_raw_fd() == fd);
+    obstacles_among(files, inside, is_ours, |holder, _| held_outside(holder))
 }
 
 /// True for a process that was born into the tree after its list was made, and for one that is gone
