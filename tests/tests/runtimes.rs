@@ -66,3 +66,24 @@ fn java_with_g1_fills_its_pool() {
 fn java_with_zgc_fills_its_pool() {
     java("java_with_zgc_fills_its_pool", "-XX:+UseZGC");
 }
+
+#[test]
+fn node_runs_workers_and_timers() {
+    isolated("node_runs_workers_and_timers", &["node"], |sandbox| {
+        check(sandbox, &["node", &format!("{PROGRAMS}/pool.js")]);
+    });
+}
+
+#[test]
+fn go_runs_goroutines_and_timers() {
+    isolated("go_runs_goroutines_and_timers", &["go"], |sandbox| {
+        let program = sandbox.dir().join("pool");
+        let mut build = std::process::Command::new("go");
+        build.args(["build", "-o"]).arg(&program);
+        build.arg(format!("{PROGRAMS}/pool.go"));
+        build.env("GOCACHE", sandbox.make_dir("cache"));
+        build.env("GO111MODULE", "off");
+        sandbox.run(&mut build).expect_success("go build");
+        check(sandbox, &[program.to_str().expect("a plain path")]);
+    });
+}
