@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand, Va
 
 use crate::normalize::DEFAULT_VERBOSITY;
 use crate::options;
+use crate::sockets::{SocketDumpArgs, SocketRestoreArgs};
 
 /// Freezes running programs, saves them to files, and brings them back.
 #[derive(Debug, Parser)]
@@ -160,6 +161,9 @@ pub struct DumpArgs {
     /// Print statistics
     #[arg(long)]
     pub display_stats: bool,
+    #[command(flatten)]
+    /// What is done with sockets.
+    pub sockets: SocketDumpArgs,
 }
 
 /// Options of restore.
@@ -213,6 +217,9 @@ pub struct RestoreArgs {
     /// Print the programs that would rebuild the tree, and make nothing
     #[arg(long)]
     pub plan: bool,
+    #[command(flatten)]
+    /// What is done with sockets.
+    pub sockets: SocketRestoreArgs,
     /// Command of --exec-cmd
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

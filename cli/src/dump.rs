@@ -76,6 +76,7 @@ fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
         .track_mem(args.track_mem)
         .timeout(timeout(args.timeout))
         .file_validation(validation(args.file_validation))
+        .sockets(args.sockets.options())
         .scripts(scripts(&args.action_script))
         .cancel(cancel.clone());
     if let Some(limit) = args.ghost_limit {

@@ -16,6 +16,7 @@ mod output;
 mod ploop;
 mod progress;
 mod restore;
+mod sockets;
 
 use std::ffi::OsString;
 use std::io::Write;

@@ -65,7 +65,8 @@ fn canonical_forms() {
         ("dump --verbosity=0", "dump --verbosity=0"),
         ("dump -Rv4", "dump --leave-running --verbosity=4"),
         ("check --feature timens", "check --feature=timens"),
-        ("dump --no-tcp-established", "dump"),
+        ("dump --no-evasive-devices", "dump"),
+        ("dump -x5,7", "dump --ext-unix-sk=5,7"),
         ("dump --wrong", "dump --wrong"),
         ("image show -D x", "image show -D x"),
         ("demo", "demo"),
@@ -86,9 +87,9 @@ fn options_of_other_commands_are_remarked_and_left_out() {
 
 #[test]
 fn what_is_not_there_yet_is_said() {
-    let said = error("dump -t 1 --tcp-established");
+    let said = error("dump -t 1 --evasive-devices");
     assert!(
-        said.starts_with("option --tcp-established is not in this version of firn"),
+        said.starts_with("option --evasive-devices is not in this version of firn"),
         "{said}"
     );
     assert!(error("dump -L x").starts_with("option -L (--libdir) is not in this version"));

@@ -79,7 +79,6 @@ impl Opt {
     }
 }
 
-const SOCKETS: &str = "sockets are refused at dump until then";
 const NAMESPACES: &str = "tasks in namespaces of their own are refused at dump until then";
 const CGROUPS: &str = "tasks come back in the cgroup of the restoring process";
 const MEMORY_SERVER: &str = "memory goes to and comes from the image directory";
@@ -130,11 +129,12 @@ pub const OPTIONS: &[Opt] = &[
     opt("plan", Flag, RESTORE, Here),
     // CRIU's that come with later capabilities.
     opt("join-ns", Required, RESTORE, Later(NAMESPACES)).short('J'),
-    opt("ext-unix-sk", Optional, DUMP | RESTORE, Later(SOCKETS)).short('x'),
-    opt("tcp-established", Flag, DUMP | RESTORE, Later(SOCKETS)).negatable(),
-    opt("skip-in-flight", Flag, DUMP, Later(SOCKETS)).negatable(),
-    opt("tcp-close", Flag, DUMP | RESTORE, Later(SOCKETS)).negatable(),
-    opt("network-lock", Required, DUMP, Later(SOCKETS)),
+    opt("outside-peer", Required, RESTORE, Here),
+    opt("ext-unix-sk", Optional, DUMP | RESTORE, Here).short('x'),
+    opt("tcp-established", Flag, DUMP | RESTORE, Here).negatable(),
+    opt("skip-in-flight", Flag, DUMP, Here).negatable(),
+    opt("tcp-close", Flag, DUMP | RESTORE, Here).negatable(),
+    opt("network-lock", Required, DUMP, Here),
     opt("evasive-devices", Flag, DUMP, Later(DEVICES)).negatable(),
     opt("veth-pair", Required, RESTORE, Later(NAMESPACES)),
     opt("file-locks", Flag, DUMP | RESTORE, Here)

@@ -90,6 +90,7 @@ fn operation(args: &RestoreArgs, work_dir: &Path, cancel: &CancelFlag) -> Restor
         .shell_job(args.shell_job)
         .skip_file_rwx_check(args.skip_file_rwx_check)
         .file_validation(validation(args.file_validation))
+        .sockets(args.sockets.options())
         .scripts(scripts(&args.action_script))
         .cancel(cancel.clone());
     if let Some(root) = &args.root {

@@ -13,7 +13,7 @@ fn help_and_version_go_to_stdout() {
     let said = run(&["dump", "--help"]).good();
     assert!(said.out.contains("--leave-running") && said.err.is_empty());
     assert!(
-        !said.out.contains("--tcp-established"),
+        !said.out.contains("--evasive-devices"),
         "options to come are not offered"
     );
 }
@@ -28,7 +28,7 @@ fn wrong_command_lines_end_with_2() {
         (&["dump", "-t", "1", "--leave-runing"], "--leave-running"),
         (&["dump", "-t", "1", "--ghost-limit", "1T"], "K, M or G"),
         (
-            &["dump", "-t", "1", "--tcp-established"],
+            &["dump", "-t", "1", "--evasive-devices"],
             "not in this version of firn",
         ),
         (

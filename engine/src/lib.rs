@@ -37,6 +37,7 @@ pub mod files;
 pub mod freeze;
 pub mod inject;
 pub mod memory;
+pub mod network_lock;
 pub mod obstacle;
 pub mod program;
 pub mod progress;

@@ -1,6 +1,5 @@
 //! The inventory: what makes a directory a checkpoint, and by whom and where it was made.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use firn_images::IMG_VERSION;
@@ -59,8 +58,18 @@ pub fn clocks() -> TimensEntry {
     }
 }
 
+/// What the inventory says about the network.
+pub struct Network {
+    /// Names the dump, and its lock of the network.
+    pub run_id: String,
+    /// How the network is locked; None where nothing had to be.
+    pub lock_method: Option<u32>,
+    /// TCP connections are to be closed by the restore.
+    pub closes_tcp: bool,
+}
+
 /// The inventory of a dump made now.
-pub fn inventory(_images_dir: &Path) -> InventoryEntry {
+pub fn inventory(network: Network) -> InventoryEntry {
     let (sec, nsec) = clock::boottime();
     InventoryEntry {
         img_version: IMG_VERSION,
@@ -70,17 +79,13 @@ pub fn inventory(_images_dir: &Path) -> InventoryEntry {
         root_cg_set: Some(ROOT_CG_SET),
         lsmtype: Some(Lsmtype::NoLsm.into()),
         dump_uptime: Some(sec * 1_000_000 + nsec / 1000),
-        network_lock_method: Some(LOCK_SKIP),
+        network_lock_method: Some(network.lock_method.unwrap_or(LOCK_SKIP)),
+        tcp_close: network.closes_tcp.then_some(true),
         plugins_entry: Some(PluginsEntry::default()),
-        dump_criu_run_id: run_id(),
+        dump_criu_run_id: Some(network.run_id),
         firn: Some(extension()),
         ..InventoryEntry::default()
     }
-}
-
-fn run_id() -> Option<String> {
-    let id = procfs::read_to_string("/proc/sys/kernel/random/uuid").ok()?;
-    Some(id.trim().to_owned())
 }
 
 fn extension() -> FirnInventoryEntry {

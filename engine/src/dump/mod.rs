@@ -376,20 +376,28 @@ impl Operation<'_> {
         let (freezing, since) = (frozen.freezing(), frozen.since());
         self.reporter.phase(Phase::Seal);
         let begun = Instant::now();
-        let inventory = inventory::inventory(&self.options.images_dir);
+        let mut files = captured.files;
+        let network = inventory::Network {
+            run_id: files.run_id().to_owned(),
+            lock_method: files.lock_method(),
+            closes_tcp: self.options.sockets.tcp_close,
+        };
+        let inventory = inventory::inventory(network);
         let frozen_for;
         if self.options.leave == Leave::Running {
             // Everything has been read: the tree need not wait for the disk.
+            files.release_connections(false);
             frozen.release(Fate::Resume);
             frozen_for = since.elapsed();
             images.seal(&inventory)?;
         } else {
             images.seal(&inventory)?;
             let killed = self.options.leave == Leave::Killed;
+            files.release_connections(killed);
             frozen.release(if killed { Fate::Kill } else { Fate::Stop });
             frozen_for = since.elapsed();
         }
-        captured.files.keep();
+        files.keep();
         let report = DumpReport {
             tasks,
             threads,

@@ -47,6 +47,7 @@ pub struct FileTable {
     pub(super) obstacles: Vec<Obstacle>,
     /// Files from messages in sockets, open so that they can be compared.
     pub(super) in_flight: Vec<OwnedFd>,
+    run_id: String,
 }
 
 /// What all kinds collect for the images.
@@ -148,6 +149,7 @@ impl FileTable {
             mapped_memfds: HashMap::new(),
             obstacles: Vec::new(),
             in_flight: Vec::new(),
+            run_id: new_run_id(),
         }
     }
 
@@ -176,7 +178,7 @@ impl FileTable {
         self.obstacles.extend(held);
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
         inside.push(Pid::this());
-        self.settle_sockets(&inside);
+        self.settle_sockets(&inside)?;
         if self.obstacles.is_empty() {
             let unpaired = self.collected.terminals.unpaired(&self.collected.options);
             self.obstacles.extend(unpaired);
@@ -206,7 +208,7 @@ impl FileTable {
         Ok(())
     }
 
-    fn settle_sockets(&mut self, inside: &[Pid]) {
+    fn settle_sockets(&mut self, inside: &[Pid]) -> Result<(), FileDumpError> {
         let Collected {
             sockets,
             entries,
@@ -224,6 +226,30 @@ impl FileTable {
                 .settle_peers(entries, &options.sockets, inside, &mut new_id);
         entries.extend(stubs);
         self.obstacles.extend(found);
+        let found = sockets
+            .tcp
+            .lock_and_read(entries, &self.run_id, &options.sockets)?;
+        self.obstacles.extend(found);
+        Ok(())
+    }
+
+    /// The name of this dump, by which a restore finds its network lock.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// How the network is locked, as images have it; None where nothing had to be.
+    pub fn lock_method(&self) -> Option<u32> {
+        self.collected.sockets.tcp.lock_method()
+    }
+
+    /// Lets TCP connections go on, or prepares them to vanish without a word when the tasks are killed.
+    pub fn release_connections(&mut self, killed: bool) {
+        if killed {
+            self.collected.sockets.tcp.give_up();
+        } else {
+            self.collected.sockets.tcp.go_on();
+        }
     }
 
     /// Watched files without a name are found again as ghosts, so the tree must have them open.
@@ -397,6 +423,12 @@ pub(super) fn fd_of(file: &OpenFile) -> Option<i32> {
         Place::Fd(fd) => Some(fd),
         Place::Link(_) => None,
     }
+}
+
+/// A name that no other dump has.
+fn new_run_id() -> String {
+    let id = firn_sys::procfs::read_to_string("/proc/sys/kernel/random/uuid");
+    id.unwrap_or_default().trim().to_owned()
 }
 
 fn count(len: usize) -> u64 {

@@ -6,6 +6,7 @@ use firn_images::{ImageReadError, ImageWriteError};
 use firn_sys::{Errno, Pid};
 
 use super::open_file::ProcReadError;
+use crate::network_lock::NetworkLockError;
 use crate::obstacle::Obstacle;
 
 /// An error of whoever keeps the contents of memory files.
@@ -76,6 +77,9 @@ pub enum FileDumpError {
         /// What went wrong.
         source: MemfdSourceError,
     },
+    /// Packets of the connections could not be held off.
+    #[error(transparent)]
+    NetworkLock(#[from] NetworkLockError),
     /// An image could not be written.
     #[error(transparent)]
     Image(#[from] ImageWriteError),
@@ -142,6 +146,15 @@ pub enum FileRestoreError {
         /// What is missing.
         what: String,
     },
+    /// A connection that the user has not asked for.
+    #[error("{object} is connected; add --tcp-established to keep the connection, or --tcp-close")]
+    TcpEstablished {
+        /// The socket.
+        object: String,
+    },
+    /// Packets of the connections could not be held off.
+    #[error(transparent)]
+    NetworkLock(#[from] NetworkLockError),
     /// The content of a memory file is not there.
     #[error("cannot restore memory file {inode_id}")]
     Memfd {

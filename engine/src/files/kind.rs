@@ -20,7 +20,7 @@ use super::pidfd::Pidfd;
 use super::pipe::Pipe;
 use super::regular::Regular;
 use super::signalfd::Signalfd;
-use super::sockets::UnixSocketKind;
+use super::sockets::{InetSocketKind, UnixSocketKind};
 use super::timerfd::Timerfd;
 use super::tty::Tty;
 use super::{FileDumpOptions, unsupported};
@@ -42,6 +42,7 @@ pub(super) static KINDS: &[&dyn FileKind] = &[
     &Inotify,
     &Fanotify,
     &Pidfd,
+    &InetSocketKind,
 ];
 
 /// One open file being dumped.

@@ -21,7 +21,7 @@ use super::open::{self, Opener};
 use super::pidfd::Departed;
 use super::pipe::{self, Pipes};
 use super::pty::{ControlledSession, Ptys};
-use super::sockets::{self, SocketSet};
+use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, kind, link_remap, validate};
 
@@ -47,6 +47,7 @@ pub struct FileStore {
     links: HashMap<(u32, u32), OwnedFd>,
     pub(super) options: FileRestoreOptions,
     limit: Option<RaisedDescriptorLimit>,
+    network: RestoredNetwork,
 }
 
 /// What stands in for the path of an entry.
@@ -89,6 +90,7 @@ impl FileStore {
             links: HashMap::new(),
             options: FileRestoreOptions::default(),
             limit: None,
+            network: RestoredNetwork::default(),
         };
         store.check_watches()?;
         Ok(store)
@@ -155,6 +157,9 @@ impl FileStore {
         self.options = options.clone();
         // Where that is forbidden the old limit may still do; the first file beyond it says so.
         self.limit = rlimit::raise_descriptor_limit().ok();
+        let inventory = self.images.inventory()?;
+        let closes_tcp = inventory.tcp_close == Some(true);
+        self.network = RestoredNetwork::lock(&self.entries, &inventory, options)?;
         let mut opener = Opener {
             entries: &self.entries,
             options,
@@ -163,7 +168,7 @@ impl FileStore {
             pipes: Pipes::load(&self.images)?,
             fifos: Fifos::default(),
             terminals: &self.terminals,
-            sockets: SocketSet::make(&self.entries, options)?,
+            sockets: SocketSet::make(&self.entries, &self.images, options, closes_tcp)?,
             departed: Departed::default(),
             ptys: Ptys::load(&self.images)?,
             late_files: LateFiles::new(),
@@ -181,9 +186,18 @@ impl FileStore {
         self.late_files = std::mem::take(&mut opener.late_files);
         self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
         let sockets = opener.sockets;
-        sockets.finish(&self.images, &opened)?;
+        let resting = sockets.finish(&self.images, &opened)?;
+        self.network.rest(resting);
         self.opened = opened;
         self.set_leases()
+    }
+
+    /// Frees the network and lets TCP connections go on; for the moment before the tasks do.
+    ///
+    /// # Errors
+    /// A connection could not go on.
+    pub fn resume_connections(&mut self) -> Result<(), FileRestoreError> {
+        self.network.resume(&self.opened)
     }
 
     /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in order of
@@ -378,6 +392,7 @@ impl FileStore {
             FdTypes::Inotify => entry.ify.as_ref().map(|e| (e.fown, e.flags)),
             FdTypes::Fanotify => entry.ffy.as_ref().map(|e| (e.fown, e.flags)),
             FdTypes::Pidfd => entry.pidfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Inetsk => entry.isk.as_ref().map(|socket| (socket.fown, socket.flags)),
             _ => None,
         }
     }

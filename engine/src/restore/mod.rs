@@ -167,6 +167,7 @@ impl Operation<'_> {
         self.script(ScriptAction::PostRestore, Some(root))?;
         self.check_cancel()?;
         self.gentle_script(ScriptAction::PreResume, root);
+        files.resume_connections()?;
         prepared.shared.keep();
         taken.let_go(self.options.leave_stopped);
         files.remove_link_remaps();

@@ -10,8 +10,9 @@ use std::os::fd::AsFd;
 
 use firn_proto::FirnSockoptEntry;
 use firn_sys::socket::{
-    self, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, IPPROTO_TCP, IPPROTO_UDP, IPPROTO_UDPLITE,
-    SOCK_RAW, SOL_IP, SOL_IPV6, SOL_NETLINK, SOL_PACKET, SOL_SOCKET, SOL_TCP, SOL_UDP, SOL_UDPLITE,
+    self, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP,
+    IPPROTO_UDPLITE, SOCK_RAW, SOL_IP, SOL_IPV6, SOL_NETLINK, SOL_PACKET, SOL_SOCKET, SOL_TCP,
+    SOL_UDP, SOL_UDPLITE,
 };
 use firn_sys::{Errno, Result};
 
@@ -286,6 +287,22 @@ pub(super) fn restore(fd: impl AsFd, entries: &[FirnSockoptEntry]) -> Vec<(Strin
         }
     }
     refused
+}
+
+/// The kind of a socket.
+pub(super) fn kind_of(fd: impl AsFd) -> Result<SocketKind> {
+    let fd = fd.as_fd();
+    let ask = |name| socket::number(fd, SOL_SOCKET, name);
+    let family = ask(socket::SO_DOMAIN)?;
+    Ok(SocketKind {
+        family,
+        kind: ask(socket::SO_TYPE)?,
+        protocol: if family == AF_UNIX {
+            0
+        } else {
+            ask(socket::SO_PROTOCOL)?
+        },
+    })
 }
 
 #[cfg(test)]

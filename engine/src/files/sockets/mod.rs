@@ -6,26 +6,29 @@
 //! every file is open, because queues may hold descriptors of any kind ([`SocketSet::finish`]).
 
 mod extra;
+mod inet;
 mod options;
 mod packets;
 mod settings;
 mod unix;
 
+pub(super) use inet::InetSocketKind;
 pub(super) use packets::{PacketRestore, files_in_flight};
 pub use settings::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub(super) use unix::UnixSocketKind;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageSetWriter};
-use firn_proto::FdTypes;
+use firn_proto::{FdTypes, InventoryEntry};
 use firn_sys::file::{self, S_IFSOCK};
 
 use super::FileRestoreOptions;
 use super::entries::Entries;
 use super::error::{FileDumpError, FileRestoreError};
 use super::open_file::OpenFile;
+use crate::network_lock::LockedNetwork;
 
 /// Number of the network namespace in images: all tasks have the same one.
 const NET_NS_ID: u32 = 2;
@@ -53,6 +56,7 @@ fn inode_of(file: &OpenFile) -> u32 {
 #[derive(Debug, Default)]
 pub(super) struct DumpedSockets {
     pub(super) unix: unix::DumpedUnix,
+    pub(super) tcp: inet::DumpedTcp,
     pub(super) packets: packets::PacketDump,
     defaults: extra::Defaults,
 }
@@ -60,7 +64,8 @@ pub(super) struct DumpedSockets {
 impl DumpedSockets {
     /// Writes the images of queues and connections.
     pub(super) fn write(&self, images: &ImageSetWriter) -> Result<(), FileDumpError> {
-        self.packets.write(images)
+        self.packets.write(images)?;
+        self.tcp.write(images)
     }
 }
 
@@ -68,17 +73,25 @@ impl DumpedSockets {
 #[derive(Debug)]
 pub(super) struct SocketSet<'a> {
     unix: unix::RestoredUnix<'a>,
+    inet: inet::RestoredInet<'a>,
 }
 
 impl<'a> SocketSet<'a> {
     /// Makes all sockets of the images.
     pub(super) fn make(
         entries: &'a Entries,
+        images: &ImageDir,
         options: &'a FileRestoreOptions,
+        closes_tcp: bool,
     ) -> Result<SocketSet<'a>, FileRestoreError> {
         let unix = entries.all().filter_map(|entry| entry.usk.as_ref());
+        let inet = entries
+            .all()
+            .filter_map(|entry| entry.isk.as_ref())
+            .collect();
         Ok(SocketSet {
             unix: unix::RestoredUnix::make(unix.collect(), options)?,
+            inet: inet::RestoredInet::make(inet, images, options, closes_tcp)?,
         })
     }
 
@@ -86,6 +99,7 @@ impl<'a> SocketSet<'a> {
     pub(super) fn take(&mut self, fd_type: FdTypes, id: u32) -> Result<OwnedFd, FileRestoreError> {
         let found = match fd_type {
             FdTypes::Unixsk => self.unix.take(id),
+            FdTypes::Inetsk => self.inet.take(id),
             _ => None,
         };
         found.ok_or_else(|| FileRestoreError::corrupt(id, "it is asked for twice"))
@@ -96,9 +110,68 @@ impl<'a> SocketSet<'a> {
         self,
         images: &ImageDir,
         opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Result<(), FileRestoreError> {
+    ) -> Result<Vec<inet::Resting>, FileRestoreError> {
         let mut packets = PacketRestore::load(images)?;
-        self.unix.finish(&mut packets, opened)
+        self.unix.finish(&mut packets, opened)?;
+        self.inet.finish(&mut packets, opened)
+    }
+}
+
+/// The network of a restore: locked until all connections have been made.
+#[derive(Debug, Default)]
+pub(super) struct RestoredNetwork {
+    lock: Option<LockedNetwork>,
+    resting: Vec<inet::Resting>,
+}
+
+impl RestoredNetwork {
+    /// Locks the connections of the images, or takes the lock of the dump over.
+    pub(super) fn lock(
+        entries: &Entries,
+        inventory: &InventoryEntry,
+        options: &FileRestoreOptions,
+    ) -> Result<RestoredNetwork, FileRestoreError> {
+        let connections = inet::connections(entries.all().filter_map(|entry| entry.isk.as_ref()));
+        let closes = inventory.tcp_close == Some(true) || options.sockets.tcp_close;
+        let run_id = inventory.dump_criu_run_id.as_deref().unwrap_or_default();
+        if connections.is_empty() || (closes && inventory.network_lock_method.is_none()) {
+            return Ok(RestoredNetwork::default());
+        }
+        let method = inventory.network_lock_method.unwrap_or(0);
+        let lock = LockedNetwork::take_over(run_id, method, &connections)?;
+        Ok(RestoredNetwork {
+            lock: Some(lock),
+            resting: Vec::new(),
+        })
+    }
+
+    /// Takes connections that are complete and do not run yet.
+    pub(super) fn rest(&mut self, resting: Vec<inet::Resting>) {
+        self.resting = resting;
+    }
+
+    /// Lifts the lock and lets all connections go on. The tasks do not run yet, so that nothing of theirs
+    /// comes before what had been sent.
+    pub(super) fn resume(
+        &mut self,
+        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+    ) -> Result<(), FileRestoreError> {
+        if let Some(lock) = self.lock.take() {
+            lock.lift();
+        }
+        let find = |one: &inet::Resting| Some((opened.get(&(FdTypes::Inetsk, one.id()))?).as_fd());
+        for one in &self.resting {
+            if let Some(fd) = find(one) {
+                one.wake(fd)?;
+            }
+        }
+        for one in &self.resting {
+            if let Some(fd) = find(one) {
+                one.resume(fd)?;
+            }
+        }
+        self.resting.clear();
+        Ok(())
     }
 }
 

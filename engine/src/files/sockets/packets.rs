@@ -52,6 +52,19 @@ impl PacketDump {
         self.packets.push((entry, message.bytes));
     }
 
+    /// Adds a datagram of an inet socket, with the address that it was sent to.
+    pub(in crate::files) fn add_datagram(
+        &mut self,
+        id_for: u32,
+        message: Message,
+        destination: Option<Vec<u8>>,
+    ) {
+        self.add(id_for, message, Vec::new());
+        if let Some((entry, _)) = self.packets.last_mut() {
+            entry.firn.get_or_insert_default().destination = destination;
+        }
+    }
+
     pub(super) fn write(&self, images: &ImageSetWriter) -> std::result::Result<(), FileDumpError> {
         let mut writer = images.writer(ImageKind::SkQueues, 0);
         for (entry, bytes) in &self.packets {
@@ -124,6 +137,7 @@ fn walk(fd: impl AsFd, kind: i32, expected: usize) -> Result<Vec<Message>> {
 pub(in crate::files) struct Packet {
     pub(super) bytes: Vec<u8>,
     pub(super) sender: Vec<u8>,
+    pub(super) destination: Vec<u8>,
     pub(super) credentials: Option<Credentials>,
     pub(super) rights: Vec<u32>,
 }
@@ -144,6 +158,7 @@ impl PacketRestore {
             let packet = Packet {
                 bytes,
                 sender: firn.sender.unwrap_or_default(),
+                destination: firn.destination.unwrap_or_default(),
                 credentials: firn.creds.as_ref().and_then(from_image),
                 rights: rights.flat_map(|scm| scm.rights).collect(),
             };

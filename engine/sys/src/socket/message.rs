@@ -117,6 +117,22 @@ unsafe fn take_controls(header: &libc::msghdr, message: &mut Message) {
     }
 }
 
+/// Reads up to `room` bytes of a stream without taking them. (For TCP the flag that [`peek`] uses to learn
+/// the length of a message would throw the bytes away.)
+///
+/// # Errors
+/// EAGAIN when nothing waits; ENOTCONN.
+pub fn peek_stream(fd: impl AsFd, room: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0u8; room];
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer has the length that is told.
+    let got = unsafe { libc::recv(fd, bytes.as_mut_ptr().cast(), room, flags) };
+    let got = Errno::check(i64::try_from(got).unwrap_or(-1))?;
+    bytes.truncate(usize::try_from(got).unwrap_or(0));
+    Ok(bytes)
+}
+
 /// Looks at the urgent byte; None when there is none.
 ///
 /// # Errors

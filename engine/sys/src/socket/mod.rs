@@ -6,7 +6,7 @@ mod message;
 mod names;
 pub mod tcp;
 
-pub use message::{Control, Message, Outgoing, peek, receive_urgent, send};
+pub use message::{Control, Message, Outgoing, peek, peek_stream, receive_urgent, send};
 pub use names::*;
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

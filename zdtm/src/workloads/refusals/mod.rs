@@ -10,10 +10,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Need, Stage, Workload, sys};
 
-static TCP_SOCKET: Workload = Workload::new("refusals/tcp-socket", "a TCP socket", |stage| {
-    hold(stage, || sys::socket(libc::AF_INET, libc::SOCK_STREAM))
-})
-.refused(&["socket"]);
 static NETLINK_SOCKET: Workload =
     Workload::new("refusals/netlink-socket", "a netlink socket", |stage| {
         hold(stage, || sys::socket(libc::AF_NETLINK, libc::SOCK_RAW))
@@ -101,7 +97,6 @@ static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
 
 pub static ALL: &[&Workload] = &[
-    &TCP_SOCKET,
     &NETLINK_SOCKET,
     &USERFAULTFD,
     &IO_URING,

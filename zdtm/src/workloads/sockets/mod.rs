@@ -1,5 +1,6 @@
 //! Sockets of all families.
 
+mod tcp;
 mod unix;
 mod unix_names;
 mod unix_queues;
@@ -21,4 +22,10 @@ pub static ALL: &[&Workload] = &[
     &unix_queues::CREDENTIALS,
     &unix_queues::SENDERS,
     &unix_queues::PEEK_OFFSET,
+    &tcp::LISTENING,
+    &tcp::CONNECTED,
+    &tcp::FULL,
+    &tcp::HALF,
+    &tcp::ACROSS,
+    &tcp::CLOSED,
 ];

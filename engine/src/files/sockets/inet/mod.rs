@@ -1,0 +1,139 @@
+//! Internet sockets: TCP, UDP and UDP-Lite, raw and ICMP ones, over IPv4 and IPv6.
+
+mod address;
+mod datagrams;
+mod describe;
+mod groups;
+mod inject;
+mod restore;
+mod tcp_dump;
+mod tcp_restore;
+
+pub(in crate::files) use restore::{RestoredInet, connections};
+pub(in crate::files) use tcp_dump::DumpedTcp;
+pub(in crate::files) use tcp_restore::Resting;
+
+use std::os::fd::OwnedFd;
+
+use firn_proto::{FdTypes, FileEntry, InetSkEntry};
+use firn_sys::socket::{IPPROTO_TCP, SOCK_STREAM};
+
+use super::{is_socket, protocol_name};
+use crate::files::FileDumpOptions;
+use crate::files::dump::DumpState;
+use crate::files::error::{FileDumpError, FileRestoreError};
+use crate::files::kind::{Dumping, FileKind};
+use crate::files::open::Opener;
+use crate::files::open_file::{OpenFile, Trouble};
+
+/// Protocols as sockfs calls them.
+const PROTOCOLS: [&str; 10] = [
+    "TCP",
+    "TCPv6",
+    "UDP",
+    "UDPv6",
+    "UDP-Lite",
+    "UDPLITEv6",
+    "RAW",
+    "RAWv6",
+    "PING",
+    "PINGv6",
+];
+
+/// Internet sockets.
+pub(in crate::files) struct InetSocketKind;
+
+impl FileKind for InetSocketKind {
+    fn fd_type(&self) -> FdTypes {
+        FdTypes::Inetsk
+    }
+
+    fn recognises(&self, file: &OpenFile) -> bool {
+        is_socket(file)
+            && protocol_name(file).is_some_and(|name| PROTOCOLS.contains(&name.as_str()))
+    }
+
+    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
+        None
+    }
+
+    fn dump(
+        &self,
+        dumping: &Dumping<'_>,
+        state: &mut DumpState<'_>,
+    ) -> Result<FileEntry, FileDumpError> {
+        let options = state.collected.options.sockets.clone();
+        let sockets = &mut state.collected.sockets;
+        let entry = describe::describe(dumping, &mut sockets.defaults)?;
+        if is_tcp(&entry) {
+            sockets.tcp.add(dumping, &entry, &options)?;
+        } else {
+            datagrams::dump(dumping, &entry, sockets)?;
+        }
+        Ok(FileEntry {
+            r#type: FdTypes::Inetsk.into(),
+            id: dumping.id,
+            isk: Some(entry),
+            ..FileEntry::default()
+        })
+    }
+
+    fn open(
+        &self,
+        entry: &FileEntry,
+        opener: &mut Opener<'_>,
+    ) -> Result<OwnedFd, FileRestoreError> {
+        opener.sockets.take(FdTypes::Inetsk, entry.id)
+    }
+}
+
+/// True for TCP, and not for a raw socket of its protocol.
+fn is_tcp(entry: &InetSkEntry) -> bool {
+    (entry.r#type, entry.proto) == (SOCK_STREAM.cast_unsigned(), IPPROTO_TCP.cast_unsigned())
+}
+
+/// A socket in words.
+fn shown(entry: &InetSkEntry) -> String {
+    let protocol = match (entry.r#type.cast_signed(), entry.proto.cast_signed()) {
+        (SOCK_STREAM, IPPROTO_TCP) => "TCP",
+        (firn_sys::socket::SOCK_RAW, _) => "raw",
+        (_, firn_sys::socket::IPPROTO_UDP) => "UDP",
+        (_, firn_sys::socket::IPPROTO_UDPLITE) => "UDP-Lite",
+        _ => "ICMP",
+    };
+    match (local_of(entry), remote_of(entry)) {
+        (Some(local), Some(remote)) if remote.port() != 0 => {
+            format!("{protocol} socket {local} to {remote}")
+        }
+        (Some(local), _) => format!("{protocol} socket {local}"),
+        _ => format!("{protocol} socket {}", entry.id),
+    }
+}
+
+fn scope_of(entry: &InetSkEntry) -> u32 {
+    entry
+        .firn
+        .as_ref()
+        .and_then(|firn| firn.scope_id)
+        .unwrap_or(0)
+}
+
+/// The socket's own address.
+fn local_of(entry: &InetSkEntry) -> Option<std::net::SocketAddr> {
+    address::from_words(
+        entry.family,
+        &entry.src_addr,
+        entry.src_port,
+        scope_of(entry),
+    )
+}
+
+/// The peer's address.
+fn remote_of(entry: &InetSkEntry) -> Option<std::net::SocketAddr> {
+    address::from_words(
+        entry.family,
+        &entry.dst_addr,
+        entry.dst_port,
+        scope_of(entry),
+    )
+}

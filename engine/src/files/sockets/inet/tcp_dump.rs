@@ -1,0 +1,343 @@
+//! Reading TCP connections.
+//!
+//! ```text
+//! lock     packets of all connections are held off
+//! repair   each connection goes into repair mode, in which nothing that is done to it is sent
+//! read     sequence numbers, windows, handshake options, both queues
+//! leave    after a kill the sockets vanish in repair mode, without a word to the peers, and the lock
+//!          stays for the restore; in all other cases repair mode and lock end
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+
+use firn_images::{ImageKind, ImageSetWriter};
+use firn_proto::{FileEntry, InetSkEntry, TcpStreamEntry};
+use firn_sys::socket::tcp::{self, Queue, Repair};
+use firn_sys::socket::{
+    self, SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, SO_REUSEADDR, SOL_SOCKET, SOL_TCP, TCP_CLOSE,
+    TCP_ESTABLISHED, TCP_LISTEN,
+};
+use firn_sys::{Errno, Result};
+
+use super::{local_of, remote_of};
+use crate::files::SocketDumpOptions;
+use crate::files::dump::query;
+use crate::files::error::FileDumpError;
+use crate::files::kind::Dumping;
+use crate::files::open_file::{OpenFile, Trouble};
+use crate::network_lock::{Connection, LockedNetwork};
+use crate::obstacle::Obstacle;
+
+/// States by the kernel's numbers.
+pub(super) const SYN_SENT: u32 = 2;
+const SYN_RECV: u32 = 3;
+const FIN_WAIT1: u32 = 4;
+const FIN_WAIT2: u32 = 5;
+const CLOSE_WAIT: u32 = 8;
+const LAST_ACK: u32 = 9;
+const CLOSING: u32 = 11;
+
+/// Bit of the handshake options: timestamps.
+pub(super) const OPT_TIMESTAMPS: u32 = 1;
+/// SACK.
+pub(super) const OPT_SACK: u32 = 2;
+/// Window scaling.
+pub(super) const OPT_WSCALE: u32 = 4;
+
+/// Whether our end has been closed in that state.
+pub(super) fn has_sent_fin(state: u32) -> bool {
+    matches!(state, FIN_WAIT1 | FIN_WAIT2 | LAST_ACK | CLOSING)
+}
+
+/// Whether the peer's end has been closed in that state.
+pub(super) fn has_received_fin(state: u32) -> bool {
+    matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING)
+}
+
+/// Whether a socket in that state has a connection.
+pub(super) fn is_connected(state: u32) -> bool {
+    matches!(state, TCP_ESTABLISHED | SYN_SENT) || has_sent_fin(state) || has_received_fin(state)
+}
+
+/// The TCP connections of a dump. Dropping it lets them go on.
+#[derive(Debug, Default)]
+pub(in crate::files) struct DumpedTcp {
+    held: Vec<Held>,
+    lock: Option<LockedNetwork>,
+    streams: Vec<Stream>,
+    is_killed: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    id: u32,
+    ino: u32,
+    file: OpenFile,
+    fd: OwnedFd,
+    connection: Connection,
+    reuses_address: i32,
+    in_repair: bool,
+}
+
+#[derive(Debug)]
+struct Stream {
+    ino: u32,
+    entry: TcpStreamEntry,
+    received: Vec<u8>,
+    sent: Vec<u8>,
+}
+
+impl DumpedTcp {
+    /// Notes a socket.
+    pub(super) fn add(
+        &mut self,
+        dumping: &Dumping<'_>,
+        entry: &InetSkEntry,
+        options: &SocketDumpOptions,
+    ) -> std::result::Result<(), FileDumpError> {
+        let file = dumping.file;
+        let fd = dumping
+            .duplicate
+            .ok_or_else(|| query(file, "the socket", Errno::EBADF))?;
+        let failed = |source| query(file, "the TCP socket", source);
+        let refuse = |trouble| Err(FileDumpError::Obstacles(vec![file.obstacle(trouble)]));
+        let ulp = socket::option(fd, SOL_TCP, tcp::TCP_ULP, 16).unwrap_or_default();
+        let ulp: Vec<u8> = ulp.into_iter().take_while(|byte| *byte != 0).collect();
+        if !ulp.is_empty() {
+            let name = String::from_utf8_lossy(&ulp).into_owned();
+            return refuse(Trouble::new(
+                format!(
+                    "the kernel runs the protocol {name} on the connection, whose keys it keeps"
+                ),
+                "let the program do it itself, or close the connection",
+            ));
+        }
+        let info = tcp::info(fd).map_err(failed)?;
+        if info.state == TCP_LISTEN && info.waiting > 0 && !options.skip_in_flight {
+            return refuse(Trouble::new(
+                format!("{} connections wait to be accepted", info.waiting),
+                "dump when they have been accepted, or add --skip-in-flight, which leaves them out",
+            ));
+        }
+        if info.state == SYN_RECV {
+            return refuse(Trouble::new(
+                "its handshake is not complete",
+                "dump when the connection stands",
+            ));
+        }
+        if !is_connected(info.state) {
+            return Ok(());
+        }
+        if !options.tcp_close && !matches!(socket::receive_urgent(fd), Ok(None)) {
+            return refuse(Trouble::new(
+                "urgent data wait in the connection",
+                "dump when the task has read them",
+            ));
+        }
+        let ends = (local_of(entry), remote_of(entry));
+        let (Some(local), Some(remote)) = ends else {
+            return Err(failed(Errno::EINVAL));
+        };
+        self.held.push(Held {
+            id: dumping.id,
+            ino: entry.ino,
+            file: file.clone(),
+            fd: fd
+                .try_clone_to_owned()
+                .map_err(|error| failed(error.into()))?,
+            connection: Connection { local, remote },
+            reuses_address: socket::number(fd, SOL_SOCKET, SO_REUSEADDR).map_err(failed)?,
+            in_repair: false,
+        });
+        Ok(())
+    }
+
+    /// Locks all connections and reads them; returns what is in the way.
+    pub(in crate::files) fn lock_and_read(
+        &mut self,
+        entries: &mut [FileEntry],
+        run_id: &str,
+        options: &SocketDumpOptions,
+    ) -> std::result::Result<Vec<Obstacle>, FileDumpError> {
+        let obstacles = self.leading_outside(options);
+        if self.held.is_empty() || options.tcp_close || !obstacles.is_empty() {
+            return Ok(obstacles);
+        }
+        let connections: Vec<Connection> = self.held.iter().map(|held| held.connection).collect();
+        self.lock = Some(LockedNetwork::lock(
+            run_id,
+            options.network_lock,
+            &connections,
+        )?);
+        let mut states = HashMap::new();
+        for held in &mut self.held {
+            let failed = |source| query(&held.file, "the TCP connection", source);
+            tcp::set_repair(&held.fd, Repair::On).map_err(failed)?;
+            held.in_repair = true;
+            let (state, stream) = read(&held.fd, held.ino).map_err(failed)?;
+            states.insert(held.id, state);
+            self.streams.extend(stream);
+        }
+        for entry in entries.iter_mut().filter_map(|entry| entry.isk.as_mut()) {
+            if let Some(state) = states.get(&entry.id) {
+                // A last packet may have come in before the lock.
+                entry.state = *state;
+            }
+        }
+        Ok(obstacles)
+    }
+
+    /// Connections to peers outside, where those are not to be kept.
+    fn leading_outside(&self, options: &SocketDumpOptions) -> Vec<Obstacle> {
+        if options.tcp_established || options.tcp_close {
+            return Vec::new();
+        }
+        let ends = self.held.iter().map(|held| held.connection.on_the_wire());
+        let inside: HashSet<Connection> = ends.collect();
+        let outside = |held: &&Held| !inside.contains(&held.connection.on_the_wire().reversed());
+        let tell = |held: &Held| {
+            held.file.obstacle(Trouble::new(
+                format!(
+                    "it is connected to {} outside the tree",
+                    held.connection.remote
+                ),
+                "add --tcp-established to keep the connection, or --tcp-close to give it up",
+            ))
+        };
+        self.held.iter().filter(outside).map(tell).collect()
+    }
+
+    /// How the network is locked, as images have it.
+    pub(in crate::files) fn lock_method(&self) -> Option<u32> {
+        self.lock.as_ref().map(LockedNetwork::method)
+    }
+
+    /// The tasks are about to be killed: their connections are to vanish without a word, and what comes
+    /// for them is held off until they are restored.
+    pub(in crate::files) fn give_up(&mut self) {
+        self.is_killed = true;
+        if let Some(lock) = self.lock.take() {
+            lock.keep();
+        }
+    }
+
+    /// The tasks go on: so do the connections.
+    pub(in crate::files) fn go_on(&mut self) {
+        drop(self.lock.take());
+        for held in self.held.iter_mut().filter(|held| held.in_repair) {
+            held.in_repair = false;
+            let ended = tcp::set_repair(&held.fd, Repair::Off);
+            // Repair mode has changed it.
+            let reuse = socket::set_number(&held.fd, SOL_SOCKET, SO_REUSEADDR, held.reuses_address);
+            if let Err(errno) = ended.and(reuse) {
+                let remote = held.connection.remote;
+                tracing::error!("the connection to {remote} stays in repair mode: {errno}");
+            }
+        }
+    }
+
+    /// Writes the connections.
+    pub(in crate::files) fn write(
+        &self,
+        images: &ImageSetWriter,
+    ) -> std::result::Result<(), FileDumpError> {
+        for stream in &self.streams {
+            let mut writer = images.writer(ImageKind::TcpStream, stream.ino.into());
+            writer.entry(&stream.entry)?;
+            writer.payload(&stream.received)?;
+            writer.payload(&stream.sent)?;
+            writer.finish()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DumpedTcp {
+    fn drop(&mut self) {
+        if !self.is_killed {
+            self.go_on();
+        }
+    }
+}
+
+/// Reads a connection in repair mode: its state, and everything else where it is not closed by now.
+fn read(fd: impl AsFd, ino: u32) -> Result<(u32, Option<Stream>)> {
+    let fd = fd.as_fd();
+    let info = tcp::info(fd)?;
+    if info.state == TCP_CLOSE {
+        return Ok((info.state, None));
+    }
+    let len = |request| -> Result<u32> {
+        u32::try_from(socket::ioctl_number(fd, request)?).map_err(|_| Errno::EINVAL)
+    };
+    // The end of our stream counts as a byte until it is acknowledged.
+    let end = u32::from(has_sent_fin(info.state));
+    let inq_len = len(SIOCINQ)?;
+    let outq_len = len(SIOCOUTQ)?.saturating_sub(end);
+    let unsent = len(SIOCOUTQNSD)?.saturating_sub(end);
+    let peek_off = socket::number(fd, SOL_SOCKET, socket::SO_PEEK_OFF).unwrap_or(-1);
+    if peek_off >= 0 {
+        socket::set_number(fd, SOL_SOCKET, socket::SO_PEEK_OFF, -1)?;
+    }
+    let queues = read_queue(fd, Queue::Receive, inq_len)
+        .and_then(|received| Ok((received, read_queue(fd, Queue::Send, outq_len)?)));
+    if peek_off >= 0 {
+        socket::set_number(fd, SOL_SOCKET, socket::SO_PEEK_OFF, peek_off)?;
+    }
+    tcp::choose_queue(fd, None)?;
+    let ((inq_seq, received), (outq_seq, sent)) = queues?;
+    let window = tcp::window(fd).ok();
+    let has = |option| info.options & option != 0;
+    let flag = |name| -> Result<Option<bool>> {
+        let value = socket::number(fd, SOL_TCP, name)?;
+        Ok((value != 0).then_some(true))
+    };
+    let mss = socket::number(fd, SOL_TCP, tcp::TCP_MAXSEG)?;
+    let entry = TcpStreamEntry {
+        inq_len,
+        inq_seq,
+        outq_len,
+        outq_seq,
+        opt_mask: info.options,
+        snd_wscale: if has(OPT_WSCALE) { info.snd_wscale } else { 0 },
+        mss_clamp: mss.cast_unsigned(),
+        rcv_wscale: has(OPT_WSCALE).then_some(info.rcv_wscale),
+        timestamp: if has(OPT_TIMESTAMPS) {
+            Some(tcp::timestamp(fd)?)
+        } else {
+            None
+        },
+        cork: flag(tcp::TCP_CORK)?,
+        nodelay: flag(tcp::TCP_NODELAY)?,
+        unsq_len: Some(unsent),
+        snd_wl1: window.map(|window| window.snd_wl1),
+        snd_wnd: window.map(|window| window.snd_wnd),
+        max_window: window.map(|window| window.max_window),
+        rcv_wnd: window.map(|window| window.rcv_wnd),
+        rcv_wup: window.map(|window| window.rcv_wup),
+    };
+    let stream = Stream {
+        ino,
+        entry,
+        received,
+        sent,
+    };
+    Ok((info.state, Some(stream)))
+}
+
+fn read_queue(fd: impl AsFd, queue: Queue, len: u32) -> Result<(u32, Vec<u8>)> {
+    let fd = fd.as_fd();
+    tcp::choose_queue(fd, Some(queue))?;
+    let seq = tcp::sequence(fd)?;
+    let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+    if len == 0 {
+        return Ok((seq, Vec::new()));
+    }
+    // One byte more shows that there are no more.
+    let bytes = socket::peek_stream(fd, len + 1)?;
+    match bytes.len() == len {
+        true => Ok((seq, bytes)),
+        false => Err(Errno::EIO),
+    }
+}

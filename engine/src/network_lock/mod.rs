@@ -1,0 +1,196 @@
+//! Holding packets of the tree's connections off while nobody is there to answer.
+//!
+//! A packet for a connection whose task is frozen or gone would be answered by the kernel: by a reset once
+//! the socket is closed, by an acknowledgement of bytes that no image has before. So both directions of
+//! exactly these connections are dropped, and never rejected, from before the first of them is read until
+//! the last one is restored.
+//!
+//! The lock is a table of nftables that belongs to nobody else, `CRIU-` and the run id of the dump, as
+//! CRIU names it: a restore by either program lifts it. Where the kernel lacks nftables, rules of
+//! iptables-legacy do the same. Packets with the mark of both programs pass.
+
+mod iptables;
+mod nft;
+
+use std::net::{IpAddr, SocketAddr};
+
+use firn_sys::Errno;
+
+use crate::files::NetworkLock;
+
+/// Mark of packets that pass, which CRIU uses as well.
+pub const PASS_MARK: u32 = 0xc114;
+/// `network_lock_method` in images.
+const METHOD_IPTABLES: u32 = 0;
+const METHOD_NFTABLES: u32 = 1;
+const METHOD_SKIP: u32 = 2;
+
+/// Both ends of a TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// The end that is dumped.
+    pub local: SocketAddr,
+    /// The other one.
+    pub remote: SocketAddr,
+}
+
+impl Connection {
+    /// The same with IPv4 addresses that are written as IPv6 ones turned back: they travel as IPv4.
+    #[must_use]
+    pub fn on_the_wire(self) -> Connection {
+        let plain = |address: SocketAddr| match address.ip() {
+            IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+                Some(ip) => SocketAddr::new(ip.into(), address.port()),
+                None => address,
+            },
+            IpAddr::V4(_) => address,
+        };
+        Connection {
+            local: plain(self.local),
+            remote: plain(self.remote),
+        }
+    }
+
+    /// The same connection as the other end sees it.
+    #[must_use]
+    pub fn reversed(self) -> Connection {
+        Connection {
+            local: self.remote,
+            remote: self.local,
+        }
+    }
+}
+
+/// Why the network could not be locked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkLockError {
+    /// The kernel refused.
+    #[error("cannot hold packets off by nftables; --network-lock names other ways")]
+    Nftables(#[source] Errno),
+    /// The program is missing or failed.
+    #[error("cannot hold packets off by iptables-legacy: {0}")]
+    Iptables(String),
+}
+
+/// A lock that holds. Dropping it lifts it; [`LockedNetwork::keep`] leaves it to a restore.
+#[derive(Debug)]
+pub struct LockedNetwork {
+    run_id: String,
+    method: u32,
+    connections: Vec<Connection>,
+    lifted_on_drop: bool,
+}
+
+impl LockedNetwork {
+    /// Locks the connections, under the name of that run.
+    ///
+    /// # Errors
+    /// The kernel has no means, or refuses.
+    pub fn lock(
+        run_id: &str,
+        way: NetworkLock,
+        connections: &[Connection],
+    ) -> Result<LockedNetwork, NetworkLockError> {
+        let connections: Vec<Connection> = connections
+            .iter()
+            .copied()
+            .map(Connection::on_the_wire)
+            .collect();
+        let by_nft = || nft::lock(run_id, &connections).map_err(NetworkLockError::Nftables);
+        let method = match way {
+            NetworkLock::Skip => METHOD_SKIP,
+            NetworkLock::Nftables => by_nft().map(|()| METHOD_NFTABLES)?,
+            NetworkLock::Iptables => iptables::lock(&connections).map(|()| METHOD_IPTABLES)?,
+            NetworkLock::Automatic => match by_nft() {
+                Ok(()) => METHOD_NFTABLES,
+                Err(error) => {
+                    tracing::info!("{error}: trying iptables-legacy");
+                    iptables::lock(&connections).map_err(|_| error)?;
+                    METHOD_IPTABLES
+                }
+            },
+        };
+        Ok(LockedNetwork {
+            run_id: run_id.to_owned(),
+            method,
+            connections,
+            lifted_on_drop: true,
+        })
+    }
+
+    /// Takes the lock of a dump over, or locks where there is none, as on another machine. On an error
+    /// before it is lifted, a lock of the dump stays, for another attempt.
+    ///
+    /// # Errors
+    /// As of [`LockedNetwork::lock`].
+    pub fn take_over(
+        run_id: &str,
+        method: u32,
+        connections: &[Connection],
+    ) -> Result<LockedNetwork, NetworkLockError> {
+        let wire: Vec<Connection> = connections
+            .iter()
+            .copied()
+            .map(Connection::on_the_wire)
+            .collect();
+        let way = match method {
+            METHOD_SKIP => NetworkLock::Skip,
+            METHOD_IPTABLES => NetworkLock::Iptables,
+            _ => NetworkLock::Nftables,
+        };
+        let is_there = match way {
+            NetworkLock::Iptables => iptables::is_locked(&wire),
+            NetworkLock::Nftables => nft::is_locked(run_id),
+            NetworkLock::Skip | NetworkLock::Automatic => false,
+        };
+        if !is_there {
+            let way = if way == NetworkLock::Skip {
+                way
+            } else {
+                NetworkLock::Automatic
+            };
+            return LockedNetwork::lock(run_id, way, connections);
+        }
+        Ok(LockedNetwork {
+            run_id: run_id.to_owned(),
+            method,
+            connections: wire,
+            lifted_on_drop: false,
+        })
+    }
+
+    /// Its number in images.
+    pub fn method(&self) -> u32 {
+        self.method
+    }
+
+    /// Leaves the lock for a restore.
+    pub fn keep(mut self) {
+        self.lifted_on_drop = false;
+    }
+
+    /// Lifts the lock.
+    pub fn lift(mut self) {
+        self.lifted_on_drop = false;
+        self.unlock();
+    }
+
+    fn unlock(&self) {
+        let result = match self.method {
+            METHOD_NFTABLES => nft::unlock(&self.run_id).map_err(NetworkLockError::Nftables),
+            METHOD_IPTABLES => iptables::unlock(&self.connections),
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::error!("the network stays locked: {error}");
+        }
+    }
+}
+
+impl Drop for LockedNetwork {
+    fn drop(&mut self) {
+        if self.lifted_on_drop {
+            self.unlock();
+        }
+    }
+}
