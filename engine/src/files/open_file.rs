@@ -243,13 +243,18 @@ impl DescriptorDir {
 
     /// Reads link and fdinfo of a descriptor, the least that tells it from others.
     pub(super) fn see(&self, fd: i32) -> Result<Seen, ProcReadError> {
+        self.see_behind(fd, self.link(fd)?)
+    }
+
+    /// The same where the link is known.
+    pub(super) fn see_behind(&self, fd: i32, link: Vec<u8>) -> Result<Seen, ProcReadError> {
         let mut text = Vec::new();
         let read = file::read_at(&self.infos, &name_of(fd), &mut text);
         read.map_err(|source| self.failed(&format!("fd {fd}"), source))?;
         let info = FdInfo::parse(&text);
         Ok(Seen {
             fd,
-            link: self.link(fd)?,
+            link,
             info: info.map_err(|_| self.failed(&format!("fd {fd}"), Errno::EINVAL))?,
         })
     }

@@ -1,14 +1,17 @@
 //! A look at running tasks: which of their files stand in the way of a dump.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use firn_sys::Pid;
-use firn_sys::file::S_IFIFO;
+use firn_sys::file::{S_IFIFO, S_IFREG};
 use firn_sys::kcmp::{Resource, kcmp};
+use firn_sys::{Pid, procfs};
 
+use super::fdinfo::FdInfo;
 use super::kind;
-use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, Trouble};
+use super::open_file::{
+    DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, ProcReadError, Seen, Trouble,
+};
 use super::{FileDumpOptions, outside, tty};
 use crate::crew;
 use crate::obstacle::Obstacle;
@@ -21,7 +24,9 @@ const TASKS_PER_THREAD: usize = 4;
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
 /// of /proc. What vanishes meanwhile is no obstacle.
 pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
-    let looks = crew::share_out(pids, TASKS_PER_THREAD, |pid| look_at_task(*pid, options));
+    let locked = locked_inodes();
+    let look = |pid: &Pid| look_at_task(*pid, options, &locked);
+    let looks = crew::share_out(pids, TASKS_PER_THREAD, look);
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
     let mut terminals = Vec::new();
@@ -47,8 +52,20 @@ struct Look {
     terminals: Vec<OpenFile>,
 }
 
-fn look_at_task(pid: Pid, options: &FileDumpOptions) -> Look {
-    let mut look = look_at_descriptors(pid, options);
+/// Inode numbers of all files that somebody has locked, as far as /proc/locks shows them here.
+///
+/// Source: man 5 proc_locks: `1: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF`.
+fn locked_inodes() -> HashSet<u64> {
+    let text = procfs::read_to_string("/proc/locks").unwrap_or_default();
+    let inode = |word: &str| {
+        let (device, inode) = word.rsplit_once(':')?;
+        device.contains(':').then(|| inode.parse().ok())?
+    };
+    text.split_whitespace().filter_map(inode).collect()
+}
+
+fn look_at_task(pid: Pid, options: &FileDumpOptions, locked: &HashSet<u64>) -> Look {
+    let mut look = look_at_descriptors(pid, options, locked);
     for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
         if let Ok(file) = OpenFile::of_link(pid, link, 0) {
             look.found.extend(link_obstacles(&file, options));
@@ -76,14 +93,13 @@ fn lasting_holders(pipes: &HashMap<Vec<u8>, OpenFile>, pids: &[Pid]) -> Vec<Obst
     found
 }
 
-fn look_at_descriptors(pid: Pid, options: &FileDumpOptions) -> Look {
+fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, locked: &HashSet<u64>) -> Look {
     let Ok(dir) = DescriptorDir::open(pid) else {
         return Look::default();
     };
     let fds = dir.numbers().unwrap_or_default();
     let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
-        let seen = dir.see(*fd).ok()?;
-        let file = dir.look(seen, None).ok()?;
+        let file = look_at_descriptor(&dir, *fd, locked).ok()?;
         Some((kind::obstacles(&file, options), file))
     });
     let mut look = Look::default();
@@ -96,6 +112,25 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions) -> Look {
         }
     }
     look
+}
+
+/// Looks at a descriptor. What fdinfo tells of a regular file matters to the survey only where the file is
+/// locked; not to read it halves the time that many open files take.
+fn look_at_descriptor(
+    dir: &DescriptorDir,
+    fd: i32,
+    locked: &HashSet<u64>,
+) -> Result<OpenFile, ProcReadError> {
+    let link = dir.link(fd)?;
+    if link.starts_with(b"/") {
+        let info = FdInfo::default();
+        let file = dir.look(Seen { fd, link, info }, None)?;
+        if file.stat.file_type() == S_IFREG && !locked.contains(&file.stat.ino) {
+            return Ok(file);
+        }
+        return dir.look(dir.see_behind(fd, file.link)?, None);
+    }
+    dir.look(dir.see_behind(fd, link)?, None)
 }
 
 /// What keeps a file from being dumped that a task holds without a descriptor.

@@ -8,7 +8,11 @@ use firn_sys::Pid;
 use firn_sys::procfs;
 
 use super::FreezeError;
+use crate::crew;
 use crate::task::status::{Stat, StatusError};
+
+/// Threads of a process that are worth a thread of our own to ask for their children.
+const THREADS_PER_THREAD: usize = 64;
 
 /// Tids of a process, the leader first; empty when it is gone.
 pub fn threads(pid: Pid) -> Vec<Pid> {
@@ -19,17 +23,14 @@ pub fn threads(pid: Pid) -> Vec<Pid> {
 
 /// Children of a process, of all its threads; empty when it is gone.
 pub fn children(pid: Pid, threads: &[Pid]) -> Vec<Pid> {
-    let mut all = Vec::new();
-    for tid in threads {
-        // Unreadable for a thread that has just exited, and on kernels without CONFIG_PROC_CHILDREN.
-        if let Ok(text) = procfs::read_to_string(format!("/proc/{pid}/task/{tid}/children")) {
-            all.extend(
-                text.split_whitespace()
-                    .filter_map(|n| n.parse().ok())
-                    .map(Pid::from_raw),
-            );
-        }
-    }
+    // Unreadable for a thread that has just exited, and on kernels without CONFIG_PROC_CHILDREN.
+    let read = |tid: &Pid| procfs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
+    let texts = crew::share_out(threads, THREADS_PER_THREAD, read);
+    let mut all: Vec<Pid> = (texts.iter().flatten())
+        .flat_map(|text| text.split_whitespace())
+        .filter_map(|number| number.parse().ok())
+        .map(Pid::from_raw)
+        .collect();
     if all.is_empty() && !has_children_files() {
         all = children_by_scan(pid);
     }
