@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::sys;
 
 /// Runs this program again with `arguments` as pid 1 of a new pid namespace, with its own `/proc`,
-/// mounts, network and System V objects.
+/// pseudo terminals, mounts, network and System V objects.
 ///
 /// The child dies with this process, and all that it started with it.
 pub fn run_as_init(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> Result<ExitStatus> {
@@ -31,6 +31,13 @@ pub fn run_as_init(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> R
 pub fn mount_proc() -> io::Result<()> {
     const PROC: &CStr = c"proc";
     sys::mount(Some(PROC), c"/proc", Some(PROC), 0)
+}
+
+/// Mounts pseudo terminals whose numbers no other case can take.
+pub fn mount_terminals() -> io::Result<()> {
+    const DEVPTS: &CStr = c"devpts";
+    // A device node finds the instance beside it: `/dev/ptmx` needs no mount of its own.
+    sys::mount(Some(DEVPTS), c"/dev/pts", Some(DEVPTS), 0)
 }
 
 /// Lets a program that is about to be started get SIGKILL when the thread that starts it ends.

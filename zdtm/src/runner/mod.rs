@@ -159,6 +159,7 @@ pub fn play_case(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
     }
     if !play.host {
         isolate::mount_proc().context("mounting /proc")?;
+        isolate::mount_terminals().context("mounting /dev/pts")?;
     }
     let verdict = case::play(workload, play, dir);
     let text = match &verdict {
