@@ -127,6 +127,7 @@ pub const OPTIONS: &[Opt] = &[
     // Firn's own.
     opt("json", Flag, ALL, Here),
     opt("plan", Flag, RESTORE, Here),
+    opt("strict", Flag, RESTORE, Here),
     // CRIU's that come with later capabilities.
     opt("join-ns", Required, RESTORE, Later(NAMESPACES)).short('J'),
     opt("outside-peer", Required, RESTORE, Here),
