@@ -106,7 +106,7 @@ fn an_engine_that_fails_is_reported_with_its_last_words() {
         "--test",
         "tree/single",
         "--test",
-        "refusals/epoll",
+        "refusals/memfd-secret",
     ];
     let output = runner(
         scratch.path(),
@@ -119,7 +119,7 @@ fn an_engine_that_fails_is_reported_with_its_last_words() {
     assert_eq!(counts(&output), "0 passed, 2 failed, 0 skipped", "{said}");
     assert!(said.contains("dump: exit code 7"), "{said}");
     assert!(said.contains("Error: no dumping today"), "{said}");
-    assert!(said.contains("the refusal does not say `epoll`"), "{said}");
+    assert!(said.contains("the refusal does not say `secret`"), "{said}");
     assert!(said.contains("kept: "), "{said}");
 }
 
