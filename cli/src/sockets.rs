@@ -42,8 +42,11 @@ pub struct SocketRestoreArgs {
     #[arg(short = 'x', long, value_name = "INODES", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "", value_parser = inodes)]
     pub ext_unix_sk: Option<Inodes>,
-    /// What takes the place of a unix peer outside: PATH=reconnect, PATH=eof or PATH=fd[N]; @NAME for
-    /// abstract names, * for any text; may repeat, the first that fits counts
+    /// What takes the place of unix peers outside, by their names
+    #[arg(
+        help = "What takes the place of a unix peer outside: PATH=reconnect, PATH=eof or PATH=fd[N]; @NAME \
+                for abstract names, * for any text; may repeat, the first that fits counts"
+    )]
     #[arg(long, value_name = "PATH=POLICY", value_parser = outside_peer)]
     pub outside_peer: Vec<(String, OutsidePeer)>,
     /// Keep TCP connections to peers outside of the tree
