@@ -288,7 +288,7 @@ fn args(range: AddressRange) -> [Arg; 2] {
     [range.start.into(), range.len().into()]
 }
 
-fn words(p: &mut Program, words: &[u64]) -> Arg {
+pub(super) fn words(p: &mut Program, words: &[u64]) -> Arg {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     p.data(&bytes).into()
 }

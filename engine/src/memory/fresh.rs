@@ -12,6 +12,7 @@
 use firn_sys::mm::{advice, map};
 use firn_sys::{nr, uffd};
 
+use super::emit::words;
 use super::piece::Piece;
 use super::range::{self, AddressRange};
 use super::vma::{Vma, status};
@@ -98,11 +99,7 @@ pub(super) fn close(p: &mut Program, fd: Slot) {
 }
 
 fn ioctl(p: &mut Program, fd: Slot, request: u64, argument: &[u64], why: String) {
-    let bytes: Vec<u8> = argument
-        .iter()
-        .flat_map(|word| word.to_le_bytes())
-        .collect();
-    let call = [Arg::Slot(fd), request.into(), p.data(&bytes).into()];
+    let call = [Arg::Slot(fd), request.into(), words(p, argument)];
     p.call(nr::IOCTL, &call, Rule::Exact(0), why);
 }
 

@@ -108,8 +108,8 @@ impl<'a> NewTree<'a> {
         self.released = true;
     }
 
-    /// Fills memory whenever a task has mapped it and opens the files that describe tasks, until all tasks are complete and only wait to be
-    /// released.
+    /// Fills memory whenever a task has mapped it and opens the files that describe tasks, until all
+    /// tasks are complete and only wait to be released.
     pub fn build(
         &self,
         memory: &[Option<MemoryPlan>],
