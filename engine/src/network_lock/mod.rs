@@ -182,7 +182,12 @@ impl LockedNetwork {
             _ => Ok(()),
         };
         if let Err(error) = result {
-            tracing::error!("the network stays locked: {error}");
+            tracing::error!(
+                "the network lock of run {} could not be lifted: {error}; until its rules are removed \
+                 (`nft delete table inet CRIU-{}`, or those in iptables) the connections stay silent",
+                self.run_id,
+                self.run_id
+            );
         }
     }
 }
