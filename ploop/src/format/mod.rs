@@ -1,10 +1,12 @@
 //! The format layer: how one file holds the clusters of a disk, or those of one delta of it.
 
 pub mod expanded;
+mod file;
 mod pending;
 pub mod qcow2;
 mod raw;
 
+pub use file::ImageFile;
 pub use pending::PendingLog;
 pub use raw::RawImage;
 
@@ -123,8 +125,12 @@ pub enum Slot {
 /// What was written is safe when a later [`flush`](Image::flush) has returned. A crash at any moment
 /// leaves an image in which every cluster holds its last flushed bytes or newer ones.
 pub trait Image: Send + Sync {
+    /// Its file.
+    fn file(&self) -> &ImageFile;
     /// What it is called in messages: the path of its file.
-    fn name(&self) -> &str;
+    fn name(&self) -> &str {
+        self.file().name()
+    }
     /// The format's name: `expanded`, `raw`, `qcow2`.
     fn format(&self) -> &'static str;
     /// What opening it found worth telling, in whole clauses.
@@ -132,7 +138,9 @@ pub trait Image: Send + Sync {
         Vec::new()
     }
     /// Whether it may be changed.
-    fn access(&self) -> Access;
+    fn access(&self) -> Access {
+        self.file().access()
+    }
     /// Size of the disk that it was made for, in bytes.
     fn size_bytes(&self) -> u64;
     /// Size of a cluster in bytes.

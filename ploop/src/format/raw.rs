@@ -3,17 +3,15 @@
 //! It can only be a base: there is no mark for a cluster that another layer holds. A file that does
 //! not end with a whole cluster reads as zeroes behind its end.
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Image, Slot};
+use super::{Image, ImageFile, Slot};
 use crate::DiskError;
 use crate::storage::{Access, Storage};
 
 /// A raw image.
 pub struct RawImage {
-    storage: Box<dyn Storage>,
-    writable: AtomicBool,
+    file: ImageFile,
     size: AtomicU64,
     cluster: u32,
 }
@@ -36,8 +34,7 @@ impl RawImage {
             return Err(DiskError::refused(storage.name(), what));
         }
         Ok(RawImage {
-            storage,
-            writable: AtomicBool::new(access == Access::ReadWrite),
+            file: ImageFile::new(storage, access),
             size: AtomicU64::new(size),
             cluster: cluster_bytes,
         })
@@ -47,34 +44,20 @@ impl RawImage {
         u64::from(cluster) * u64::from(self.cluster) + u64::from(skip)
     }
 
-    fn writable(&self) -> Result<(), DiskError> {
-        match self.access() {
-            Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(DiskError::ReadOnly {
-                object: self.name().to_owned(),
-            }),
-        }
-    }
-
-    fn failed(&self, action: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError + '_ {
-        move |error| DiskError::io(self.storage.name(), action, offset, error)
+    fn resize(&self, size_bytes: u64) -> Result<(), DiskError> {
+        self.file.resize(size_bytes)?;
+        self.size.store(size_bytes, Ordering::Release);
+        Ok(())
     }
 }
 
 impl Image for RawImage {
-    fn name(&self) -> &str {
-        self.storage.name()
+    fn file(&self) -> &ImageFile {
+        &self.file
     }
 
     fn format(&self) -> &'static str {
         "raw"
-    }
-
-    fn access(&self) -> Access {
-        match self.writable.load(Ordering::Acquire) {
-            true => Access::ReadWrite,
-            false => Access::ReadOnly,
-        }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -98,8 +81,8 @@ impl Image for RawImage {
         if self.slot(cluster)? == Slot::Absent {
             return Ok(Slot::Absent);
         }
-        let data = self.storage.data_after(start);
-        match data.map_err(self.failed("read", start))? {
+        let data = self.file.data_after(start);
+        match data.map_err(self.file.failed("read", start))? {
             Some(range) if range.start < end => Ok(Slot::Data),
             _ => Ok(Slot::Absent),
         }
@@ -107,21 +90,11 @@ impl Image for RawImage {
 
     fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError> {
         let at = self.at(cluster, skip);
-        let there = self.size_bytes().saturating_sub(at);
-        let len = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
-        let (inside, outside) = buf.split_at_mut(len);
-        outside.fill(0);
-        self.storage
-            .read_at(inside, at)
-            .map_err(self.failed("read", at))
+        self.file.read_until(self.size_bytes(), buf, at)
     }
 
     fn overwrite(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
-        self.writable()?;
-        let at = self.at(cluster, skip);
-        self.storage
-            .write_at(buf, at)
-            .map_err(self.failed("write", at))
+        self.file.write(buf, self.at(cluster, skip))
     }
 
     fn store(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
@@ -130,17 +103,17 @@ impl Image for RawImage {
     }
 
     fn zero(&self, cluster: u32, skip: u32, len: u32) -> Result<(), DiskError> {
-        self.writable()?;
+        self.file.must_be_writable()?;
         let start = self.at(cluster, skip);
         let end = (start + u64::from(len)).min(self.size_bytes());
         if start >= end {
             return Ok(());
         }
         let done = match len == self.cluster {
-            true => self.storage.punch(start..end),
-            false => self.storage.zero(start..end),
+            true => self.file.punch(start..end),
+            false => self.file.zero(start..end),
         };
-        done.map_err(self.failed("write", start))
+        done.map_err(self.file.failed("write", start))
     }
 
     fn mark_zero(&self, _cluster: u32) -> Result<bool, DiskError> {
@@ -152,48 +125,36 @@ impl Image for RawImage {
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.storage.sync().map_err(self.failed("sync", 0))
+        self.file.sync().map_err(self.file.failed("sync", 0))
     }
 
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {
-        self.writable()?;
-        if size_bytes < self.size_bytes() {
-            return Err(DiskError::refused(
+        match size_bytes < self.size_bytes() {
+            true => Err(DiskError::refused(
                 self.name(),
-                "an image can't be made smaller",
-            ));
+                "growing would make it smaller",
+            )),
+            false => self.resize(size_bytes),
         }
-        self.storage
-            .set_len(size_bytes)
-            .and_then(|()| self.storage.sync())
-            .map_err(self.failed("write", size_bytes))?;
-        self.size.store(size_bytes, Ordering::Release);
-        Ok(())
     }
 
     fn shrink(&self, size_bytes: u64) -> Result<(), DiskError> {
-        self.writable()?;
-        if size_bytes > self.size_bytes() {
-            return Err(DiskError::refused(
+        match size_bytes > self.size_bytes() {
+            true => Err(DiskError::refused(
                 self.name(),
                 "shrinking would make it larger",
-            ));
+            )),
+            false => self.resize(size_bytes),
         }
-        self.storage
-            .set_len(size_bytes)
-            .and_then(|()| self.storage.sync())
-            .map_err(self.failed("write", size_bytes))?;
-        self.size.store(size_bytes, Ordering::Release);
-        Ok(())
     }
 
     fn used_bytes(&self) -> Result<u64, DiskError> {
         let mut used = 0;
         let mut at = 0;
         while let Some(run) = self
-            .storage
+            .file
             .data_after(at)
-            .map_err(self.failed("read", at))?
+            .map_err(self.file.failed("read", at))?
         {
             used += run.end - run.start;
             at = run.end;
@@ -202,19 +163,16 @@ impl Image for RawImage {
     }
 
     fn close(&self) -> Result<(), DiskError> {
-        if self.writable.load(Ordering::Acquire) {
+        if self.access() == Access::ReadWrite {
             self.flush()?;
-            self.writable.store(false, Ordering::Release);
-            self.storage.release();
+            self.file.close();
         }
         Ok(())
     }
 
     fn reopen(&self) -> Result<(), DiskError> {
-        self.storage
-            .claim()
-            .map_err(|error| DiskError::claimed(self.name(), error))?;
-        self.writable.store(true, Ordering::Release);
+        self.file.reclaim()?;
+        self.file.set_access(Access::ReadWrite);
         Ok(())
     }
 }

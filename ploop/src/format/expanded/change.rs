@@ -10,6 +10,7 @@ use super::{ExpandedImage, lock};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
 use crate::format::{Image, PendingLog};
+use crate::storage::Access;
 
 /// The file grows in steps of so many bytes, or a cluster.
 const STEP: u32 = 8 << 20;
@@ -26,23 +27,23 @@ impl ExpandedImage {
         self.write_header(&header)?;
         // What lies behind the end belongs to nothing: an old extension, or what a crash left.
         let end = u64::from(space.end) * u64::from(self.cluster);
-        self.storage
+        self.file
             .set_len(end)
-            .map_err(self.failed("write", end))?;
+            .map_err(self.file.failed("write", end))?;
         space.reserved = space.end;
-        self.writable.store(true, Ordering::Release);
+        self.file.set_access(Access::ReadWrite);
         Ok(())
     }
 
     pub(super) fn write_header(&self, header: &Header) -> Result<(), DiskError> {
-        self.storage
+        self.file
             .write_at(&header.encode(), 0)
-            .map_err(self.failed("write", 0))?;
+            .map_err(self.file.failed("write", 0))?;
         self.sync()
     }
 
     fn sync(&self) -> Result<(), DiskError> {
-        self.storage.sync().map_err(self.failed("sync", 0))
+        self.file.sync().map_err(self.file.failed("sync", 0))
     }
 
     /// Gives a cluster a place and its bytes; only then the BAT knows.
@@ -52,13 +53,13 @@ impl ExpandedImage {
         let is_whole = buf.len() as u64 == u64::from(self.cluster);
         let mut written = Ok(());
         if handed.is_old && !is_whole {
-            written = self.storage.zero(at..at + u64::from(self.cluster));
+            written = self.file.zero(at..at + u64::from(self.cluster));
         }
         let from = at + u64::from(skip);
-        let written = written.and_then(|()| self.storage.write_at(buf, from));
+        let written = written.and_then(|()| self.file.write_at(buf, from));
         if let Err(error) = written {
             lock(&self.space).give_back(handed.index);
-            return Err(self.failed("write", from)(error));
+            return Err(self.file.failed("write", from)(error));
         }
         let mut space = lock(&self.space);
         self.put_entry(cluster, handed.index);
@@ -122,17 +123,17 @@ impl ExpandedImage {
         let far = space
             .end
             .saturating_add((STEP / self.cluster).saturating_sub(1));
-        let mut reserved = self.storage.allocate(start..u64::from(far) * unit);
+        let mut reserved = self.file.allocate(start..u64::from(far) * unit);
         space.reserved = far;
         if reserved.is_err() && far > space.end {
             // Perhaps there is room for this one.
-            reserved = self.storage.allocate(start..u64::from(space.end) * unit);
+            reserved = self.file.allocate(start..u64::from(space.end) * unit);
             space.reserved = space.end;
         }
         reserved.map_err(|error| {
             space.end -= 1;
             space.reserved = space.end;
-            self.failed("write", start)(error)
+            self.file.failed("write", start)(error)
         })
     }
 
@@ -166,9 +167,9 @@ impl ExpandedImage {
         }
         for index in freed {
             let at = u64::from(index) * u64::from(self.cluster);
-            self.storage
+            self.file
                 .punch(at..at + u64::from(self.cluster))
-                .map_err(self.failed("write", at))?;
+                .map_err(self.file.failed("write", at))?;
             lock(&self.space).give_back(index);
         }
         *flushed = covers;
@@ -203,9 +204,9 @@ impl ExpandedImage {
     fn write_down(&self, blocks: &[(u64, Vec<u8>)]) -> Result<(), DiskError> {
         self.sync()?;
         for (at, bytes) in blocks {
-            self.storage
+            self.file
                 .write_at(bytes, *at)
-                .map_err(self.failed("write", *at))?;
+                .map_err(self.file.failed("write", *at))?;
         }
         match blocks.is_empty() {
             true => Ok(()),
@@ -221,9 +222,9 @@ impl ExpandedImage {
         space.end = space.used.end();
         space.reserved = space.end;
         let end = u64::from(space.end) * u64::from(self.cluster);
-        self.storage
+        self.file
             .set_len(end)
-            .map_err(self.failed("write", end))?;
+            .map_err(self.file.failed("write", end))?;
         let bitmap = lock(&self.bitmap).take();
         let extension = match &bitmap {
             Some(bitmap) => self.write_bitmap(bitmap, end, header.size_sectors)?,
@@ -256,9 +257,9 @@ impl ExpandedImage {
             table.push(match extension::leaf(bitmap, index, cluster) {
                 Leaf::Same(set) => u64::from(set),
                 Leaf::Bits(bits) => {
-                    self.storage
+                    self.file
                         .write_at(&bits, at)
-                        .map_err(self.failed("write", at))?;
+                        .map_err(self.file.failed("write", at))?;
                     at += u64::from(self.cluster);
                     at / SECTOR - u64::from(self.cluster) / SECTOR
                 }
@@ -273,9 +274,9 @@ impl ExpandedImage {
         let Some(bytes) = extension::encode(&stored, cluster) else {
             return Ok(None);
         };
-        self.storage
+        self.file
             .write_at(&bytes, at)
-            .map_err(self.failed("write", at))?;
+            .map_err(self.file.failed("write", at))?;
         Ok(Some(at / SECTOR))
     }
 
@@ -298,9 +299,9 @@ impl ExpandedImage {
         let moved = self.clear_area(area)?;
         self.flush_all()?;
         // A crash leaves the old header, for which this is no table but lost space.
-        self.storage
+        self.file
             .zero(old_table..area)
-            .map_err(self.failed("write", old_table))?;
+            .map_err(self.file.failed("write", old_table))?;
         self.sync()?;
         wanted.data_start = u32::try_from(area / SECTOR).unwrap_or(u32::MAX);
         self.write_header(&wanted)?;
@@ -341,9 +342,9 @@ impl ExpandedImage {
         let mut bytes = vec![0; usize::try_from(unit).unwrap_or_default()];
         for (cluster, entry) in &entries {
             let at = u64::from(*entry) * unit;
-            self.storage
+            self.file
                 .read_at(&mut bytes, at)
-                .map_err(self.failed("read", at))?;
+                .map_err(self.file.failed("read", at))?;
             self.forget(*cluster);
             self.store_new(*cluster, 0, &bytes)?;
         }

@@ -20,8 +20,7 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use create::{Preallocation, create};
@@ -33,7 +32,7 @@ pub use survey::{Finding, Severity};
 use self::header::FLAG_EMPTY;
 use self::load::{Loaded, load};
 use self::space::Space;
-use super::{Image, PendingLog, Slot};
+use super::{Image, ImageFile, PendingLog, Slot};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
 use crate::storage::{Access, Storage};
@@ -50,13 +49,12 @@ pub enum Unclosed {
 
 /// An expanded image.
 pub struct ExpandedImage {
-    storage: Box<dyn Storage>,
+    file: ImageFile,
     version: Version,
     cluster: u32,
     data_start: u64,
     header: Mutex<Header>,
     size: AtomicU64,
-    writable: AtomicBool,
     bat: RwLock<Vec<AtomicU32>>,
     space: Mutex<Space>,
     /// The last ticket that a finished flush covers.
@@ -156,7 +154,6 @@ impl ExpandedImage {
             cluster: header.cluster_bytes(),
             data_start: header.data_start_bytes(),
             size: AtomicU64::new(header.size_bytes()),
-            writable: AtomicBool::new(false),
             bat: RwLock::new(loaded.bat.into_iter().map(AtomicU32::new).collect()),
             space: Mutex::new(Space::new(loaded.survey.used, rounded)),
             header: Mutex::new(header),
@@ -165,7 +162,8 @@ impl ExpandedImage {
             bitmap: Mutex::new(bitmap),
             pending_log: RwLock::new(None),
             notes,
-            storage,
+            // It is marked as open before anything is written.
+            file: ImageFile::new(storage, Access::ReadOnly),
         }
     }
 
@@ -205,19 +203,6 @@ impl ExpandedImage {
             _ => Ok(entry * unit + u64::from(skip)),
         }
     }
-
-    fn failed(&self, action: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError + '_ {
-        move |error| DiskError::io(self.storage.name(), action, offset, error)
-    }
-
-    fn must_be_writable(&self) -> Result<(), DiskError> {
-        match self.access() {
-            Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(DiskError::ReadOnly {
-                object: self.name().to_owned(),
-            }),
-        }
-    }
 }
 
 /// What a reader can live with: nothing that leads to wrong bytes.
@@ -251,8 +236,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Image for ExpandedImage {
-    fn name(&self) -> &str {
-        self.storage.name()
+    fn file(&self) -> &ImageFile {
+        &self.file
     }
 
     fn format(&self) -> &'static str {
@@ -261,13 +246,6 @@ impl Image for ExpandedImage {
 
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
-    }
-
-    fn access(&self) -> Access {
-        match self.writable.load(Ordering::Acquire) {
-            true => Access::ReadWrite,
-            false => Access::ReadOnly,
-        }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -286,36 +264,28 @@ impl Image for ExpandedImage {
     }
 
     fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError> {
-        let at = self.place(cluster, skip)?;
-        match self.storage.read_at(buf, at) {
-            // Only an image that is open for reading may end inside of a cluster.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.read_end(buf, at),
-            other => other.map_err(self.failed("read", at)),
-        }
+        // Only an image that is open for reading may end inside of a cluster.
+        self.file.read(buf, self.place(cluster, skip)?)
     }
 
     fn overwrite(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
-        self.must_be_writable()?;
-        let at = self.place(cluster, skip)?;
-        self.storage
-            .write_at(buf, at)
-            .map_err(self.failed("write", at))
+        self.file.write(buf, self.place(cluster, skip)?)
     }
 
     fn store(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         self.store_new(cluster, skip, buf)
     }
 
     fn zero(&self, cluster: u32, skip: u32, len: u32) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         let at = self.place(cluster, skip)?;
         let range = at..at + u64::from(len);
         let done = match len == self.cluster {
-            true => self.storage.punch(range),
-            false => self.storage.zero(range),
+            true => self.file.punch(range),
+            false => self.file.zero(range),
         };
-        done.map_err(self.failed("write", at))
+        done.map_err(self.file.failed("write", at))
     }
 
     fn mark_zero(&self, _cluster: u32) -> Result<bool, DiskError> {
@@ -323,18 +293,18 @@ impl Image for ExpandedImage {
     }
 
     fn unmap(&self, cluster: u32) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         self.forget(cluster);
         Ok(())
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         self.flush_all()
     }
 
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         self.enlarge(size_bytes)
     }
 
@@ -363,7 +333,7 @@ impl Image for ExpandedImage {
     }
 
     fn shrink(&self, size_bytes: u64) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         self.cut(size_bytes)
     }
 
@@ -377,31 +347,17 @@ impl Image for ExpandedImage {
         }
         self.flush_all()?;
         self.seal()?;
-        self.writable.store(false, Ordering::Release);
-        self.storage.release();
+        self.file.close();
         Ok(())
     }
 
     fn reopen(&self) -> Result<(), DiskError> {
-        self.storage
-            .claim()
-            .map_err(|error| DiskError::claimed(self.name(), error))?;
+        self.file.reclaim()?;
         self.begin_writing()
     }
 }
 
 impl ExpandedImage {
-    fn read_end(&self, buf: &mut [u8], at: u64) -> Result<(), DiskError> {
-        let len = self.storage.len_bytes().map_err(self.failed("read", at))?;
-        let there = len.saturating_sub(at);
-        let inside = usize::try_from(there).map_or(buf.len(), |there| there.min(buf.len()));
-        let (inside, outside) = buf.split_at_mut(inside);
-        outside.fill(0);
-        self.storage
-            .read_at(inside, at)
-            .map_err(self.failed("read", at))
-    }
-
     /// The empty flag follows from the BAT.
     fn flags(&self) -> u32 {
         match self.allocated_clusters() {

@@ -160,22 +160,21 @@ impl fmt::Display for Finding {
                 out,
                 "its size of {sectors} sectors is not a whole number of clusters"
             ),
-            Finding::BelowData { cluster, entry } => write!(
+            Finding::BelowData { cluster, entry } => {
+                of_entry(out, *cluster, "points into header or BAT", *entry)
+            }
+            Finding::BeyondEnd { cluster, entry } => {
+                of_entry(out, *cluster, "points behind the file's end", *entry)
+            }
+            Finding::Misaligned { cluster, entry } => of_entry(
                 out,
-                "cluster {cluster} points into header or BAT (entry {entry})"
+                *cluster,
+                "does not point to the beginning of one",
+                *entry,
             ),
-            Finding::BeyondEnd { cluster, entry } => write!(
-                out,
-                "cluster {cluster} points behind the file's end (entry {entry})"
-            ),
-            Finding::Misaligned { cluster, entry } => write!(
-                out,
-                "cluster {cluster} does not point to the beginning of one (entry {entry})"
-            ),
-            Finding::DoubleUse { cluster, entry } => write!(
-                out,
-                "cluster {cluster} points to where another one points (entry {entry})"
-            ),
+            Finding::DoubleUse { cluster, entry } => {
+                of_entry(out, *cluster, "points to where another one points", *entry)
+            }
             Finding::SlotBeyond { slot } => {
                 write!(out, "slot {slot} behind the BAT's end is not 0")
             }
@@ -192,6 +191,10 @@ impl fmt::Display for Finding {
             Finding::Extension(why) => write!(out, "{why}"),
         }
     }
+}
+
+fn of_entry(out: &mut fmt::Formatter<'_>, cluster: u32, what: &str, entry: u32) -> fmt::Result {
+    write!(out, "cluster {cluster} {what} (entry {entry})")
 }
 
 /// One bit for each cluster of the file.

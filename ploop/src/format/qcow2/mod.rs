@@ -10,13 +10,12 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::header::{CORRUPT, DIRTY, HEADER_BYTES, Header};
 use self::tables::Tables;
-use super::{Image, Slot};
+use super::{Image, ImageFile, Slot};
 use crate::DiskError;
 use crate::format::expanded::Unclosed;
 use crate::storage::{Access, Storage};
@@ -34,10 +33,9 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// A qcow2 image.
 pub struct Qcow2Image {
-    storage: Box<dyn Storage>,
+    file: ImageFile,
     cluster_bits: u32,
     size: AtomicU64,
-    writable: AtomicBool,
     tables: Mutex<Tables>,
 }
 
@@ -72,10 +70,9 @@ impl Qcow2Image {
         }
         let tables = Tables::load(storage.as_ref(), header.clone(), access)?;
         Ok(Qcow2Image {
-            storage,
+            file: ImageFile::new(storage, access),
             cluster_bits: header.cluster_bits,
             size: AtomicU64::new(header.size_bytes),
-            writable: AtomicBool::new(access == Access::ReadWrite),
             tables: Mutex::new(tables),
         })
     }
@@ -84,21 +81,8 @@ impl Qcow2Image {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn must_be_writable(&self) -> Result<(), DiskError> {
-        match self.access() {
-            Access::ReadWrite => Ok(()),
-            Access::ReadOnly => Err(DiskError::ReadOnly {
-                object: self.name().to_owned(),
-            }),
-        }
-    }
-
-    fn failed(&self, action: &'static str, offset: u64) -> impl Fn(io::Error) -> DiskError + '_ {
-        move |error| DiskError::io(self.storage.name(), action, offset, error)
-    }
-
     fn entry(&self, cluster: u32) -> Result<u64, DiskError> {
-        self.tables().entry(self.storage.as_ref(), cluster)
+        self.tables().entry(&*self.file, cluster)
     }
 
     fn place(&self, cluster: u32, skip: u32) -> Result<u64, DiskError> {
@@ -118,19 +102,12 @@ impl Qcow2Image {
 }
 
 impl Image for Qcow2Image {
-    fn name(&self) -> &str {
-        self.storage.name()
+    fn file(&self) -> &ImageFile {
+        &self.file
     }
 
     fn format(&self) -> &'static str {
         "qcow2"
-    }
-
-    fn access(&self) -> Access {
-        match self.writable.load(Ordering::Acquire) {
-            true => Access::ReadWrite,
-            false => Access::ReadOnly,
-        }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -155,34 +132,17 @@ impl Image for Qcow2Image {
     }
 
     fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError> {
-        let at = self.place(cluster, skip)?;
-        match self.storage.read_at(buf, at) {
-            // The last cluster of a file need not be written to its end.
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let len = self.storage.len_bytes().map_err(self.failed("read", at))?;
-                let there = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX);
-                let (inside, outside) = buf.split_at_mut(there.min(buf.len()));
-                outside.fill(0);
-                self.storage
-                    .read_at(inside, at)
-                    .map_err(self.failed("read", at))
-            }
-            other => other.map_err(self.failed("read", at)),
-        }
+        self.file.read(buf, self.place(cluster, skip)?)
     }
 
     fn overwrite(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
-        self.must_be_writable()?;
-        let at = self.place(cluster, skip)?;
-        self.storage
-            .write_at(buf, at)
-            .map_err(self.failed("write", at))
+        self.file.write(buf, self.place(cluster, skip)?)
     }
 
     fn store(&self, cluster: u32, skip: u32, buf: &[u8]) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         let unit = u64::from(self.cluster_bytes());
-        let storage = self.storage.as_ref();
+        let storage = &*self.file;
         let at = self.tables().take(storage)?;
         let mut written = Ok(());
         if buf.len() as u64 != unit {
@@ -192,50 +152,50 @@ impl Image for Qcow2Image {
         let mut tables = self.tables();
         if let Err(error) = written {
             tables.give_back(at);
-            return Err(self.failed("write", at)(error));
+            return Err(self.file.failed("write", at)(error));
         }
         tables.set(storage, cluster, at | COPIED)
     }
 
     fn zero(&self, cluster: u32, skip: u32, len: u32) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         let at = self.place(cluster, skip)?;
-        self.storage
+        self.file
             .zero(at..at + u64::from(len))
-            .map_err(self.failed("write", at))
+            .map_err(self.file.failed("write", at))
     }
 
     fn mark_zero(&self, cluster: u32) -> Result<bool, DiskError> {
-        self.must_be_writable()?;
-        self.tables().set(self.storage.as_ref(), cluster, ZERO)?;
+        self.file.must_be_writable()?;
+        self.tables().set(&*self.file, cluster, ZERO)?;
         Ok(true)
     }
 
     fn unmap(&self, cluster: u32) -> Result<(), DiskError> {
-        self.must_be_writable()?;
-        self.tables().set(self.storage.as_ref(), cluster, 0)
+        self.file.must_be_writable()?;
+        self.tables().set(&*self.file, cluster, 0)
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.must_be_writable()?;
-        self.tables().flush(self.storage.as_ref())
+        self.file.must_be_writable()?;
+        self.tables().flush(&*self.file)
     }
 
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {
-        self.must_be_writable()?;
+        self.file.must_be_writable()?;
         if size_bytes < self.size_bytes() {
             return Err(DiskError::refused(
                 self.name(),
                 "growing would make it smaller",
             ));
         }
-        self.tables().grow(self.storage.as_ref(), size_bytes)?;
+        self.tables().grow(&*self.file, size_bytes)?;
         self.size.store(size_bytes, Ordering::Release);
         Ok(())
     }
 
     fn used_bytes(&self) -> Result<u64, DiskError> {
-        self.storage.len_bytes().map_err(self.failed("read", 0))
+        self.file.len_bytes().map_err(self.file.failed("read", 0))
     }
 
     fn close(&self) -> Result<(), DiskError> {
@@ -244,19 +204,16 @@ impl Image for Qcow2Image {
         }
         let mut tables = self.tables();
         // Twice: what the first one gives back is counted by the second.
-        tables.flush(self.storage.as_ref())?;
-        tables.flush(self.storage.as_ref())?;
+        tables.flush(&*self.file)?;
+        tables.flush(&*self.file)?;
         drop(tables);
-        self.writable.store(false, Ordering::Release);
-        self.storage.release();
+        self.file.close();
         Ok(())
     }
 
     fn reopen(&self) -> Result<(), DiskError> {
-        self.storage
-            .claim()
-            .map_err(|error| DiskError::claimed(self.name(), error))?;
-        self.writable.store(true, Ordering::Release);
+        self.file.reclaim()?;
+        self.file.set_access(Access::ReadWrite);
         Ok(())
     }
 }
