@@ -1,9 +1,11 @@
-//! Outside bytes: whatever stands in a header, a BAT, an extension or a descriptor, opening, checking and
-//! mending answer, and what was mended keeps every rule.
+//! Outside bytes: whatever stands in a header, a BAT, an extension, a descriptor or the stream of a copy,
+//! opening, checking, mending and receiving answer, and what was mended keeps every rule.
 //!
 //! Inputs are valid files with a few fields and bytes changed. `FIRN_PLOOP_INPUTS=N` plays N of them
 //! instead of a few; the same ones in every run.
 
+use firn_ploop::copy::wire::{self, Encoder, Hello, Kind};
+use firn_ploop::copy::{FileTarget, ReceiveOptions, TargetFormat, receive};
 use firn_ploop::descriptor::{Descriptor, Guid, ImageType};
 use firn_ploop::format::expanded::{
     ExpandedImage, Finding, Header, Mark, Repair, Severity, Unclosed, Version, check,
@@ -255,4 +257,139 @@ fn descriptors_of_any_bytes_are_answered() {
         }
     }
     assert!(good * 50 > count, "{good} good ones");
+}
+
+/// First word of the original's packets.
+const LEGACY_MAGIC: u32 = 0x4CC0_AC3D;
+/// The largest disk that the streams' receiver takes.
+const MAX_DISK: u64 = 4 << 20;
+
+fn hello(chance: &mut Chance) -> Vec<u8> {
+    let any = u64::from(chance.number());
+    let hello = Hello {
+        version: match chance.below(20) {
+            0 => chance.number(),
+            _ => wire::VERSION,
+        },
+        session: ["s", "", "../../x", "a-1", &"n".repeat(65)][chance.below(40).saturating_sub(35)]
+            .to_owned(),
+        size_bytes: [1 << 20, 100_000, any, any << 32, MAX_DISK + 1]
+            [chance.below(12).saturating_sub(7)],
+        unit_bytes: [1 << 16, 4096, 1 << 17, chance.number()][chance.below(10).saturating_sub(6)],
+    };
+    serde_json::to_vec(&hello).unwrap()
+}
+
+/// Packets that are well-formed each, in an order and at places that may be wrong.
+fn stream(chance: &mut Chance) -> Vec<u8> {
+    let level = (chance.below(2) == 0).then_some(1);
+    let mut encoder = Encoder::new(level);
+    let mut packets = vec![(Kind::Hello, 0, hello(chance))];
+    for _ in 0..chance.below(5) {
+        let offset = match chance.below(4) {
+            0 => u64::from(chance.number()) << chance.below(33),
+            _ => 4096 * chance.below(300) as u64,
+        };
+        let fill = u8::try_from(chance.below(3)).unwrap();
+        packets.push(match chance.below(10) {
+            0..5 => (Kind::Data, offset, vec![fill; chance.below(5000)]),
+            5..8 => (
+                Kind::Zero,
+                offset,
+                u64::from(chance.number()).to_le_bytes().to_vec(),
+            ),
+            8 => (Kind::Barrier, 0, vec![]),
+            _ => (
+                [Kind::Have, Kind::Ack, Kind::Failed, Kind::Hello][chance.below(4)],
+                offset,
+                vec![fill; 16],
+            ),
+        });
+    }
+    packets.push((Kind::End, 0, vec![]));
+    if chance.below(10) == 0 {
+        packets.remove(chance.below(packets.len()));
+    }
+    let encoded = packets
+        .iter()
+        .map(|(kind, at, payload)| encoder.encode(*kind, *at, payload).unwrap().0);
+    encoded.flatten().collect()
+}
+
+fn legacy_stream(chance: &mut Chance) -> Vec<u8> {
+    let mut out = Vec::new();
+    for _ in 0..chance.below(4) {
+        let payload = vec![3; [4, 512, 0, 5000][chance.below(4)]];
+        let place = match chance.below(3) {
+            0 => u64::from(chance.number()) << chance.below(33),
+            _ => 512 * chance.below(20) as u64,
+        };
+        out.extend(LEGACY_MAGIC.to_le_bytes());
+        out.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
+        out.extend(place.to_le_bytes());
+        out.extend(payload);
+    }
+    out.extend(LEGACY_MAGIC.to_le_bytes());
+    out.extend([0; 12]);
+    out
+}
+
+fn change_stream(bytes: &mut Vec<u8>, chance: &mut Chance) {
+    for _ in 0..=chance.below(2) {
+        let at = chance.below(bytes.len());
+        match chance.below(4) {
+            0 => bytes.truncate(at.max(1)),
+            1 => {
+                let value = chance.number();
+                if let Some(four) = bytes.get_mut(at..at + 4) {
+                    four.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            _ => bytes[at] ^= 1 << chance.below(8),
+        }
+    }
+}
+
+#[test]
+fn streams_of_any_bytes_are_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("copy");
+    let mut chance = Chance(0xC0_FFEE);
+    let (mut whole, count) = (0, inputs(2_000));
+    for _ in 0..count {
+        let mut bytes = match chance.below(4) {
+            0 => legacy_stream(&mut chance),
+            _ => stream(&mut chance),
+        };
+        if chance.below(2) == 0 {
+            change_stream(&mut bytes, &mut chance);
+        }
+        let format = [TargetFormat::Raw, TargetFormat::Expanded][chance.below(2)];
+        let target = FileTarget::new(&path, format, MAX_DISK);
+        let options = ReceiveOptions { max_size: MAX_DISK };
+        let mut answers = Vec::new();
+        let received = receive(
+            &mut &bytes[..],
+            Some(&mut answers),
+            target,
+            &options,
+            &mut |_| {},
+        );
+        // Under its name it is there exactly when the stream was whole, and never larger than it may be.
+        assert_eq!(path.exists(), received.is_ok(), "{received:?}");
+        if received.is_ok() {
+            whole += 1;
+            assert!(path.metadata().unwrap().len() <= 2 * MAX_DISK);
+        }
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let file = entry.unwrap().path();
+            let name = file.file_name().unwrap().to_str().unwrap();
+            assert!(
+                ["copy", "copy.partial", "copy.partial.map"].contains(&name),
+                "{name}"
+            );
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    assert!(whole * 20 > count, "{whole} whole ones");
 }

@@ -156,7 +156,7 @@ impl StreamSink {
 fn listen(from: Box<dyn Read + Send>) -> Receiver<Answer> {
     let (sender, answers) = channel();
     std::thread::spawn(move || {
-        let mut decoder = Decoder::new(from, wire::MAX_PAYLOAD);
+        let mut decoder = Decoder::new(from, wire::MAX_HAVE);
         loop {
             let answer = decoder.next(&[]);
             let goes_on = matches!(answer, Ok(Some(_)));

@@ -4,7 +4,7 @@
 //! it `NAME.partial.map` says which session it is of and which blocks have come, so that a copy that broke
 //! off can be continued.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::wire::{self, Hello};
 use super::{CopyError, Sink};
+use crate::bitmap::Bitmap;
 use crate::format::expanded::{self, ExpandedImage, Preallocation, Unclosed};
 use crate::{Access, ChainDisk, Disk, HostFile, Image, RawImage, Storage};
 
@@ -51,7 +52,8 @@ pub struct FileTarget {
 struct Open {
     hello: Hello,
     disk: Arc<dyn Disk>,
-    blocks: BTreeSet<u64>,
+    /// The blocks that have come.
+    blocks: Bitmap,
     written: u64,
 }
 
@@ -191,10 +193,12 @@ impl FileTarget {
         };
         open.disk.flush().map_err(CopyError::TargetDisk)?;
         let mut blocks: Vec<(u64, u64)> = Vec::new();
-        for block in &open.blocks {
+        let mut from = 0;
+        while let Some(block) = open.blocks.next(from) {
+            from = block + 1;
             match blocks.last_mut() {
-                Some(last) if last.1 == *block => last.1 += 1,
-                _ => blocks.push((*block, *block + 1)),
+                Some(last) if last.1 == block => last.1 = from,
+                _ => blocks.push((block, from)),
             }
         }
         let map = Map {
@@ -230,15 +234,14 @@ impl FileTarget {
 
     fn touched(&mut self, offset: u64, len: u64) -> Result<(), CopyError> {
         let open = self.opened()?;
-        let unit = u64::from(open.hello.unit_bytes);
         let end = offset.checked_add(len);
-        if len == 0 || end.is_none_or(|end| end > open.hello.size_bytes) {
+        let end = end.filter(|end| len > 0 && *end <= open.hello.size_bytes);
+        let Some(end) = end else {
             let what = format!("{len} bytes at {offset} lie outside of the disk");
             return Err(CopyError::Stream { what });
-        }
+        };
         open.written += len;
-        open.blocks
-            .extend(offset / unit..(offset + len).div_ceil(unit));
+        open.blocks.set(offset..end);
         Ok(())
     }
 }
@@ -246,13 +249,17 @@ impl FileTarget {
 impl Sink for FileTarget {
     fn begin(&mut self, hello: &Hello) -> Result<HashMap<u64, u64>, CopyError> {
         hello.check(self.max_size)?;
-        let (disk, blocks, have) = match self.earlier(hello) {
+        let unit = u64::from(hello.unit_bytes);
+        let blocks = Bitmap::new(hello.size_bytes, unit);
+        let (disk, have) = match self.earlier(hello) {
             Some(map) => {
                 let disk = self.open_image(hello)?;
                 let have = self.hashes(&map, &*disk)?;
-                (disk, have.keys().copied().collect(), have)
+                have.keys()
+                    .for_each(|block| blocks.set(block * unit..block * unit + 1));
+                (disk, have)
             }
-            None => (self.create(hello)?, BTreeSet::new(), HashMap::new()),
+            None => (self.create(hello)?, HashMap::new()),
         };
         self.open = Some(Open {
             hello: hello.clone(),

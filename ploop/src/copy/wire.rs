@@ -43,6 +43,10 @@ pub const MAX_PAYLOAD: u32 = 64 << 20;
 pub const MAX_SIZE: u64 = 64 << 40;
 /// Smallest unit.
 pub const MIN_UNIT: u32 = 4096;
+/// Most units of a disk: what a receiver keeps in memory of each stays below 1 GiB, whatever is sent.
+pub const MAX_UNITS: u64 = 1 << 26;
+/// Longest payload of a [`Kind::Have`]: 16 bytes for each unit.
+pub const MAX_HAVE: u32 = 1 << 30;
 const COMPRESSED: u8 = 1;
 
 /// What a packet is.
@@ -120,6 +124,11 @@ impl Hello {
             || !(MIN_UNIT..=MAX_PAYLOAD).contains(&self.unit_bytes)
         {
             format!("a unit of {} bytes can't be", self.unit_bytes)
+        } else if self.size_bytes.div_ceil(self.unit_bytes.into()) > MAX_UNITS {
+            format!(
+                "{} bytes are too many for units of {}",
+                self.size_bytes, self.unit_bytes
+            )
         } else {
             return Ok(());
         };
