@@ -3,9 +3,10 @@
 //! `cargo run --release -p firn-bench -- [--criu PATH] [--case a,b] [--runs 5] [--json]`, as root.
 //! Images lie on a tmpfs. Every round gives each engine a fresh workload in turn, and the ratios are
 //! those of the medians within one run: absolute figures of two runs on a shared machine say little.
-//! The workloads and floors are modes of this same binary (`firn-bench workload idle DIR`).
+//! `firn-bench ploop` measures the disk in a file. The workloads and floors are modes of this same binary (`firn-bench workload idle DIR`).
 
 mod cases;
+mod disk;
 mod engine;
 mod floors;
 mod kernel;
@@ -61,6 +62,12 @@ enum Part {
         #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u16).range(1..))]
         runs: u16,
     },
+    /// Time the disk in a file against other devices, and its commands.
+    Ploop {
+        /// How.
+        #[command(flatten)]
+        options: disk::DiskOptions,
+    },
     /// Run one bare loop and print its microseconds.
     Floor {
         /// Which one.
@@ -111,6 +118,7 @@ fn main() -> Result<ExitCode> {
             memory_mib,
         }) => workload::run(kind, &dir, memory_mib)?,
         Some(Part::Programs { runs }) => programs::run(runs)?,
+        Some(Part::Ploop { options }) => return disk::run(&options),
         Some(Part::Floor { floor }) => floors::run(&floor)?,
         None => return bench(&cli.options),
     }

@@ -144,7 +144,7 @@ fn line(text: &mut String, head: &str, cells: impl Iterator<Item = String>) {
 }
 
 /// Three digits or so, whatever the size.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     match value {
         v if v < 10.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),

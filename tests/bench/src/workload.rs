@@ -95,7 +95,7 @@ fn spin(dir: &Path) -> Result<()> {
 /// Fills memory with random words; on SIGUSR1 says in `DIR/checksum` whether they are still there.
 fn memory(dir: &Path, len_bytes: usize) -> Result<()> {
     let words = kernel::fresh_memory(len_bytes)?;
-    let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
+    let mut random = Xorshift::new();
     words.iter_mut().for_each(|word| *word = random.next());
     ready(
         dir,
@@ -103,7 +103,7 @@ fn memory(dir: &Path, len_bytes: usize) -> Result<()> {
     )?;
     loop {
         kernel::wait_for_request()?;
-        let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
+        let mut random = Xorshift::new();
         let wrong = words.iter().filter(|word| **word != random.next()).count();
         std::fs::write(dir.join("checksum.new"), format!("{wrong}"))?;
         std::fs::rename(dir.join("checksum.new"), dir.join("checksum"))?;
@@ -111,10 +111,16 @@ fn memory(dir: &Path, len_bytes: usize) -> Result<()> {
 }
 
 /// Marsaglia's generator: fast enough that filling memory is bound by the page faults.
-struct Xorshift(u64);
+pub struct Xorshift(u64);
 
 impl Xorshift {
-    fn next(&mut self) -> u64 {
+    /// The same row of numbers every time.
+    pub fn new() -> Self {
+        Xorshift(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
