@@ -1429,20 +1429,20 @@ pub struct CoreEntry {
     pub mtype: i32,
     #[prost(message, optional, tag = "2")]
     pub thread_info: ::core::option::Option<ThreadInfoX86>,
-    #[prost(message, optional, tag = "6")]
-    pub ti_arm: ::core::option::Option<ThreadInfoArm>,
-    #[prost(message, optional, tag = "8")]
-    pub ti_aarch64: ::core::option::Option<ThreadInfoAarch64>,
-    #[prost(message, optional, tag = "9")]
-    pub ti_ppc64: ::core::option::Option<ThreadInfoPpc64>,
-    #[prost(message, optional, tag = "10")]
-    pub ti_s390: ::core::option::Option<ThreadInfoS390>,
-    #[prost(message, optional, tag = "11")]
-    pub ti_mips: ::core::option::Option<ThreadInfoMips>,
-    #[prost(message, optional, tag = "12")]
-    pub ti_loongarch64: ::core::option::Option<ThreadInfoLoongarch64>,
-    #[prost(message, optional, tag = "13")]
-    pub ti_riscv64: ::core::option::Option<ThreadInfoRiscv64>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub ti_arm: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoArm>>,
+    #[prost(message, optional, boxed, tag = "8")]
+    pub ti_aarch64: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoAarch64>>,
+    #[prost(message, optional, boxed, tag = "9")]
+    pub ti_ppc64: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoPpc64>>,
+    #[prost(message, optional, boxed, tag = "10")]
+    pub ti_s390: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoS390>>,
+    #[prost(message, optional, boxed, tag = "11")]
+    pub ti_mips: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoMips>>,
+    #[prost(message, optional, boxed, tag = "12")]
+    pub ti_loongarch64: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoLoongarch64>>,
+    #[prost(message, optional, boxed, tag = "13")]
+    pub ti_riscv64: ::core::option::Option<::prost::alloc::boxed::Box<ThreadInfoRiscv64>>,
     #[prost(message, optional, tag = "3")]
     pub tc: ::core::option::Option<TaskCoreEntry>,
     #[prost(message, optional, tag = "4")]
@@ -1848,14 +1848,14 @@ pub struct FileEntry {
     pub id: u32,
     #[prost(message, optional, tag = "3")]
     pub reg: ::core::option::Option<RegFileEntry>,
-    #[prost(message, optional, tag = "4")]
-    pub isk: ::core::option::Option<InetSkEntry>,
+    #[prost(message, optional, boxed, tag = "4")]
+    pub isk: ::core::option::Option<::prost::alloc::boxed::Box<InetSkEntry>>,
     #[prost(message, optional, tag = "5")]
     pub nsf: ::core::option::Option<NsFileEntry>,
-    #[prost(message, optional, tag = "6")]
-    pub psk: ::core::option::Option<PacketSockEntry>,
-    #[prost(message, optional, tag = "7")]
-    pub nlsk: ::core::option::Option<NetlinkSkEntry>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub psk: ::core::option::Option<::prost::alloc::boxed::Box<PacketSockEntry>>,
+    #[prost(message, optional, boxed, tag = "7")]
+    pub nlsk: ::core::option::Option<::prost::alloc::boxed::Box<NetlinkSkEntry>>,
     #[prost(message, optional, tag = "8")]
     pub efd: ::core::option::Option<EventfdFileEntry>,
     #[prost(message, optional, tag = "9")]
@@ -1872,8 +1872,8 @@ pub struct FileEntry {
     pub ffy: ::core::option::Option<FanotifyFileEntry>,
     #[prost(message, optional, tag = "15")]
     pub ext: ::core::option::Option<ExtFileEntry>,
-    #[prost(message, optional, tag = "16")]
-    pub usk: ::core::option::Option<UnixSkEntry>,
+    #[prost(message, optional, boxed, tag = "16")]
+    pub usk: ::core::option::Option<::prost::alloc::boxed::Box<UnixSkEntry>>,
     #[prost(message, optional, tag = "17")]
     pub fifo: ::core::option::Option<FifoEntry>,
     #[prost(message, optional, tag = "18")]
@@ -1882,8 +1882,8 @@ pub struct FileEntry {
     pub tty: ::core::option::Option<TtyFileEntry>,
     #[prost(message, optional, tag = "20")]
     pub memfd: ::core::option::Option<MemfdFileEntry>,
-    #[prost(message, optional, tag = "21")]
-    pub bpf: ::core::option::Option<BpfmapFileEntry>,
+    #[prost(message, optional, boxed, tag = "21")]
+    pub bpf: ::core::option::Option<::prost::alloc::boxed::Box<BpfmapFileEntry>>,
     #[prost(message, optional, tag = "22")]
     pub pidfd: ::core::option::Option<PidfdEntry>,
 }

@@ -84,10 +84,10 @@ impl<'a> SocketSet<'a> {
         options: &'a FileRestoreOptions,
         closes_tcp: bool,
     ) -> Result<SocketSet<'a>, FileRestoreError> {
-        let unix = entries.all().filter_map(|entry| entry.usk.as_ref());
+        let unix = entries.all().filter_map(|entry| entry.usk.as_deref());
         let inet = entries
             .all()
-            .filter_map(|entry| entry.isk.as_ref())
+            .filter_map(|entry| entry.isk.as_deref())
             .collect();
         Ok(SocketSet {
             unix: unix::RestoredUnix::make(unix.collect(), options)?,
@@ -131,7 +131,7 @@ impl RestoredNetwork {
         inventory: &InventoryEntry,
         options: &FileRestoreOptions,
     ) -> Result<RestoredNetwork, FileRestoreError> {
-        let connections = inet::connections(entries.all().filter_map(|entry| entry.isk.as_ref()));
+        let connections = inet::connections(entries.all().filter_map(|entry| entry.isk.as_deref()));
         let closes = inventory.tcp_close == Some(true) || options.sockets.tcp_close;
         let run_id = inventory.dump_criu_run_id.as_deref().unwrap_or_default();
         if connections.is_empty() || (closes && inventory.network_lock_method.is_none()) {

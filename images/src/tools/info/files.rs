@@ -125,8 +125,8 @@ fn name_of(set: &SetImages, file: &FileEntry) -> String {
         .or_else(|| path(file.fifo.as_ref()?.regf_id?))
         .or_else(|| path(file.tty.as_ref()?.regf_id?))
         .or_else(|| memfd(file.memfd.as_ref()?.inode_id))
-        .or_else(|| file.isk.as_ref().map(inet_name))
-        .or_else(|| file.usk.as_ref().map(unix_name))
+        .or_else(|| file.isk.as_deref().map(inet_name))
+        .or_else(|| file.usk.as_deref().map(unix_name))
         .or_else(|| {
             file.pidfd
                 .as_ref()

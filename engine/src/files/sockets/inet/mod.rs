@@ -73,7 +73,7 @@ impl FileKind for InetSocketKind {
         Ok(FileEntry {
             r#type: FdTypes::Inetsk.into(),
             id: dumping.id,
-            isk: Some(entry),
+            isk: Some(Box::new(entry)),
             ..FileEntry::default()
         })
     }

@@ -304,7 +304,7 @@ fn stub(ino: u32, name: Vec<u8>, id: u32) -> FileEntry {
     FileEntry {
         r#type: FdTypes::Unixsk.into(),
         id,
-        usk: Some(UnixSkEntry {
+        usk: Some(Box::new(UnixSkEntry {
             id,
             ino,
             r#type: kind_number(SOCK_DGRAM),
@@ -315,7 +315,7 @@ fn stub(ino: u32, name: Vec<u8>, id: u32) -> FileEntry {
             ns_id: Some(NET_NS_ID),
             opts: SkOptsEntry::default(),
             ..UnixSkEntry::default()
-        }),
+        })),
         ..FileEntry::default()
     }
 }

@@ -56,7 +56,7 @@ impl FileKind for UnixSocketKind {
         Ok(FileEntry {
             r#type: FdTypes::Unixsk.into(),
             id: dumping.id,
-            usk: Some(entry),
+            usk: Some(Box::new(entry)),
             ..FileEntry::default()
         })
     }
