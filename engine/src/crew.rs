@@ -4,8 +4,9 @@
 //! the time goes into the kernel. So several threads ask at once. Nothing here may call ptrace, which
 //! answers its tracer only.
 
-use std::sync::OnceLock;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
 /// More than a few only wait for each other.
 const MAX_WORKERS: usize = 4;
@@ -61,6 +62,159 @@ pub fn share_out<T: Sync, R: Send>(
     done.into_iter().map(|(_, result)| result).collect()
 }
 
+/// Does `work` for every item, with the help of other threads where there are more than `grain` items, and
+/// hands the results to `take` here, one by one in the order of the items, while the others work on.
+///
+/// No more than `ahead` results wait at a time, for those that hold something scarce.
+///
+/// # Errors
+/// The first one of `take`; items that nobody has begun are left out then.
+///
+/// # Panics
+/// If `work` or `take` does.
+pub fn stream<T: Sync, R: Send, E>(
+    items: &[T],
+    grain: usize,
+    ahead: usize,
+    work: impl Fn(&T) -> R + Sync,
+    mut take: impl FnMut(R) -> Result<(), E>,
+) -> Result<(), E> {
+    let nr_workers = workers().min(items.len().div_ceil(grain.max(1)));
+    if nr_workers <= 1 {
+        return items.iter().map(work).try_for_each(take);
+    }
+    let belt = Belt::new(items.len(), ahead.max(1));
+    std::thread::scope(|scope| {
+        // However this ends, by an error of `take` or a panic: nobody goes on waiting.
+        let _stop = StopBelt(&belt);
+        for _ in 1..nr_workers {
+            scope.spawn(|| {
+                let stop = StopBelt(&belt);
+                while let Some(nth) = belt.claim() {
+                    belt.put(nth, work(&items[nth]));
+                }
+                std::mem::forget(stop);
+            });
+        }
+        while let Some(step) = belt.next_step() {
+            match step {
+                Step::Take(result) => take(result)?,
+                Step::Work(nth) => belt.put(nth, work(&items[nth])),
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Results on their way from those who work to the one who takes them.
+struct Belt<R> {
+    state: Mutex<BeltState<R>>,
+    changed: Condvar,
+    len: usize,
+    ahead: usize,
+}
+
+struct BeltState<R> {
+    /// The first item that nobody has begun.
+    next: usize,
+    /// The first item whose result was not taken.
+    taken: usize,
+    /// Results of the items from `taken` to `next`, as far as they are there.
+    waiting: VecDeque<Option<R>>,
+    stopped: bool,
+}
+
+/// What the taker does next.
+enum Step<R> {
+    Take(R),
+    Work(usize),
+}
+
+impl<R> Belt<R> {
+    fn new(len: usize, ahead: usize) -> Belt<R> {
+        let state = BeltState {
+            next: 0,
+            taken: 0,
+            waiting: VecDeque::new(),
+            stopped: false,
+        };
+        Belt {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            len,
+            ahead,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BeltState<R>> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, BeltState<R>>) -> MutexGuard<'a, BeltState<R>> {
+        self.changed.wait(state).unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// The next item to work on; waits while too many results do. None when no more is to be done.
+    fn claim(&self) -> Option<usize> {
+        let mut state = self.lock();
+        while !state.stopped && state.next < self.len {
+            if let Some(nth) = state.begin(self) {
+                return Some(nth);
+            }
+            state = self.wait(state);
+        }
+        None
+    }
+
+    fn put(&self, nth: usize, result: R) {
+        let mut state = self.lock();
+        let place = nth - state.taken;
+        state.waiting[place] = Some(result);
+        self.changed.notify_all();
+    }
+
+    /// What the taker does next: it takes what is there, else works, else waits.
+    fn next_step(&self) -> Option<Step<R>> {
+        let mut state = self.lock();
+        while !state.stopped && state.taken < self.len {
+            if let Some(result) = state.waiting.front_mut().and_then(Option::take) {
+                state.waiting.pop_front();
+                state.taken += 1;
+                self.changed.notify_all();
+                return Some(Step::Take(result));
+            }
+            if let Some(nth) = state.begin(self) {
+                return Some(Step::Work(nth));
+            }
+            state = self.wait(state);
+        }
+        None
+    }
+}
+
+impl<R> BeltState<R> {
+    /// Begins the next item, if there is one and not too many results wait.
+    fn begin(&mut self, belt: &Belt<R>) -> Option<usize> {
+        let nth = self.next;
+        if nth >= belt.len || nth >= self.taken + belt.ahead {
+            return None;
+        }
+        self.next += 1;
+        self.waiting.push_back(None);
+        Some(nth)
+    }
+}
+
+/// Stops a belt when it goes out of scope.
+struct StopBelt<'a, R>(&'a Belt<R>);
+
+impl<R> Drop for StopBelt<'_, R> {
+    fn drop(&mut self) {
+        self.0.lock().stopped = true;
+        self.0.changed.notify_all();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +228,51 @@ mod tests {
             assert_eq!(doubled.len(), items.len());
         }
         assert!(share_out(&[] as &[u64], 1, |item| *item).is_empty());
+    }
+
+    #[test]
+    fn a_stream_keeps_the_order_and_few_results_wait() {
+        let items: Vec<usize> = (0..2000).collect();
+        for (grain, ahead) in [(1, 1), (1, 7), (10_000, 3), (10, 5000)] {
+            let (begun, taken) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let work = |item: &usize| {
+                let waiting = begun.fetch_add(1, Ordering::SeqCst) - taken.load(Ordering::SeqCst);
+                assert!(waiting <= ahead, "{waiting} wait");
+                *item
+            };
+            let mut seen = Vec::new();
+            let take = |item| {
+                taken.fetch_add(1, Ordering::SeqCst);
+                seen.push(item);
+                Ok::<_, ()>(())
+            };
+            stream(&items, grain, ahead, work, take).expect("no error");
+            assert_eq!(seen, items);
+        }
+    }
+
+    #[test]
+    fn a_stream_ends_with_the_first_error() {
+        let items: Vec<usize> = (0..2000).collect();
+        let take = |item: usize| if item == 100 { Err(item) } else { Ok(()) };
+        assert_eq!(stream(&items, 1, 8, |item| *item, take), Err(100));
+    }
+
+    #[test]
+    #[should_panic(expected = "a scoped thread panicked")]
+    fn a_stream_does_not_hang_when_a_worker_panics() {
+        let here = std::thread::current().id();
+        let work = |_: &u32| assert!(std::thread::current().id() == here, "not here");
+        // The taker gives the others time to begin.
+        let take = |()| {
+            std::thread::sleep(std::time::Duration::from_micros(10));
+            Ok::<_, ()>(())
+        };
+        let _ = stream(&vec![0; 100_000], 1, 8, work, take);
+        assert!(
+            workers() > 1,
+            "a scoped thread panicked (there is none here)"
+        );
     }
 
     #[test]

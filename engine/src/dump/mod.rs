@@ -31,7 +31,7 @@ use firn_sys::Pid;
 use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
 use crate::crew;
-use crate::files::{self, FileTable, ProcLink};
+use crate::files::{self, Depth, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::memory::{
     self, AddressSpace, Buffers, DescribedSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats,
@@ -98,7 +98,7 @@ struct Operation<'a> {
 
 impl Operation<'_> {
     fn run(&mut self) -> Result<DumpReport, DumpError> {
-        self.survey()?;
+        self.survey(Depth::Quick)?;
         self.script(ScriptAction::PreDump)?;
         for _ in 1..MAX_TRIES {
             match self.try_once() {
@@ -110,7 +110,7 @@ impl Operation<'_> {
                         "in the way of a stopped tree, once more"
                     );
                     std::thread::sleep(BETWEEN_TRIES);
-                    self.survey()?;
+                    self.survey(Depth::Full)?;
                 }
                 result => return result,
             }
@@ -139,28 +139,31 @@ impl Operation<'_> {
     }
 
     /// Lists everything that can't be dumped, before anything is stopped.
-    fn survey(&mut self) -> Result<(), DumpError> {
+    fn survey(&mut self, depth: Depth) -> Result<(), DumpError> {
         self.reporter.phase(Phase::Survey);
         // A tree with this very process in it would be full of obstacles that are none.
         freeze::check_root(self.options.pid)?;
         let pids = freeze::running_tree(self.options.pid);
         let options = self.options.file_options();
-        let look = || -> Vec<Obstacle> {
+        let look = |depth| -> Vec<Obstacle> {
             std::thread::scope(|scope| {
                 let tasks = scope.spawn(|| survey_tasks(&pids));
-                let files = files::survey(&pids, &options);
+                let files = files::survey(&pids, &options, depth);
                 let mut found = tasks.join().expect("the survey does not panic");
                 found.extend(files);
                 found
             })
         };
         self.warnings = survey::cgroup_warnings(&pids);
-        let mut found = look();
+        let mut found = look(depth);
+        if !found.is_empty() && depth == Depth::Quick {
+            found = look(Depth::Full);
+        }
         // A task that runs may change a descriptor between two questions about it: what counts stays.
         for _ in 1..MAX_TRIES {
             if !found.is_empty() {
                 std::thread::sleep(BETWEEN_TRIES);
-                let again = look();
+                let again = look(Depth::Full);
                 found.retain(|obstacle| again.contains(obstacle));
             }
         }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry};
 use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
@@ -21,8 +22,9 @@ use crate::crew;
 use crate::memory::SharedDump;
 use crate::obstacle::Obstacle;
 
-/// Descriptors that are looked at before the first of them is dumped: so many duplicates are open here.
-const FDS_AT_ONCE: usize = 200;
+/// How many descriptors may be looked at before the first of them is dumped, at the most: so many duplicates
+/// are open here.
+const MAX_FDS_AHEAD: usize = 200;
 
 /// What descriptors of one open file have in common and F_SETFL can't change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,7 +35,10 @@ pub(super) struct DescriptionKey {
 }
 
 /// All open files that are known, those of one key sorted by kcmp.
-pub(super) type Descriptions = HashMap<DescriptionKey, Vec<Description>>;
+#[derive(Default)]
+pub(super) struct Descriptions {
+    pub(super) by_key: HashMap<DescriptionKey, Vec<Description>>,
+}
 
 pub(super) struct Description {
     pub(super) pid: Pid,
@@ -67,14 +72,18 @@ impl FileTable {
     ) -> Result<(), FileDumpError> {
         let dir = DescriptorDir::open(pid)?;
         let pidfd = pidfd::open(pid).map_err(|source| dir.failed("the descriptors", source))?;
-        let mut table = Vec::new();
-        for fds in dir.numbers()?.chunks(FDS_AT_ONCE) {
-            let (known, options) = (&self.descriptions, &self.collected.options);
-            let look = |fd: &i32| look_at(&dir, &pidfd, *fd, known, options);
-            for look in crew::share_out(fds, FDS_PER_THREAD, look) {
-                table.extend(self.add_descriptor(&dir, look?, shared)?);
-            }
-        }
+        let fds = dir.numbers()?;
+        let mut table = Vec::with_capacity(fds.len());
+        let descriptions = RwLock::new(std::mem::take(&mut self.descriptions));
+        let options = self.collected.options.clone();
+        let look = |fd: &i32| look_at(&dir, &pidfd, *fd, &descriptions, &options);
+        let take = |look: Result<Look, FileDumpError>| {
+            table.extend(self.add_descriptor(&dir, look?, &descriptions, shared)?);
+            Ok::<_, FileDumpError>(())
+        };
+        let done = crew::stream(&fds, FDS_PER_THREAD, MAX_FDS_AHEAD, look, take);
+        self.descriptions = descriptions.into_inner().unwrap_or_else(|e| e.into_inner());
+        done?;
         self.tables.push((self.files_id(pid), table));
         Ok(())
     }
@@ -89,11 +98,15 @@ impl FileTable {
         let (me, number) = (Pid::this(), fd.as_raw_fd());
         let dir = DescriptorDir::open(me)?;
         let seen = dir.see(number)?;
-        let (known, fd) = match find(&self.descriptions, me, number, &seen.info)? {
+        let (known, fd) = match self.descriptions.find(me, number, &seen.info)? {
             Ok(known) => (Some(known), Some(fd)),
             Err(place) => {
                 let new = NewFile::read(&dir, seen, Some(fd), &self.collected.options)?;
-                let known = self.describe(&new, number, place, shared)?;
+                let known = self.describe(&new, shared)?;
+                if let Some(known) = known {
+                    let key = DescriptionKey::of(&new.file.info);
+                    self.descriptions.insert(key, place, (me, number), known);
+                }
                 (known, new.duplicate)
             }
         };
@@ -107,6 +120,7 @@ impl FileTable {
         &mut self,
         dir: &DescriptorDir,
         look: Look,
+        descriptions: &RwLock<Descriptions>,
         shared: &mut SharedDump,
     ) -> Result<Option<FdinfoEntry>, FileDumpError> {
         let (fd, flags, known) = match look {
@@ -123,14 +137,24 @@ impl FileTable {
             }
             Look::New(fd, new) => {
                 let info = &new.file.info;
-                let known = match find(&self.descriptions, new.file.pid, fd, info)? {
+                let pid = new.file.pid;
+                let found = read(descriptions).find(pid, fd, info)?;
+                let known = match found {
                     Ok(known) => {
                         let options = &self.collected.options;
                         self.obstacles
                             .extend(kind::lock_obstacles(&new.file, options));
                         Some(known)
                     }
-                    Err(place) => self.describe(&new, fd, place, shared)?,
+                    Err(place) => {
+                        let known = self.describe(&new, shared)?;
+                        if let Some(known) = known {
+                            let key = DescriptionKey::of(info);
+                            let mut descriptions = write(descriptions);
+                            descriptions.insert(key, place, (pid, fd), known);
+                        }
+                        known
+                    }
                 };
                 if let (Some((id, _)), true) = (known, info.has_locks()) {
                     self.note_locks(&new.file, fd, id, new.duplicate.as_ref())?;
@@ -161,13 +185,10 @@ impl FileTable {
         self.collected.locks.add(file, fd, table, id, lease)
     }
 
-    /// Dumps an open file, whose place is among those with the same key; None for one that can't be
-    /// dumped, which is noted.
+    /// Dumps an open file; None for one that can't be dumped, which is noted.
     fn describe(
         &mut self,
         new: &NewFile,
-        fd: i32,
-        place: usize,
         shared: &mut SharedDump,
     ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
         let file = &new.file;
@@ -190,15 +211,6 @@ impl FileTable {
         };
         let entry = kind.dump(&dumping, &mut state)?;
         self.collected.entries.push(entry);
-        let description = Description {
-            pid: file.pid,
-            fd,
-            id: dumping.id,
-            fd_type: kind.fd_type(),
-        };
-        let key = DescriptionKey::of(&file.info);
-        let known = self.descriptions.entry(key).or_default();
-        known.insert(place, description);
         Ok(Some((dumping.id, kind.fd_type())))
     }
 }
@@ -207,11 +219,12 @@ fn look_at(
     dir: &DescriptorDir,
     pidfd: &OwnedFd,
     fd: i32,
-    known: &Descriptions,
+    descriptions: &RwLock<Descriptions>,
     options: &FileDumpOptions,
 ) -> Result<Look, FileDumpError> {
     let seen = dir.see(fd)?;
-    if let Ok(known) = find(known, dir.pid(), fd, &seen.info)? {
+    let found = read(descriptions).find(dir.pid(), fd, &seen.info)?;
+    if let Ok(known) = found {
         return Ok(Look::Known(seen, known));
     }
     let failed = |source| dir.failed(&format!("a duplicate of fd {fd}"), source);
@@ -223,26 +236,58 @@ fn look_at(
     Ok(Look::New(fd, Box::new(new)))
 }
 
-/// Finds the open file behind a descriptor among those known: its number and type, or the place where it
-/// belongs among those with the same key.
-fn find(
-    known: &Descriptions,
-    pid: Pid,
-    fd: i32,
-    info: &FdInfo,
-) -> Result<Result<(u32, FdTypes), usize>, FileDumpError> {
-    let Some(known) = known.get(&DescriptionKey::of(info)) else {
-        return Ok(Err(0));
-    };
-    let found = sharing::search(known, |other| {
-        let resource = Resource::File {
-            fd1: other.fd,
-            fd2: fd,
+impl Descriptions {
+    /// Finds the open file behind a descriptor: its number and type, or the place where it belongs among
+    /// those with the same key.
+    fn find(
+        &self,
+        pid: Pid,
+        fd: i32,
+        info: &FdInfo,
+    ) -> Result<Result<(u32, FdTypes), usize>, FileDumpError> {
+        let Some(known) = self.by_key.get(&DescriptionKey::of(info)) else {
+            return Ok(Err(0));
         };
-        let other = other.pid;
-        kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare { pid, other, source })
-    })?;
-    Ok(found.map(|at| (known[at].id, known[at].fd_type)))
+        let found = sharing::search(known, |other| {
+            let resource = Resource::File {
+                fd1: other.fd,
+                fd2: fd,
+            };
+            let other = other.pid;
+            kcmp(other, pid, resource).map_err(|source| FileDumpError::Compare {
+                pid,
+                other,
+                source,
+            })
+        })?;
+        Ok(found.map(|at| (known[at].id, known[at].fd_type)))
+    }
+
+    /// Adds an open file at the place where [`Descriptions::find`] missed it.
+    fn insert(
+        &mut self,
+        key: DescriptionKey,
+        place: usize,
+        (pid, fd): (Pid, i32),
+        (id, fd_type): (u32, FdTypes),
+    ) {
+        let description = Description {
+            pid,
+            fd,
+            id,
+            fd_type,
+        };
+        let known = self.by_key.entry(key).or_default();
+        known.insert(place, description);
+    }
+}
+
+fn read(descriptions: &RwLock<Descriptions>) -> RwLockReadGuard<'_, Descriptions> {
+    descriptions.read().unwrap_or_else(|e| e.into_inner())
+}
+
+fn write(descriptions: &RwLock<Descriptions>) -> RwLockWriteGuard<'_, Descriptions> {
+    descriptions.write().unwrap_or_else(|e| e.into_inner())
 }
 
 impl NewFile {

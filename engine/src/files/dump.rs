@@ -143,7 +143,7 @@ impl FileTable {
             sorted_tables: Vec::new(),
             table_of: HashMap::new(),
             tables: Vec::new(),
-            descriptions: HashMap::new(),
+            descriptions: Descriptions::default(),
             links: HashMap::new(),
             mapped: HashMap::new(),
             mapped_memfds: HashMap::new(),
@@ -173,7 +173,7 @@ impl FileTable {
         }
         let mut inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
         self.add_messages(shared)?;
-        let half_open = self.collected.pipes.half_open();
+        let half_open = self.collected.pipes.half_open()?;
         let held = outside::obstacles_beside(&half_open, &inside, &self.in_flight);
         self.obstacles.extend(held);
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.

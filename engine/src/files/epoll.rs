@@ -209,7 +209,7 @@ impl FileTable {
         target: epoll::Target,
         inode: Option<u64>,
     ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
-        for (key, known) in &self.descriptions {
+        for (key, known) in &self.descriptions.by_key {
             if inode.is_some_and(|inode| !key.may_be(inode)) {
                 continue;
             }

@@ -58,7 +58,7 @@ pub use memfd::MemfdRestore;
 pub use open_file::{ProcLink, ProcReadError};
 pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
-pub use survey::survey;
+pub use survey::{Depth, survey};
 
 use std::path::PathBuf;
 

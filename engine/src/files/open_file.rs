@@ -1,10 +1,10 @@
 //! One open file as /proc shows it: a descriptor of a task, or a link such as its executable.
 
-use std::cell::OnceCell;
 use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use firn_sys::file::{self, Stat};
 use firn_sys::{Errno, Pid};
@@ -55,7 +55,7 @@ pub(super) struct OpenFile {
     pub(super) stat: Stat,
     pub(super) info: FdInfo,
     /// Where it can be found, once somebody has asked.
-    pub(super) location: OnceCell<Location>,
+    pub(super) location: OnceLock<Location>,
 }
 
 /// Why something about an open file could not be read.
@@ -88,7 +88,7 @@ impl OpenFile {
                 flags,
                 ..FdInfo::default()
             },
-            location: OnceCell::new(),
+            location: OnceLock::new(),
         })
     }
 
@@ -209,19 +209,10 @@ pub(super) struct DescriptorDir {
 impl DescriptorDir {
     /// Opens the task's directories in /proc.
     pub(super) fn open(pid: Pid) -> Result<DescriptorDir, ProcReadError> {
-        let open = |name: &str| {
-            let path = PathBuf::from(format!("/proc/{pid}/{name}"));
-            let flags = file::O_DIRECTORY.cast_unsigned();
-            file::open(&path, flags).map_err(|source| ProcReadError {
-                pid,
-                what: format!("the directory {name}"),
-                source,
-            })
-        };
         Ok(DescriptorDir {
             pid,
-            links: open("fd")?,
-            infos: open("fdinfo")?,
+            links: open_directory(pid, "fd")?,
+            infos: open_directory(pid, "fdinfo")?,
         })
     }
 
@@ -275,7 +266,7 @@ impl DescriptorDir {
             stat: stat.map_err(|source| self.failed(&format!("fd {}", seen.fd), source))?,
             link: seen.link,
             info: seen.info,
-            location: OnceCell::new(),
+            location: OnceLock::new(),
         })
     }
 
@@ -287,6 +278,26 @@ impl DescriptorDir {
             source,
         }
     }
+}
+
+/// Where the descriptors of a task lead that is no other concern of ours; empty for one that is gone.
+pub(super) fn links_of(pid: Pid) -> Vec<(i32, Vec<u8>)> {
+    let Ok(dir) = open_directory(pid, "fd") else {
+        return Vec::new();
+    };
+    let fds = file::list_numbers(&dir).unwrap_or_default();
+    let link = |fd| Some((fd, file::read_link_at(&dir, &name_of(fd)).ok()?));
+    fds.into_iter().filter_map(link).collect()
+}
+
+fn open_directory(pid: Pid, name: &str) -> Result<OwnedFd, ProcReadError> {
+    let path = PathBuf::from(format!("/proc/{pid}/{name}"));
+    let flags = file::O_DIRECTORY.cast_unsigned();
+    file::open(&path, flags).map_err(|source| ProcReadError {
+        pid,
+        what: format!("the directory {name}"),
+        source,
+    })
 }
 
 fn name_of(fd: i32) -> CString {

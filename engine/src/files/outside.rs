@@ -8,10 +8,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use firn_sys::{Pid, file};
 
-use super::open_file::{DescriptorDir, OpenFile, Trouble};
+use super::open_file::{OpenFile, Trouble, links_of};
 use super::survey::held_outside;
+use crate::crew;
 use crate::obstacle::Obstacle;
 use crate::task::status::Stat;
+
+/// Tasks that are worth a thread of their own to look at their descriptors.
+const TASKS_PER_THREAD: usize = 16;
 
 /// One obstacle for each of the files (by link text) that a process other than `inside` has open.
 pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> Vec<Obstacle> {
@@ -37,23 +41,21 @@ fn obstacles_among(
         return Vec::new();
     }
     let inside: HashSet<Pid> = inside.iter().copied().collect();
+    let others: Vec<Pid> = (all_pids().into_iter())
+        .filter(|pid| !inside.contains(pid))
+        .collect();
+    let held_by = |pid: &Pid| -> Vec<(i32, Vec<u8>)> {
+        let links = links_of(*pid).into_iter();
+        links.filter(|(_, link)| files.contains_key(link)).collect()
+    };
+    let held = crew::share_out(&others, TASKS_PER_THREAD, held_by);
     let mut found = Vec::new();
     let mut named = HashSet::new();
-    for pid in all_pids().into_iter().filter(|pid| !inside.contains(pid)) {
-        let Ok(dir) = DescriptorDir::open(pid) else {
-            continue;
-        };
-        for fd in dir.numbers().unwrap_or_default() {
-            let Ok(link) = dir.link(fd) else {
-                continue;
-            };
-            if let Some(file) = files.get(&link)
-                && !is_ours(pid, fd)
-                && !belongs_to(pid, &inside)
-                && named.insert(link.clone())
-            {
+    for (pid, held) in others.into_iter().zip(held) {
+        for (fd, link) in held {
+            if !is_ours(pid, fd) && !belongs_to(pid, &inside) && named.insert(link.clone()) {
                 let holder = format!("process {pid} (fd {fd})");
-                found.push(file.obstacle(trouble(&holder, &link)));
+                found.push(files[&link].obstacle(trouble(&holder, &link)));
             }
         }
     }

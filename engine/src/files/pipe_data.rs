@@ -37,8 +37,6 @@ struct Contents {
     has_writer: bool,
     waiting: u64,
     packet_mode: bool,
-    /// Somebody holds an end of the kind that the tree does not have.
-    other_end_open: bool,
     any: OpenFile,
 }
 
@@ -61,7 +59,6 @@ impl PipeContents {
             has_writer: false,
             waiting: 0,
             packet_mode: false,
-            other_end_open: false,
             any: file.clone(),
         });
         if reads && contents.reader.is_none() {
@@ -70,20 +67,20 @@ impl PipeContents {
         }
         contents.has_writer |= writes;
         contents.packet_mode |= file.info.flags & O_DIRECT.cast_unsigned() != 0;
-        if !contents.is_whole() {
-            contents.other_end_open = pipe::other_end_open(fd).map_err(failed)?;
-        }
         Ok(pipe_id)
     }
 
     /// Pipes of which the tree has one end only while somebody has the other: any of their descriptors,
     /// by link text.
-    pub(super) fn half_open(&self) -> HashMap<Vec<u8>, OpenFile> {
-        self.pipes
-            .values()
-            .filter(|pipe| !pipe.is_whole() && pipe.other_end_open)
-            .map(|pipe| (pipe.any.link.clone(), pipe.any.clone()))
-            .collect()
+    pub(super) fn half_open(&self) -> Result<HashMap<Vec<u8>, OpenFile>, FileDumpError> {
+        let mut found = HashMap::new();
+        for pipe in self.pipes.values().filter(|pipe| !pipe.is_whole()) {
+            let failed = |source| query(&pipe.any, "the other end", source);
+            if pipe.has_other_end().map_err(failed)? {
+                found.insert(pipe.any.link.clone(), pipe.any.clone());
+            }
+        }
+        Ok(found)
     }
 
     /// Writes the contents; returns the number of bytes.
@@ -121,6 +118,15 @@ impl Contents {
     /// Whether the tree has ends of both kinds.
     fn is_whole(&self) -> bool {
         self.reader.is_some() && self.has_writer
+    }
+
+    /// Whether somebody holds an end of the kind that the tree does not have.
+    fn has_other_end(&self) -> firn_sys::Result<bool> {
+        let Some(fd) = fd_of(&self.any) else {
+            return Ok(false);
+        };
+        let own_end = pidfd::getfd(pidfd::open(self.any.pid)?, fd)?;
+        pipe::other_end_open(own_end)
     }
 
     fn peek(&self, peeker: &mut Peeker) -> Result<(Vec<u8>, Vec<u32>), FileDumpError> {

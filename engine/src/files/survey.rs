@@ -1,11 +1,11 @@
 //! A look at running tasks: which of their files stand in the way of a dump.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
+use firn_sys::Pid;
 use firn_sys::file::{S_IFIFO, S_IFREG};
 use firn_sys::kcmp::{Resource, kcmp};
-use firn_sys::{Pid, procfs};
 
 use super::fdinfo::FdInfo;
 use super::kind;
@@ -19,13 +19,23 @@ use crate::obstacle::Obstacle;
 /// Tasks that are worth a thread of their own to look at their files.
 const TASKS_PER_THREAD: usize = 4;
 
+/// How much a survey looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything but the locks of regular files. They are asked for one file at a time, which doubles the
+    /// time that many open files take; the frozen look comes upon them early. (/proc/locks is no way
+    /// around: each reader of it waits for a grace period of RCU, 3 to 16 ms.)
+    Quick,
+    /// Everything: there is something in the way already, and the list of it is to be complete.
+    Full,
+}
+
 /// Finds every file of the tasks that can't be dumped, without stopping them.
 ///
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
 /// of /proc. What vanishes meanwhile is no obstacle.
-pub fn survey(pids: &[Pid], options: &FileDumpOptions) -> Vec<Obstacle> {
-    let locked = locked_inodes();
-    let look = |pid: &Pid| look_at_task(*pid, options, &locked);
+pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> Vec<Obstacle> {
+    let look = |pid: &Pid| look_at_task(*pid, options, depth);
     let looks = crew::share_out(pids, TASKS_PER_THREAD, look);
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
@@ -52,20 +62,8 @@ struct Look {
     terminals: Vec<OpenFile>,
 }
 
-/// Inode numbers of all files that somebody has locked, as far as /proc/locks shows them here.
-///
-/// Source: man 5 proc_locks: `1: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF`.
-fn locked_inodes() -> HashSet<u64> {
-    let text = procfs::read_to_string("/proc/locks").unwrap_or_default();
-    let inode = |word: &str| {
-        let (device, inode) = word.rsplit_once(':')?;
-        device.contains(':').then(|| inode.parse().ok())?
-    };
-    text.split_whitespace().filter_map(inode).collect()
-}
-
-fn look_at_task(pid: Pid, options: &FileDumpOptions, locked: &HashSet<u64>) -> Look {
-    let mut look = look_at_descriptors(pid, options, locked);
+fn look_at_task(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
+    let mut look = look_at_descriptors(pid, options, depth);
     for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
         if let Ok(file) = OpenFile::of_link(pid, link, 0) {
             look.found.extend(link_obstacles(&file, options));
@@ -93,13 +91,13 @@ fn lasting_holders(pipes: &HashMap<Vec<u8>, OpenFile>, pids: &[Pid]) -> Vec<Obst
     found
 }
 
-fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, locked: &HashSet<u64>) -> Look {
+fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
     let Ok(dir) = DescriptorDir::open(pid) else {
         return Look::default();
     };
     let fds = dir.numbers().unwrap_or_default();
     let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
-        let file = look_at_descriptor(&dir, *fd, locked).ok()?;
+        let file = look_at_descriptor(&dir, *fd, depth).ok()?;
         Some((kind::obstacles(&file, options), file))
     });
     let mut look = Look::default();
@@ -114,23 +112,24 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, locked: &HashSet<u64
     look
 }
 
-/// Looks at a descriptor. What fdinfo tells of a regular file matters to the survey only where the file is
-/// locked; not to read it halves the time that many open files take.
+/// Looks at a descriptor. Of a regular file, fdinfo tells the survey nothing but its locks, and of a pipe
+/// nothing at all.
 fn look_at_descriptor(
     dir: &DescriptorDir,
     fd: i32,
-    locked: &HashSet<u64>,
+    depth: Depth,
 ) -> Result<OpenFile, ProcReadError> {
     let link = dir.link(fd)?;
-    if link.starts_with(b"/") {
-        let info = FdInfo::default();
-        let file = dir.look(Seen { fd, link, info }, None)?;
-        if file.stat.file_type() == S_IFREG && !locked.contains(&file.stat.ino) {
-            return Ok(file);
-        }
-        return dir.look(dir.see_behind(fd, file.link)?, None);
+    let is_pipe = link.starts_with(b"pipe:[");
+    if depth == Depth::Full || !(is_pipe || link.starts_with(b"/")) {
+        return dir.look(dir.see_behind(fd, link)?, None);
     }
-    dir.look(dir.see_behind(fd, link)?, None)
+    let info = FdInfo::default();
+    let file = dir.look(Seen { fd, link, info }, None)?;
+    if is_pipe || file.stat.file_type() == S_IFREG {
+        return Ok(file);
+    }
+    dir.look(dir.see_behind(fd, file.link)?, None)
 }
 
 /// What keeps a file from being dumped that a task holds without a descriptor.
