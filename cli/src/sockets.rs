@@ -8,7 +8,7 @@ use firn_engine::files::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRest
 pub enum Lock {
     /// By a table of nftables
     Nftables,
-    /// By iptables-legacy
+    /// By iptables
     Iptables,
     /// Not at all; somebody else sees to it
     Skip,

@@ -25,6 +25,7 @@ use super::watched::{Finder, Watched};
 use super::{FileDumpOptions, outside, regular, sharing, survey};
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
+use crate::network_lock;
 use crate::obstacle::Obstacle;
 use crate::tree::Tree;
 
@@ -149,7 +150,7 @@ impl FileTable {
             mapped_memfds: HashMap::new(),
             obstacles: Vec::new(),
             in_flight: Vec::new(),
-            run_id: new_run_id(),
+            run_id: network_lock::new_run_id(),
         }
     }
 
@@ -423,12 +424,6 @@ pub(super) fn fd_of(file: &OpenFile) -> Option<i32> {
         Place::Fd(fd) => Some(fd),
         Place::Link(_) => None,
     }
-}
-
-/// A name that no other dump has.
-fn new_run_id() -> String {
-    let id = firn_sys::procfs::read_to_string("/proc/sys/kernel/random/uuid");
-    id.unwrap_or_default().trim().to_owned()
 }
 
 fn count(len: usize) -> u64 {

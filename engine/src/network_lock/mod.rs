@@ -7,7 +7,7 @@
 //!
 //! The lock is a table of nftables that belongs to nobody else, `CRIU-` and the run id of the dump, as
 //! CRIU names it: a restore by either program lifts it. Where the kernel lacks nftables, rules of
-//! iptables-legacy do the same. Packets with the mark of both programs pass.
+//! iptables do the same. Packets with the mark of both programs pass.
 
 mod iptables;
 mod nft;
@@ -24,6 +24,14 @@ pub const PASS_MARK: u32 = 0xc114;
 const METHOD_IPTABLES: u32 = 0;
 const METHOD_NFTABLES: u32 = 1;
 const METHOD_SKIP: u32 = 2;
+
+/// A name that no other dump has, short enough for CRIU 4.2 to find the lock by it.
+pub fn new_run_id() -> String {
+    let id = firn_sys::procfs::read_to_string("/proc/sys/kernel/random/uuid");
+    let mut id = id.unwrap_or_default().trim().to_owned();
+    id.truncate(nft::RUN_ID_LEN);
+    id
+}
 
 /// Both ends of a TCP connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +76,7 @@ pub enum NetworkLockError {
     #[error("cannot hold packets off by nftables; --network-lock names other ways")]
     Nftables(#[source] Errno),
     /// The program is missing or failed.
-    #[error("cannot hold packets off by iptables-legacy: {0}")]
+    #[error("cannot hold packets off by iptables: {0}")]
     Iptables(String),
 }
 
@@ -104,7 +112,7 @@ impl LockedNetwork {
             NetworkLock::Automatic => match by_nft() {
                 Ok(()) => METHOD_NFTABLES,
                 Err(error) => {
-                    tracing::info!("{error}: trying iptables-legacy");
+                    tracing::info!("{error}: trying iptables");
                     iptables::lock(&connections).map_err(|_| error)?;
                     METHOD_IPTABLES
                 }

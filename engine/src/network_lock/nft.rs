@@ -47,8 +47,20 @@ const REGISTER: u32 = 8;
 /// Keys that go into one message, whose attributes are shorter than 64 KiB.
 const KEYS_PER_MESSAGE: usize = 400;
 
+/// CRIU 4.2 composes the name in a buffer that holds so much of the run id, and lifts no other table.
+pub(super) const RUN_ID_LEN: usize = 21;
+
 fn table(run_id: &str) -> String {
     format!("CRIU-{run_id}")
+}
+
+/// Names that the table of a dump may have: with the whole run id, or with what CRIU 4.2 keeps of it.
+fn tables(run_id: &str) -> impl Iterator<Item = String> {
+    let short = run_id.get(..RUN_ID_LEN);
+    [Some(run_id), short.filter(|short| *short != run_id)]
+        .into_iter()
+        .flatten()
+        .map(table)
 }
 
 /// Makes the table.
@@ -83,19 +95,24 @@ pub(super) fn lock(run_id: &str, connections: &[Connection]) -> Result<()> {
 
 /// Removes the table and all that is in it.
 pub(super) fn unlock(run_id: &str) -> Result<()> {
-    match run(vec![message(DELETE_TABLE, 0).text(1, &table(run_id))]) {
-        // Somebody else has lifted it.
-        Err(Errno::ENOENT) => Ok(()),
-        result => result,
+    for table in tables(run_id) {
+        match run(vec![message(DELETE_TABLE, 0).text(1, &table)]) {
+            // It has the other name, or somebody else has lifted it.
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(())
 }
 
 /// Whether the table is there.
 pub(super) fn is_locked(run_id: &str) -> bool {
-    let request = message(GET_TABLE, 0).text(1, &table(run_id));
-    Netlink::open(NETFILTER)
-        .and_then(|mut netlink| netlink.request(request))
-        .is_ok()
+    tables(run_id).any(|table| {
+        let request = message(GET_TABLE, 0).text(1, &table);
+        Netlink::open(NETFILTER)
+            .and_then(|mut netlink| netlink.request(request))
+            .is_ok()
+    })
 }
 
 /// Runs a transaction.
@@ -253,6 +270,12 @@ mod tests {
                 assert!(is_locked(&id));
                 assert_eq!(unlock(&id), Ok(()));
                 assert!(!is_locked(&id));
+                // CRIU 4.2 names its table by the first part of a long id.
+                let long = format!("{id:-<36}");
+                assert_eq!(lock(&long[..RUN_ID_LEN], &connections), Ok(()));
+                assert!(is_locked(&long));
+                assert_eq!(unlock(&long), Ok(()));
+                assert!(!is_locked(&long[..RUN_ID_LEN]));
             }
             // Without rights or without nftables there is nothing to test.
             Err(errno) => assert!(errno == Errno::EPERM || errno.raw() == 93, "{errno}"),

@@ -5,12 +5,12 @@ use std::os::fd::RawFd;
 /// How packets of the tree's connections are held off while nobody is there to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NetworkLock {
-    /// By nftables where the kernel has it, else by iptables-legacy.
+    /// By nftables where the kernel has it, else by iptables.
     #[default]
     Automatic,
     /// By a table of nftables.
     Nftables,
-    /// By iptables-legacy.
+    /// By iptables.
     Iptables,
     /// Not at all: somebody else sees to it.
     Skip,
