@@ -16,11 +16,13 @@
 mod command;
 mod images;
 mod sandbox;
+mod service;
 mod survive;
 mod task;
 
 pub use command::{Finished, criu, firn_path};
 pub use images::image_files;
-pub use sandbox::{Sandbox, isolated, skip};
+pub use sandbox::{Sandbox, isolated, isolated_server, skip};
+pub use service::Service;
 pub use survive::{Program, Progress, rounds, tries};
 pub use task::Task;

@@ -35,6 +35,23 @@ const CLOSE_INHERITED: &str = r#"
 /// `name` is the name of the calling test function: the test binary runs itself again with it as the
 /// filter. Without root, or when one of `programs` is not installed, the test is skipped.
 pub fn isolated(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox)) {
+    run_isolated(name, &[], programs, body);
+}
+
+/// As [`isolated`], with a network of its own, where only the loopback interface is there and up, and with
+/// System V objects of its own: for servers with fixed ports and keys.
+pub fn isolated_server(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox)) {
+    let programs: Vec<_> = programs.iter().chain(&["ip"]).copied().collect();
+    run_isolated(name, &["--net", "--ipc"], &programs, |sandbox| {
+        let mut up = Command::new("ip");
+        sandbox
+            .run(up.args(["link", "set", "lo", "up"]))
+            .expect_success("ip");
+        body(sandbox);
+    });
+}
+
+fn run_isolated(name: &str, spaces: &[&str], programs: &[&str], body: impl FnOnce(&Sandbox)) {
     if std::env::var_os(INSIDE).is_some_and(|inside| inside == name) {
         let sandbox = Sandbox::new();
         body(&sandbox);
@@ -57,6 +74,7 @@ pub fn isolated(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox)) {
             &(LIMIT + LIMIT_PER_ROUND * rounds() + LIMIT_PER_TRY * tries()).to_string(),
         ])
         .args(["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"])
+        .args(spaces)
         .arg(std::env::current_exe().expect("a running test has a path"))
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env(INSIDE, name)
@@ -171,6 +189,15 @@ impl Sandbox {
             );
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// Waits until all of these are gone and reaped.
+    #[track_caller]
+    pub(crate) fn wait_until_ended(&self, pids: &[i32]) {
+        self.wait_until(60, "killed tasks are still there", || {
+            let left = self.pids();
+            !pids.iter().any(|pid| left.contains(pid))
+        });
     }
 
     /// Checks that no process is left in the namespace.

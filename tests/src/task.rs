@@ -48,6 +48,20 @@ impl<'a> Task<'a> {
         self.pid
     }
 
+    /// The port that a server among our programs prints once it listens; `dir` is where it was started.
+    #[track_caller]
+    pub fn announced_port(&self, dir: &Path) -> String {
+        let mut port = None;
+        self.sandbox
+            .wait_until(20, "the server does not listen", || {
+                let said = std::fs::read_to_string(dir.join("stdout")).unwrap_or_default();
+                let line = said.strip_suffix('\n');
+                port = line.and_then(|line| Some(line.strip_prefix("port ")?.to_owned()));
+                port.is_some()
+            });
+        port.expect("the loop above ended with a port")
+    }
+
     /// The command that dumps it into `images`.
     pub fn dump_command(&self, images: &Path) -> Command {
         let mut command = Command::new(firn_path());
@@ -66,14 +80,38 @@ impl<'a> Task<'a> {
 
     /// Dumps it with further options, and waits until all its tasks are gone if it was killed.
     pub fn dump(&self, images: &Path, options: &[&str]) -> Finished {
+        let tree = self.tree();
         let finished = self.sandbox.run_logged(
             self.dump_command(images).args(options),
             &images.join("dump.log"),
         );
         if finished.status.success() && !options.contains(&"-R") {
             self.wait_until_gone();
+            self.sandbox.wait_until_ended(&tree);
         }
         finished
+    }
+
+    /// Pids of the task, of what descends from it, and of what is in its session.
+    pub fn tree(&self) -> Vec<i32> {
+        let mut tree = self.session();
+        if !tree.contains(&self.pid) && stat_field(self.pid, 0).is_some() {
+            tree.push(self.pid);
+        }
+        let pids = self.sandbox.pids().into_iter();
+        let parents: Vec<_> = pids
+            .filter_map(|pid| Some((pid, stat_field(pid, 1)?.parse::<i32>().ok()?)))
+            .collect();
+        let mut seen = 0;
+        while let Some(parent) = tree.get(seen).copied() {
+            seen += 1;
+            for (child, _) in parents.iter().filter(|(_, of)| *of == parent) {
+                if !tree.contains(child) {
+                    tree.push(*child);
+                }
+            }
+        }
+        tree
     }
 
     /// Waits until the task and everything below it is gone and reaped. Only this tree may be
@@ -154,15 +192,17 @@ impl<'a> Task<'a> {
         status.expect("the loop above ended with a status")
     }
 
-    /// Kills its whole session and waits until it is gone.
+    /// Sends a signal to the task itself.
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid, signal);
+    }
+
+    /// Kills its whole tree and waits until it is gone.
     pub fn kill(&self) {
-        for pid in self.session() {
-            if let Some(pid) = Pid::from_raw(pid) {
-                // It may have ended by itself.
-                let _ = rustix::process::kill_process(pid, Signal::KILL);
-            }
-        }
+        let tree = self.tree();
+        tree.iter().for_each(|pid| send(*pid, Signal::KILL));
         self.wait_until_gone();
+        self.sandbox.wait_until_ended(&tree);
     }
 
     /// Processor time of all its tasks since they were started or restored, in clock ticks.
@@ -176,6 +216,13 @@ impl<'a> Task<'a> {
             .into_iter()
             .map(|pid| ticks(pid, 11) + ticks(pid, 12))
             .sum()
+    }
+}
+
+fn send(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(pid, signal);
     }
 }
 

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use firn_tests::{Finished, Sandbox, Task, criu, firn_path, isolated, skip};
+use firn_tests::{Finished, Sandbox, Service, Task, criu, firn_path, isolated_server, skip};
+
+const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
+/// Connections of the server on asyncio.
+const CONNECTIONS: &str = "1000";
 
 /// A shell that waits for its child and then tells how that ended.
 const SHELL: &str = "trap 'echo trapped >> result' USR1; sleep 1000 & \
@@ -64,11 +68,43 @@ fn signal(sandbox: &Sandbox, name: &str, pid: i32) {
         .expect_success("kill");
 }
 
-fn with_criu(name: &str, body: impl FnOnce(&Sandbox, Engine, Engine)) {
+/// Dumps the server on asyncio with one engine while its clients are at work, restores it with the other,
+/// and has them all go on.
+fn hand_over_server(sandbox: &Sandbox, from: &Engine, to: &Engine) {
+    let dir = sandbox.make_dir("server");
+    let program = format!("{PROGRAMS}/echo-server.py");
+    let server = Task::spawn(sandbox, &dir, "python3", [program]);
+    let port = server.announced_port(&dir);
+    let clients_dir = sandbox.make_dir("clients");
+    let program = format!("{PROGRAMS}/talk.py");
+    let words = [&program, "echo", &port, CONNECTIONS];
+    let clients = Task::spawn(sandbox, &clients_dir, "python3", words);
+    let service = Service {
+        sandbox,
+        tree: &server,
+        options: &[],
+        clients: &clients,
+        clients_dir: &clients_dir,
+        step: 5,
+    };
+    service.await_progress();
+    let images = sandbox.make_dir("images");
+    let pid = server.pid().to_string();
+    from.run(sandbox, "dump", &images, &["-t", &pid, "--tcp-established"])
+        .expect_success(&format!("dump by {}", from.name));
+    server.wait_until_gone();
+    to.run(sandbox, "restore", &images, &["-d", "--tcp-established"])
+        .expect_success(&format!("restore by {}", to.name));
+    service.await_progress();
+    service.finish();
+    server.kill();
+}
+
+fn with_criu(name: &str, programs: &[&str], body: impl FnOnce(&Sandbox, Engine, Engine)) {
     let Some(criu) = criu() else {
         return skip(name, "no CRIU given: set FIRN_CRIU");
     };
-    isolated(name, &["bash"], |sandbox| {
+    isolated_server(name, programs, |sandbox| {
         let firn = Engine {
             program: firn_path().to_owned(),
             name: "firn",
@@ -86,14 +122,32 @@ fn with_criu(name: &str, body: impl FnOnce(&Sandbox, Engine, Engine)) {
 
 #[test]
 fn criu_restores_our_dump() {
-    with_criu("criu_restores_our_dump", |sandbox, firn, criu| {
-        hand_over(sandbox, &firn, &criu)
+    const NAME: &str = "criu_restores_our_dump";
+    with_criu(NAME, &["bash"], |sandbox, firn, criu| {
+        hand_over(sandbox, &firn, &criu);
     });
 }
 
 #[test]
 fn we_restore_the_dump_of_criu() {
-    with_criu("we_restore_the_dump_of_criu", |sandbox, firn, criu| {
+    const NAME: &str = "we_restore_the_dump_of_criu";
+    with_criu(NAME, &["bash"], |sandbox, firn, criu| {
         hand_over(sandbox, &criu, &firn);
+    });
+}
+
+#[test]
+fn criu_restores_our_dump_of_a_server() {
+    const NAME: &str = "criu_restores_our_dump_of_a_server";
+    with_criu(NAME, &["python3"], |sandbox, firn, criu| {
+        hand_over_server(sandbox, &firn, &criu);
+    });
+}
+
+#[test]
+fn we_restore_the_dump_of_a_server_by_criu() {
+    const NAME: &str = "we_restore_the_dump_of_a_server_by_criu";
+    with_criu(NAME, &["python3"], |sandbox, firn, criu| {
+        hand_over_server(sandbox, &criu, &firn);
     });
 }
