@@ -4,7 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use firn_engine::FilePolicy;
 
+use crate::external::{ExternalArgs, InheritArgs};
 use crate::normalize::DEFAULT_VERBOSITY;
 use crate::options;
 use crate::sockets::{SocketDumpArgs, SocketRestoreArgs};
@@ -164,6 +166,9 @@ pub struct DumpArgs {
     #[command(flatten)]
     /// What is done with sockets.
     pub sockets: SocketDumpArgs,
+    #[command(flatten)]
+    /// Objects that tasks outside have, too.
+    pub external: ExternalArgs,
 }
 
 /// Options of restore.
@@ -202,6 +207,14 @@ pub struct RestoreArgs {
     /// How files are recognized
     #[arg(long, value_name = "METHOD", value_enum, default_value_t = Validation::Buildid)]
     pub file_validation: Validation,
+    /// What may have changed about files by their paths
+    #[arg(
+        help = "What may have changed about files by their paths in the images: PATTERN=exact, \
+                PATTERN=grown (it may be longer), PATTERN=build-id or PATTERN=ignore; * stands for any text; \
+                may repeat, the first that fits counts"
+    )]
+    #[arg(long, value_name = "PATTERN=POLICY", value_parser = file_policy)]
+    pub file_policy: Vec<(String, FilePolicy)>,
     /// Shell command to run at each stage; may repeat, the last one runs first
     #[arg(long, value_name = "COMMAND")]
     pub action_script: Vec<OsString>,
@@ -220,6 +233,9 @@ pub struct RestoreArgs {
     #[command(flatten)]
     /// What is done with sockets.
     pub sockets: SocketRestoreArgs,
+    #[command(flatten)]
+    /// Descriptors in the place of objects.
+    pub inherit: InheritArgs,
     /// Command of --exec-cmd
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -274,6 +290,18 @@ fn with_negations(command: Command) -> Command {
     }
     let list = flags.join(", --no-");
     command.after_help(format!("Taken back by the later of two: --no-{list}"))
+}
+
+fn file_policy(text: &str) -> Result<(String, FilePolicy), String> {
+    let (pattern, policy) = text.rsplit_once('=').ok_or("expected PATTERN=POLICY")?;
+    let policy = match policy {
+        "exact" => FilePolicy::Exact,
+        "grown" => FilePolicy::Grown,
+        "build-id" => FilePolicy::BuildId,
+        "ignore" => FilePolicy::Ignore,
+        _ => return Err("the policy is exact, grown, build-id or ignore".to_owned()),
+    };
+    Ok((pattern.to_owned(), policy))
 }
 
 /// Bytes, with CRIU's suffixes.
@@ -370,6 +398,14 @@ mod tests {
                 .len(),
             2
         );
+    }
+
+    #[test]
+    fn policies_of_files() {
+        let policy = |text| file_policy(text).map(|(_, policy)| policy);
+        assert_eq!(policy("/var/log/*=grown"), Ok(FilePolicy::Grown));
+        assert_eq!(policy("/a=b=ignore"), Ok(FilePolicy::Ignore));
+        assert!(policy("/a").is_err() && policy("/a=").is_err());
     }
 
     #[test]

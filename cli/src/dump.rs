@@ -66,6 +66,8 @@ fn work(args: &DumpArgs) -> Result<u8, Failure> {
 }
 
 fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
+    let mut sockets = args.sockets.options();
+    sockets.ext_unix_inodes.extend(args.external.unix_peers());
     let mut dump = Dump::new(Pid::from_raw(args.tree))
         .images_dir(&args.common.images_dir)
         .work_dir(args.common.work_dir())
@@ -76,9 +78,12 @@ fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
         .track_mem(args.track_mem)
         .timeout(timeout(args.timeout))
         .file_validation(validation(args.file_validation))
-        .sockets(args.sockets.options())
+        .sockets(sockets)
         .scripts(scripts(&args.action_script))
         .cancel(cancel.clone());
+    for key in args.external.files() {
+        dump = dump.external(key);
+    }
     if let Some(limit) = args.ghost_limit {
         dump = dump.ghost_limit(limit);
     }

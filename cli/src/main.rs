@@ -7,6 +7,7 @@ mod check;
 mod config;
 mod demo;
 mod dump;
+mod external;
 mod image;
 mod log;
 mod man;

@@ -128,6 +128,7 @@ pub const OPTIONS: &[Opt] = &[
     opt("json", Flag, ALL, Here),
     opt("plan", Flag, RESTORE, Here),
     opt("strict", Flag, RESTORE, Here),
+    opt("file-policy", Required, RESTORE, Here),
     // CRIU's that come with later capabilities.
     opt("join-ns", Required, RESTORE, Later(NAMESPACES)).short('J'),
     opt("outside-peer", Required, RESTORE, Here),
@@ -169,7 +170,7 @@ pub const OPTIONS: &[Opt] = &[
         "libdir",
         Required,
         DUMP | RESTORE,
-        Later("there are no plugins"),
+        Later("plugins are given to the library: firn_engine::files::plugin"),
     )
     .short('L'),
     opt(
@@ -182,14 +183,14 @@ pub const OPTIONS: &[Opt] = &[
         "force-irmap",
         Flag,
         DUMP,
-        Later("file watches are refused at dump until then"),
+        Later("watched files are found by handle, else by a walk over their filesystem"),
     )
     .negatable(),
     opt(
         "irmap-scan-path",
         Required,
         DUMP,
-        Later("file watches are refused at dump until then"),
+        Later("watched files are found by handle, else by a walk over their filesystem"),
     ),
     opt("ext-mount-map", Required, DUMP | RESTORE, Later(NAMESPACES)).short('M'),
     opt("skip-mnt", Required, DUMP, Later(NAMESPACES)),
@@ -205,18 +206,8 @@ pub const OPTIONS: &[Opt] = &[
     opt("cgroup-props-file", Required, DUMP, Later(CGROUPS)),
     opt("cgroup-dump-controller", Required, DUMP, Later(CGROUPS)),
     opt("cgroup-yard", Required, DUMP | RESTORE, Later(CGROUPS)),
-    opt(
-        "inherit-fd",
-        Required,
-        RESTORE,
-        Later("every descriptor is opened from the images"),
-    ),
-    opt(
-        "external",
-        Required,
-        DUMP | RESTORE,
-        Later("every object is saved or refused"),
-    ),
+    opt("inherit-fd", Required, RESTORE, Here),
+    opt("external", Required, DUMP | RESTORE, Here),
     opt(
         "lsm-profile",
         Required,

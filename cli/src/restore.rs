@@ -39,6 +39,10 @@ fn check_together(args: &RestoreArgs) -> Result<(), Failure> {
     if args.restore_sibling && !args.restore_detached {
         return Err(Failure::usage("--restore-sibling needs --restore-detached"));
     }
+    if let Some(key) = args.inherit.missing() {
+        let what = format!("--external {key} needs --inherit-fd 'fd[N]:{key}'");
+        return Err(Failure::usage(what));
+    }
     if !args.command.is_empty() && !args.exec_cmd {
         return Err(Failure::usage("a command needs --exec-cmd"));
     }
@@ -46,6 +50,8 @@ fn check_together(args: &RestoreArgs) -> Result<(), Failure> {
 }
 
 fn restore(args: &RestoreArgs, work_dir: &Path) -> Result<u8, Failure> {
+    let written = args.inherit.write_debug();
+    written.map_err(|error| Failure::io("the text of --inherit-fd can't be written", &error))?;
     let cancel = CancelFlag::new();
     let operation = operation(args, work_dir, &cancel);
     if args.plan {
@@ -93,6 +99,12 @@ fn operation(args: &RestoreArgs, work_dir: &Path, cancel: &CancelFlag) -> Restor
         .sockets(args.sockets.options())
         .scripts(scripts(&args.action_script))
         .cancel(cancel.clone());
+    for (pattern, policy) in &args.file_policy {
+        restore = restore.file_policy(pattern, *policy);
+    }
+    for (fd, key) in args.inherit.objects() {
+        restore = restore.inherit_fd(fd, key);
+    }
     if let Some(root) = &args.root {
         restore = restore.root(root);
     }

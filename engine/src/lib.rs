@@ -48,7 +48,7 @@ pub mod tree;
 
 pub use class::ErrorClass;
 pub use dump::{Dump, DumpError, DumpReport, Leave};
-pub use files::FileValidation;
+pub use files::{FilePolicy, FileValidation};
 pub use firn_sys::Pid;
 pub use progress::{Phase, Progress};
 pub use restore::{Restore, RestoreError, RestoreReport};

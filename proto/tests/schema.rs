@@ -147,6 +147,7 @@ fn no_extension_is_required() {
         "eventfd_file_entry.firn=20000",
         "eventpoll_file_entry.firn=20000",
         "eventpoll_tfd_entry.firn=20000",
+        "ext_file_entry.firn=20000",
         "fanotify_mark_entry.firn=20000",
         "inet_sk_entry.firn=20000",
         "inventory_entry.firn=20000",

@@ -20,7 +20,7 @@ const LOCK_SKIP: u32 = 2;
 const FIRST_ID: u32 = 2;
 
 /// Ids of the dumper: a restored task gets a new namespace where its own differ.
-fn root_ids() -> TaskKobjIdsEntry {
+pub fn root_ids() -> TaskKobjIdsEntry {
     TaskKobjIdsEntry {
         vm_id: 1,
         files_id: 1,

@@ -28,6 +28,8 @@ use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FsEntry, PstreeEntry};
 use firn_sys::Pid;
 
+pub(crate) use inventory::root_ids;
+
 use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
 use crate::crew;

@@ -7,6 +7,7 @@ use firn_sys::Pid;
 
 use super::{DumpError, DumpReport};
 use crate::cancel::CancelFlag;
+use crate::files::plugin::{FilePlugin, Plugins};
 use crate::files::{FileDumpOptions, FileValidation, SocketDumpOptions};
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
@@ -31,14 +32,17 @@ pub struct DumpOptions {
     pub(crate) work_dir: Option<PathBuf>,
     pub(crate) leave: Leave,
     pub(crate) shell_job: bool,
+    pub(crate) orphan_pts_master: bool,
     pub(crate) ghost_limit: Option<u64>,
     pub(crate) link_remap: bool,
     pub(crate) file_locks: bool,
+    pub(crate) external: Vec<String>,
     pub(crate) timeout: Duration,
     pub(crate) prev_images_dir: Option<PathBuf>,
     pub(crate) track_mem: bool,
     pub(crate) file_validation: FileValidation,
     pub(crate) freeze_cgroup: Option<PathBuf>,
+    pub(crate) plugins: Plugins,
     pub(crate) scripts: Scripts,
     pub(crate) sockets: SocketDumpOptions,
 }
@@ -56,7 +60,10 @@ impl DumpOptions {
             link_remap: self.link_remap,
             file_locks: self.file_locks,
             shell_job: self.shell_job,
+            orphan_pts_master: self.orphan_pts_master,
             validation: self.file_validation,
+            external: self.external.clone(),
+            plugins: self.plugins.clone(),
             sockets: self.sockets.clone(),
         }
     }
@@ -89,14 +96,17 @@ impl Dump {
             work_dir: None,
             leave: Leave::Killed,
             shell_job: false,
+            orphan_pts_master: false,
             ghost_limit: None,
             link_remap: false,
             file_locks: false,
+            external: Vec::new(),
             timeout: Duration::from_secs(10),
             prev_images_dir: None,
             track_mem: false,
             file_validation: FileValidation::default(),
             freeze_cgroup: None,
+            plugins: Plugins::default(),
             scripts: Scripts::new(),
             sockets: SocketDumpOptions::default(),
         };
@@ -135,6 +145,14 @@ impl Dump {
         self
     }
 
+    /// Pseudo terminals whose master is outside of the tree are allowed; the restore makes new pairs and
+    /// hands the masters out ([`Restore::orphan_pts_masters`](crate::Restore::orphan_pts_masters)).
+    #[must_use]
+    pub fn orphan_pts_master(mut self, yes: bool) -> Dump {
+        self.options.orphan_pts_master = yes;
+        self
+    }
+
     /// Refuses deleted files of which more than this many bytes are allocated.
     #[must_use]
     pub fn ghost_limit(mut self, bytes: u64) -> Dump {
@@ -153,6 +171,15 @@ impl Dump {
     #[must_use]
     pub fn file_locks(mut self, yes: bool) -> Dump {
         self.options.file_locks = yes;
+        self
+    }
+
+    /// Declares an object external: somebody outside of the tree has the other side of a pipe
+    /// (`pipe:[INODE]`), of a terminal (`tty[RDEV:DEV]`), or will supply a file (`file[MNT:INODE]`). The
+    /// restore must be given it ([`Restore::inherit_fd`](crate::Restore::inherit_fd)).
+    #[must_use]
+    pub fn external(mut self, key: impl Into<String>) -> Dump {
+        self.options.external.push(key.into());
         self
     }
 
@@ -195,6 +222,13 @@ impl Dump {
     #[must_use]
     pub fn sockets(mut self, options: SocketDumpOptions) -> Dump {
         self.options.sockets = options;
+        self
+    }
+
+    /// Saves files that no kind of the engine does; may repeat, see [`crate::files::plugin`].
+    #[must_use]
+    pub fn plugin(mut self, plugin: impl FilePlugin + 'static) -> Dump {
+        self.options.plugins.add(plugin);
         self
     }
 

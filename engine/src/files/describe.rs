@@ -10,21 +10,24 @@ use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use firn_proto::{FdTypes, FdinfoEntry, FownEntry};
 use firn_sys::file::{O_ACCMODE, O_CLOEXEC, O_DIRECTORY, O_PATH};
 use firn_sys::kcmp::{Resource, kcmp};
-use firn_sys::{Errno, Pid, fcntl, pidfd};
+use firn_sys::rlimit::RaisedDescriptorLimit;
+use firn_sys::{Errno, Pid, fcntl, file, pidfd};
 
 use super::dump::{DumpState, FileTable, query};
 use super::error::FileDumpError;
 use super::fdinfo::FdInfo;
 use super::kind::{self, Dumping};
-use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, Seen};
-use super::{FileDumpOptions, owner, sharing};
+use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, Seen, Trouble};
+use super::{FileDumpOptions, owner, sharing, task_files};
 use crate::crew;
 use crate::memory::SharedDump;
 use crate::obstacle::Obstacle;
 
 /// How many descriptors may be looked at before the first of them is dumped, at the most: so many duplicates
-/// are open here.
+/// are open here, as far as the limit of this process allows.
 const MAX_FDS_AHEAD: usize = 200;
+
+const PIDFD: &[u8] = b"anon_inode:[pidfd]";
 
 /// What descriptors of one open file have in common and F_SETFL can't change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +77,7 @@ impl FileTable {
         let pidfd = pidfd::open(pid).map_err(|source| dir.failed("the descriptors", source))?;
         let fds = dir.numbers()?;
         let mut table = Vec::with_capacity(fds.len());
+        let ahead = self.limit.as_ref().map_or(MAX_FDS_AHEAD, room);
         let descriptions = RwLock::new(std::mem::take(&mut self.descriptions));
         let options = self.collected.options.clone();
         let look = |fd: &i32| look_at(&dir, &pidfd, *fd, &descriptions, &options);
@@ -81,7 +85,7 @@ impl FileTable {
             table.extend(self.add_descriptor(&dir, look?, &descriptions, shared)?);
             Ok::<_, FileDumpError>(())
         };
-        let done = crew::stream(&fds, FDS_PER_THREAD, MAX_FDS_AHEAD, look, take);
+        let done = crew::stream(&fds, FDS_PER_THREAD, ahead, look, take);
         self.descriptions = descriptions.into_inner().unwrap_or_else(|e| e.into_inner());
         done?;
         self.tables.push((self.files_id(pid), table));
@@ -98,6 +102,14 @@ impl FileTable {
         let (me, number) = (Pid::this(), fd.as_raw_fd());
         let dir = DescriptorDir::open(me)?;
         let seen = dir.see(number)?;
+        if seen.link == PIDFD || task_files::task_of(&seen.link).is_some() {
+            let file = dir.look(seen, Some(fd.as_fd()))?;
+            self.obstacles.push(file.obstacle(Trouble::new(
+                "it describes a task, which does not exist yet when the socket gets its message back",
+                "let the receiver take the message before the dump",
+            )));
+            return Ok(None);
+        }
         let (known, fd) = match self.descriptions.find(me, number, &seen.info)? {
             Ok(known) => (Some(known), Some(fd)),
             Err(place) => {
@@ -192,7 +204,7 @@ impl FileTable {
         shared: &mut SharedDump,
     ) -> Result<Option<(u32, FdTypes)>, FileDumpError> {
         let file = &new.file;
-        let kind = match kind::of_file(file) {
+        let kind = match kind::of_file(file, &self.collected.options) {
             Some(kind) if new.obstacles.is_empty() => kind,
             _ => {
                 self.obstacles.extend(new.obstacles.iter().cloned());
@@ -213,6 +225,16 @@ impl FileTable {
         self.collected.entries.push(entry);
         Ok(Some((dumping.id, kind.fd_type())))
     }
+}
+
+/// How many duplicates there is room for: half of what the limit leaves, since others need some, too.
+fn room(limit: &RaisedDescriptorLimit) -> usize {
+    let Some(limit) = limit.limit().and_then(|limit| usize::try_from(limit).ok()) else {
+        return MAX_FDS_AHEAD;
+    };
+    let open = file::open("/proc/self/fd".as_ref(), 0).and_then(file::list_numbers);
+    let open = open.map_or(0, |numbers| numbers.len());
+    (limit.saturating_sub(open) / 2).clamp(1, MAX_FDS_AHEAD)
 }
 
 fn look_at(

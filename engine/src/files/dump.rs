@@ -5,10 +5,12 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::{FdinfoEntry, FileEntry, FownEntry};
+use firn_proto::{FdinfoEntry, FileEntry, FownEntry, RemapFilePathEntry};
 use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
+use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
+use super::bpf::MapContents;
 use super::build_id::BuildIds;
 use super::describe::Descriptions;
 use super::epoll::Unresolved;
@@ -22,7 +24,7 @@ use super::pipe_data::PipeContents;
 use super::sockets::DumpedSockets;
 use super::tty::Terminals;
 use super::watched::{Finder, Watched};
-use super::{FileDumpOptions, outside, regular, sharing, survey};
+use super::{FileDumpOptions, autofs, outside, regular, sharing, survey};
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
 use crate::network_lock;
@@ -49,6 +51,8 @@ pub struct FileTable {
     /// Files from messages in sockets, open so that they can be compared.
     pub(super) in_flight: Vec<OwnedFd>,
     run_id: String,
+    /// Duplicates of the tasks' descriptors count, too.
+    pub(super) limit: Option<RaisedDescriptorLimit>,
 }
 
 /// What all kinds collect for the images.
@@ -57,6 +61,8 @@ pub(super) struct Collected {
     pub(super) entries: Vec<FileEntry>,
     pub(super) ghosts: Ghosts,
     pub(super) link_remaps: LinkRemaps,
+    /// Files of /proc whose task is gone.
+    pub(super) departed: Vec<RemapFilePathEntry>,
     pub(super) pipes: PipeContents,
     pub(super) fifos: PipeContents,
     pub(super) terminals: Terminals,
@@ -64,6 +70,7 @@ pub(super) struct Collected {
     pub(super) sockets: DumpedSockets,
     pub(super) locks: Locks,
     pub(super) epolls: Vec<Unresolved>,
+    pub(super) maps: MapContents,
     /// Processes and threads of the tree.
     pub(super) inside: HashSet<Pid>,
     pub(super) finder: Finder,
@@ -128,6 +135,7 @@ impl FileTable {
                 entries: Vec::new(),
                 ghosts: Ghosts::default(),
                 link_remaps: LinkRemaps::default(),
+                departed: Vec::new(),
                 pipes: PipeContents::default(),
                 fifos: PipeContents::default(),
                 terminals: Terminals::default(),
@@ -135,6 +143,7 @@ impl FileTable {
                 sockets: DumpedSockets::default(),
                 locks: Locks::default(),
                 epolls: Vec::new(),
+                maps: MapContents::default(),
                 inside: HashSet::new(),
                 finder: Finder::default(),
                 nameless_watches: Vec::new(),
@@ -151,6 +160,8 @@ impl FileTable {
             obstacles: Vec::new(),
             in_flight: Vec::new(),
             run_id: network_lock::new_run_id(),
+            // Where that is forbidden the old limit may still do.
+            limit: rlimit::raise_descriptor_limit().ok(),
         }
     }
 
@@ -174,9 +185,12 @@ impl FileTable {
         }
         let mut inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
         self.add_messages(shared)?;
-        let half_open = self.collected.pipes.half_open()?;
+        let mut half_open = self.collected.pipes.half_open()?;
+        half_open.retain(|_, file| !self.collected.options.has_external(file));
         let held = outside::obstacles_beside(&half_open, &inside, &self.in_flight);
+        self.warn_of_unseen_ends(&half_open, &held);
         self.obstacles.extend(held);
+        self.obstacles.extend(autofs::obstacles(&half_open));
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
         inside.push(Pid::this());
         self.settle_sockets(&inside)?;
@@ -192,6 +206,23 @@ impl FileTable {
             Err(FileDumpError::Obstacles(std::mem::take(
                 &mut self.obstacles,
             )))
+        }
+    }
+
+    /// Says which pipes have another end that nobody was seen to hold.
+    fn warn_of_unseen_ends(&mut self, pipes: &HashMap<Vec<u8>, OpenFile>, held: &[Obstacle]) {
+        for file in pipes.values() {
+            let seen = held
+                .iter()
+                .any(|held| held.object.contains(&*file.link_text()));
+            if !seen {
+                self.collected.warnings.push(format!(
+                    "task {}: {} ({}): its other end is open where /proc does not show it; after a restore it is closed",
+                    file.pid,
+                    file.place,
+                    file.link_text()
+                ));
+            }
         }
     }
 
@@ -355,6 +386,7 @@ impl FileTable {
         }
         let mut remaps = self.collected.ghosts.remaps().to_vec();
         remaps.extend_from_slice(self.collected.link_remaps.remaps());
+        remaps.extend_from_slice(&self.collected.departed);
         images.write_all(ImageKind::RemapFpath, 0, &remaps)?;
         stats.ghost_bytes = self.collected.ghosts.write(images)?;
         stats.pipe_bytes = self.collected.pipes.write(images, ImageKind::PipesData)?
@@ -362,6 +394,7 @@ impl FileTable {
         self.collected.terminals.write(images)?;
         self.collected.sockets.write(images)?;
         self.collected.locks.write(images)?;
+        self.collected.maps.write(images)?;
         Ok(stats)
     }
 

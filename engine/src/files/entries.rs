@@ -40,9 +40,9 @@ impl Entries {
         while let Some(entry) = reader.next_entry::<FileEntry>()?.map(Box::new) {
             let id = entry.id;
             let fd_type = type_of(entry.r#type, id)?;
-            if let Some(reg) = &entry.reg
-                && reg.id != id
-            {
+            let regular = entry.reg.as_ref().map(|reg| reg.id);
+            let inner = regular.or(entry.pidfd.map(|pidfd| pidfd.id));
+            if inner.is_some_and(|inner| inner != id) {
                 return Err(FileRestoreError::corrupt(id, "its two numbers differ"));
             }
             if entries.by_id.insert((fd_type, id), entry).is_some() {

@@ -22,10 +22,10 @@ use firn_proto::{
 };
 use firn_sys::{Errno, Pid, epoll, fcntl, nr, pidfd};
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::{DumpState, FileTable, fd_of};
 use super::error::{FileDumpError, FileRestoreError};
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
 use super::sharing;
@@ -45,24 +45,16 @@ pub(super) struct Unresolved {
     object: OpenFile,
 }
 
-impl FileKind for Epoll {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Eventpoll
-    }
+impl Anonymous for Epoll {
+    type Record = EventpollFileEntry;
+    const FD_TYPE: FdTypes = FdTypes::Eventpoll;
+    const LINK: &'static str = "[eventpoll]";
+    const NAME: &'static str = "an epoll set";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("[eventpoll]")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         state: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<EventpollFileEntry, FileDumpError> {
         let file = dumping.file;
         let lines = file.info.lines.iter().filter(|l| l.starts_with("tfd:"));
         let tfd: Option<Vec<EventpollTfdEntry>> =
@@ -75,28 +67,27 @@ impl FileKind for Epoll {
                 object: file.clone(),
             });
         }
-        Ok(FileEntry {
-            r#type: FdTypes::Eventpoll.into(),
+        Ok(EventpollFileEntry {
             id: dumping.id,
-            epfd: Some(EventpollFileEntry {
-                id: dumping.id,
-                flags: file.image_flags(),
-                fown: dumping.fown,
-                tfd: tfd.ok_or_else(|| file.unexpected("tfd"))?,
-                firn: None,
-            }),
-            ..FileEntry::default()
+            flags: file.image_flags(),
+            fown: dumping.fown,
+            tfd: tfd.ok_or_else(|| file.unexpected("tfd"))?,
+            firn: None,
         })
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
-        let set = entry
-            .epfd
-            .as_ref()
-            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for an epoll"))?;
+    fn make(set: &EventpollFileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         let fd = epoll::create().map_err(FileRestoreError::refused("create", "an epoll set"))?;
         open::set_flags(&fd, set.flags, "an epoll set")?;
         Ok(fd)
+    }
+
+    fn record(entry: &FileEntry) -> Option<&EventpollFileEntry> {
+        entry.epfd.as_ref()
+    }
+
+    fn put(record: EventpollFileEntry, entry: &mut FileEntry) {
+        entry.epfd = Some(record);
     }
 }
 

@@ -6,6 +6,7 @@ use firn_images::{ImageReadError, ImageWriteError};
 use firn_sys::{Errno, Pid};
 
 use super::open_file::ProcReadError;
+use super::plugin::PluginError;
 use crate::network_lock::NetworkLockError;
 use crate::obstacle::Obstacle;
 
@@ -77,6 +78,18 @@ pub enum FileDumpError {
         /// What went wrong.
         source: MemfdSourceError,
     },
+    /// A plugin could not describe a file.
+    #[error("plugin {plugin} cannot save {object} of task {pid}")]
+    Plugin {
+        /// Its name.
+        plugin: String,
+        /// The task.
+        pid: Pid,
+        /// The descriptor.
+        object: String,
+        /// What the plugin says.
+        source: PluginError,
+    },
     /// Packets of the connections could not be held off.
     #[error(transparent)]
     NetworkLock(#[from] NetworkLockError),
@@ -145,6 +158,30 @@ pub enum FileRestoreError {
     Terminal {
         /// What is missing.
         what: String,
+    },
+    /// The images name a plugin that the restore does not have.
+    #[error("open file {id} was saved by plugin {plugin}, which this restore was not given")]
+    NoPlugin {
+        /// Number of the file in files.img.
+        id: u32,
+        /// Name of the plugin.
+        plugin: String,
+    },
+    /// A plugin could not open a file.
+    #[error("plugin {plugin} cannot open file {id}")]
+    Plugin {
+        /// Its name.
+        plugin: String,
+        /// Number of the file in files.img.
+        id: u32,
+        /// What the plugin says.
+        source: PluginError,
+    },
+    /// The dump was told that an object is external, and the restore is not given anything for it.
+    #[error("{key} was external to the tree; give it back with --inherit-fd fd[N]:{key}")]
+    NotInherited {
+        /// CRIU's name of the object.
+        key: String,
     },
     /// A connection that the user has not asked for.
     #[error("{object} is connected; add --tcp-established to keep the connection, or --tcp-close")]

@@ -14,11 +14,11 @@ use firn_proto::{
 use firn_sys::file::O_NONBLOCK;
 use firn_sys::fsnotify;
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::{Collected, DumpState};
 use super::error::{FileDumpError, FileRestoreError};
 use super::inotify::warn_of_events;
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
 use super::watched::{self, Watched, hex, path_to, words};
@@ -36,24 +36,16 @@ const FAN_MARK_IGNORE: u32 = 0x400;
 /// Marks on files, mounts and filesystems.
 pub(super) struct Fanotify;
 
-impl FileKind for Fanotify {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Fanotify
-    }
+impl Anonymous for Fanotify {
+    type Record = FanotifyFileEntry;
+    const FD_TYPE: FdTypes = FdTypes::Fanotify;
+    const LINK: &'static str = "[fanotify]";
+    const NAME: &'static str = "a fanotify group";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("[fanotify]")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         state: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<FanotifyFileEntry, FileDumpError> {
         let file = dumping.file;
         let collected = &mut *state.collected;
         warn_of_events(dumping, collected);
@@ -76,24 +68,24 @@ impl FileKind for Fanotify {
                 _ => entry.mark.push(mark(file, line, dumping.id, collected)?),
             }
         }
-        Ok(FileEntry {
-            r#type: FdTypes::Fanotify.into(),
-            id: dumping.id,
-            ffy: Some(entry),
-            ..FileEntry::default()
-        })
+        Ok(entry)
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
-        let group = entry.ffy.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a fanotify group")
-        })?;
+    fn make(group: &FanotifyFileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         let mut flags = group.faflags & !FAN_NONBLOCK | FAN_CLOEXEC;
         if group.flags & O_NONBLOCK.cast_unsigned() != 0 {
             flags |= FAN_NONBLOCK;
         }
         fsnotify::fanotify(flags, group.evflags)
             .map_err(FileRestoreError::refused("create", "a fanotify group"))
+    }
+
+    fn record(entry: &FileEntry) -> Option<&FanotifyFileEntry> {
+        entry.ffy.as_ref()
+    }
+
+    fn put(record: FanotifyFileEntry, entry: &mut FileEntry) {
+        entry.ffy = Some(record);
     }
 }
 

@@ -16,10 +16,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use firn_images::{ImageDir, ImageKind, ImageReader};
 use firn_proto::{GhostChunkEntry, GhostFileEntry, Timeval};
 use firn_sys::file::{self, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
-use firn_sys::{Errno, Pid};
+use firn_sys::{Errno, Pid, clone3, task, wait};
 
 use super::error::FileRestoreError;
-use super::open;
+use super::{open, task_files};
+
+const SIGKILL: i32 = 9;
 
 /// Names that exist only while files are opened.
 #[derive(Debug, Default)]
@@ -30,6 +32,10 @@ pub(super) struct StandIns {
     paths: HashMap<u32, PathBuf>,
     /// Files that never had a name, by number of the entry that made them.
     nameless: HashMap<u32, OwnedFd>,
+    /// Processes that stand for tasks which are gone, by their old number.
+    helpers: HashMap<Pid, Pid>,
+    /// Names made for files, by the file's path and the name that was wanted.
+    names: HashMap<(PathBuf, PathBuf), PathBuf>,
     nr_spare_names: u32,
 }
 
@@ -76,6 +82,11 @@ impl StandIns {
             .find(|name| is_file && open::is_nameless(name.flags));
         let path = match (maker, names.first()) {
             (Some(maker), _) => self.make_nameless(maker, &entry, &mut reader)?,
+            (None, Some(first)) if entry.mode & S_IFMT == S_IFDIR && self.has_made(&first.old) => {
+                // Something below it was made before it.
+                set_attributes(&first.old, &entry)?;
+                first.old.clone()
+            }
             (None, Some(first)) => {
                 let path = self.free_name(&first.old)?;
                 self.make(&path, &entry, &mut reader)?;
@@ -104,12 +115,28 @@ impl StandIns {
     ) -> Result<PathBuf, FileRestoreError> {
         let dir = maker.old.parent().unwrap_or(Path::new("/"));
         self.make_directories(dir)?;
-        let fd = file::create_nameless(dir, open::harmless(maker.flags), 0o600);
-        let fd = fd.map_err(refused_errno("create a nameless file in", dir))?;
+        let flags = open::harmless(maker.flags);
+        let fd = match file::create_nameless(dir, flags, 0o600) {
+            // A filesystem that can't, such as an image is restored to from another one.
+            Err(Errno::EOPNOTSUPP) => return self.make_named(maker, entry, reader),
+            fd => fd.map_err(refused_errno("create a nameless file in", dir))?,
+        };
         let content = open::reopen(&fd, file::O_RDWR.cast_unsigned(), "a nameless file")?;
         fill(content, entry, reader, &maker.old)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         self.nameless.insert(maker.id, fd);
+        Ok(path)
+    }
+
+    /// Makes a file that should never have had a name, with one for the time being.
+    fn make_named(
+        &mut self,
+        maker: &GhostName,
+        entry: &GhostFileEntry,
+        reader: &mut ImageReader,
+    ) -> Result<PathBuf, FileRestoreError> {
+        let path = self.free_name(&maker.old)?;
+        self.make(&path, entry, reader)?;
         Ok(path)
     }
 
@@ -125,11 +152,55 @@ impl StandIns {
         Ok(())
     }
 
+    /// Makes a process for the time being, whose file in /proc stands for that of a task which is gone.
+    pub(super) fn stand_in_task(
+        &mut self,
+        id: u32,
+        task: Pid,
+        path: &[u8],
+    ) -> Result<(), FileRestoreError> {
+        let helper = match self.helpers.get(&task) {
+            Some(helper) => *helper,
+            None => {
+                let made = clone3::spawn_paused(Some(task)).or_else(|errno| match errno {
+                    // Somebody else has the number now: any other tells as little.
+                    Errno::EEXIST | Errno::EPERM => clone3::spawn_paused(None),
+                    errno => Err(errno),
+                });
+                let helper = made.map_err(FileRestoreError::refused(
+                    "make",
+                    format!("a process in the place of task {task}"),
+                ))?;
+                self.helpers.insert(task, helper);
+                helper
+            }
+        };
+        let standing = task_files::path_of_helper(path, helper).ok_or_else(|| {
+            FileRestoreError::corrupt(id, "it has a task for a stand-in and is not in /proc")
+        })?;
+        self.paths.insert(id, standing);
+        Ok(())
+    }
+
+    /// Gives a file another name; where its filesystem has no hard links, or not there, the first one does
+    /// for all, and only /proc shows that.
     fn link(&mut self, path: &Path, wanted: &Path) -> Result<PathBuf, FileRestoreError> {
+        let key = (path.to_owned(), wanted.to_owned());
+        if let Some(known) = self.names.get(&key) {
+            return Ok(known.clone());
+        }
         let name = self.free_name(wanted)?;
-        fs::hard_link(path, &name).map_err(refused("link", &name))?;
-        self.made.push((name.clone(), Made::Other));
-        Ok(name)
+        match fs::hard_link(path, &name).map_err(Errno::from) {
+            Ok(()) => {
+                self.made.push((name.clone(), Made::Other));
+                self.names.insert(key, name.clone());
+                Ok(name)
+            }
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::EXDEV | Errno::EMLINK) => {
+                Ok(path.to_owned())
+            }
+            Err(errno) => Err(refused_errno("link", &name)(errno)),
+        }
     }
 
     fn make(
@@ -180,6 +251,11 @@ impl StandIns {
         Ok(path)
     }
 
+    fn has_made(&self, dir: &Path) -> bool {
+        let mut made = self.made.iter();
+        made.any(|(path, made)| *made == Made::Directory && path == dir)
+    }
+
     fn make_directories(&mut self, dir: &Path) -> Result<(), FileRestoreError> {
         let mut missing: Vec<&Path> = dir
             .ancestors()
@@ -195,6 +271,10 @@ impl StandIns {
 
 impl Drop for StandIns {
     fn drop(&mut self) {
+        for helper in self.helpers.values() {
+            let _ = task::kill(*helper, SIGKILL);
+            let _ = wait::wait(*helper);
+        }
         for (path, made) in self.made.iter().rev() {
             let removed = match made {
                 Made::Directory => fs::remove_dir(path),

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use firn_proto::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
 use firn_sys::fsnotify;
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::{Collected, DumpState};
 use super::error::{FileDumpError, FileRestoreError};
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
 use super::watched::{self, Watched, hex, path_to, words};
@@ -23,24 +23,16 @@ const SETTABLE: u32 = 0xfff | 0x0400_0000 | 0x8000_0000;
 /// Watches of files.
 pub(super) struct Inotify;
 
-impl FileKind for Inotify {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Inotify
-    }
+impl Anonymous for Inotify {
+    type Record = InotifyFileEntry;
+    const FD_TYPE: FdTypes = FdTypes::Inotify;
+    const LINK: &'static str = "inotify";
+    const NAME: &'static str = "an inotify instance";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("inotify")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         state: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<InotifyFileEntry, FileDumpError> {
         let file = dumping.file;
         let collected = &mut *state.collected;
         warn_of_events(dumping, collected);
@@ -50,27 +42,27 @@ impl FileKind for Inotify {
                 wd.push(watch(file, line, dumping.id, collected)?);
             }
         }
-        Ok(FileEntry {
-            r#type: FdTypes::Inotify.into(),
+        Ok(InotifyFileEntry {
             id: dumping.id,
-            ify: Some(InotifyFileEntry {
-                id: dumping.id,
-                flags: file.image_flags(),
-                fown: dumping.fown,
-                wd,
-            }),
-            ..FileEntry::default()
+            flags: file.image_flags(),
+            fown: dumping.fown,
+            wd,
         })
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
-        let inotify = entry.ify.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for an inotify")
-        })?;
+    fn make(inotify: &InotifyFileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         let fd = fsnotify::inotify()
             .map_err(FileRestoreError::refused("create", "an inotify instance"))?;
         open::set_flags(&fd, inotify.flags, "an inotify instance")?;
         Ok(fd)
+    }
+
+    fn record(entry: &FileEntry) -> Option<&InotifyFileEntry> {
+        entry.ify.as_ref()
+    }
+
+    fn put(record: InotifyFileEntry, entry: &mut FileEntry) {
+        entry.ify = Some(record);
     }
 }
 

@@ -4,6 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use firn_proto::{FdTypes, FileEntry, FownEntry};
 
+use super::bpf::BpfMap;
 use super::chardev::CharDevice;
 use super::dump::DumpState;
 use super::epoll::Epoll;
@@ -14,16 +15,18 @@ use super::fifo::Fifo;
 use super::inotify::Inotify;
 use super::locks::Line;
 use super::memfd::Memfd;
+use super::namespace::Namespace;
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
 use super::pidfd::Pidfd;
 use super::pipe::Pipe;
+use super::plugin::Foreign;
 use super::regular::Regular;
 use super::signalfd::Signalfd;
 use super::sockets::{InetSocketKind, UnixSocketKind};
 use super::timerfd::Timerfd;
 use super::tty::Tty;
-use super::{FileDumpOptions, unsupported};
+use super::{FileDumpOptions, external, plugin, unsupported};
 use crate::obstacle::Obstacle;
 
 /// All kinds. The first one that recognises a file has it; the first one of an image's type opens it.
@@ -43,6 +46,9 @@ pub(super) static KINDS: &[&dyn FileKind] = &[
     &Fanotify,
     &Pidfd,
     &InetSocketKind,
+    &Namespace,
+    &BpfMap,
+    &Foreign,
 ];
 
 /// One open file being dumped.
@@ -81,8 +87,10 @@ pub(super) trait FileKind: Sync {
 }
 
 /// The kind of an open file.
-pub(super) fn of_file(file: &OpenFile) -> Option<&'static dyn FileKind> {
-    KINDS.iter().copied().find(|kind| kind.recognises(file))
+pub(super) fn of_file(file: &OpenFile, options: &FileDumpOptions) -> Option<&'static dyn FileKind> {
+    external::kind_of(file, options)
+        .or_else(|| KINDS.iter().copied().find(|kind| kind.recognises(file)))
+        .or_else(|| plugin::kind_of(file, &options.plugins))
 }
 
 /// The kind that opens entries of a type.
@@ -92,7 +100,7 @@ pub(super) fn of_type(fd_type: FdTypes) -> Option<&'static dyn FileKind> {
 
 /// What keeps the file from being dumped: its kind, or locks held through it.
 pub(super) fn obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<Obstacle> {
-    let trouble = match of_file(file) {
+    let trouble = match of_file(file, options) {
         Some(kind) => kind.trouble(file, options),
         None => Some(unsupported::trouble(file)),
     };

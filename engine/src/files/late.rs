@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use firn_proto::{FdTypes, PidfdEntry};
+use firn_proto::{FdTypes, PidfdEntry, RegFileEntry};
 use firn_sys::file::{self, O_CLOEXEC, O_PATH};
 use firn_sys::{Pid, epoll, fcntl, nr};
 
 use super::error::FileRestoreError;
-use super::open::Opener;
+use super::open::{self, Opener};
 use super::pidfd;
 use super::store::FileStore;
 use crate::program::{Program, Rule};
@@ -22,6 +22,8 @@ use crate::program::{Program, Rule};
 pub(super) enum LateFile {
     /// The pidfd of a task of the tree.
     Pidfd(PidfdEntry),
+    /// A file of /proc that describes a task.
+    OfTask(RegFileEntry),
 }
 
 /// All of them, by type and number.
@@ -62,6 +64,10 @@ impl FileStore {
                         return Err(FileRestoreError::corrupt(id, what));
                     }
                     pidfd::open_of(pid, entry)?
+                }
+                LateFile::OfTask(entry) => {
+                    let path = open::path_of(entry, &self.options);
+                    open::open_entry_at(&path, entry, entry.flags)?
                 }
             };
             let placeholder = self.opened.get(&(fd_type, id)).expect("opened by its kind");

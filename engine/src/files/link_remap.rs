@@ -52,6 +52,22 @@ impl LinkRemaps {
         Ok(Some(path.into_os_string().into_vec()))
     }
 
+    /// Whether a file without a known name has others nevertheless, which overlays don't tell: another can be
+    /// given only to a file that still has one. It is taken back at once.
+    pub(super) fn has_other_names(&mut self, file: &OpenFile, old: &[u8]) -> bool {
+        if file.stat.nlink == 0 || !locate::is_on_overlay(file) {
+            return false;
+        }
+        let made = self.link(file, old);
+        if made.is_ok()
+            && let Some(path) = self.made.pop()
+            && let Err(error) = std::fs::remove_file(&path)
+        {
+            tracing::warn!("cannot remove {}: {error}", path.display());
+        }
+        made.is_ok()
+    }
+
     fn link(&mut self, file: &OpenFile, old: &[u8]) -> Result<PathBuf, FileDumpError> {
         let dir = locate::to_path(old)
             .parent()

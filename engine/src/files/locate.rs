@@ -51,8 +51,18 @@ fn find(file: &OpenFile) -> Location {
     if file.stat.nlink == 0 || file.stat.file_type() == S_IFDIR {
         return Location::Nameless(old);
     }
-    let other = other_name(&old, file);
-    Location::Renamed { old, other }
+    match other_name(&old, file) {
+        // It may be the number of names in a lower layer, which nothing can be removed from.
+        None if file.stat.nlink == 1 && is_on_overlay(file) => Location::Nameless(old),
+        other => Location::Renamed { old, other },
+    }
+}
+
+/// Whether the file is one of an overlay, which tells the number of names in the layer that has it.
+///
+/// Source: linux fs/overlayfs/inode.c, ovl_getattr.
+pub(super) fn is_on_overlay(file: &OpenFile) -> bool {
+    file::filesystem_type(&file.proc_path()) == Ok(file::OVERLAYFS)
 }
 
 fn leads_to(path: &[u8], file: &OpenFile) -> bool {

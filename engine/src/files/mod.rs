@@ -8,6 +8,9 @@
 //! everything before anything is made; then the coordinator opens each file once, every task inherits
 //! all of them through fork, and a few records turn the inherited table into the dumped one.
 
+mod anonymous;
+mod autofs;
+mod bpf;
 mod build_id;
 mod chardev;
 mod describe;
@@ -16,6 +19,7 @@ mod entries;
 mod epoll;
 mod error;
 mod eventfd;
+mod external;
 mod fanotify;
 mod fdinfo;
 mod fifo;
@@ -30,14 +34,18 @@ mod locate;
 mod locks;
 mod memfd;
 mod moves;
+mod namespace;
 mod open;
 mod open_file;
 mod outside;
 mod owner;
+mod pattern;
 mod pidfd;
 mod pipe;
 mod pipe_data;
 mod plan;
+pub mod plugin;
+mod policy;
 mod pty;
 mod regular;
 mod sharing;
@@ -45,6 +53,7 @@ mod signalfd;
 mod sockets;
 mod store;
 mod survey;
+mod task_files;
 mod timerfd;
 mod tty;
 mod tty_image;
@@ -54,8 +63,11 @@ mod watched;
 
 pub use dump::{FileStats, FileTable};
 pub use error::{FileDumpError, FileRestoreError};
+pub use external::InheritedFd;
 pub use memfd::MemfdRestore;
 pub use open_file::{ProcLink, ProcReadError};
+pub use policy::FilePolicy;
+pub use pty::MasterReceiver;
 pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
 pub use survey::{Depth, survey};
@@ -73,8 +85,15 @@ pub struct FileDumpOptions {
     pub file_locks: bool,
     /// The tasks are a job of a shell: their terminal stays and the restore supplies another.
     pub shell_job: bool,
+    /// Pseudo terminals may have their master outside: the restore makes a new pair and gives it away.
+    pub orphan_pts_master: bool,
     /// What is noted about files, to recognise them at restore.
     pub validation: FileValidation,
+    /// Objects whose other side is outside of the tree and which the restore will be given, by CRIU's names:
+    /// `pipe:[INODE]`, `tty[RDEV:DEV]`, `file[MNT:INODE]`.
+    pub external: Vec<String>,
+    /// What saves files that no kind of the engine does.
+    pub plugins: plugin::Plugins,
     /// What is done with sockets.
     pub sockets: SocketDumpOptions,
 }
@@ -98,10 +117,19 @@ pub struct FileRestoreOptions {
     pub skip_rwx_check: bool,
     /// How files are compared with what the image says about them.
     pub validation: FileValidation,
+    /// What may have changed about files whose path fits a pattern (`*` is any text); the first pattern
+    /// that fits counts, in the place of `validation`.
+    pub policies: Vec<(String, FilePolicy)>,
     /// Directory that stands for `/` in all paths.
     pub root: Option<PathBuf>,
     /// Terminals are replaced by the one that the restore runs on.
     pub shell_job: bool,
+    /// Who gets the masters of pseudo terminals of which the tree has the slave only.
+    pub orphan_masters: Option<MasterReceiver>,
+    /// What takes the place of objects of the images.
+    pub inherit: Vec<InheritedFd>,
+    /// What opens files that no kind of the engine does.
+    pub plugins: plugin::Plugins,
     /// What is done with sockets.
     pub sockets: SocketRestoreOptions,
 }

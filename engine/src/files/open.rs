@@ -3,15 +3,17 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use firn_proto::{FdTypes, RegFileEntry};
+use firn_proto::{FdTypes, RegFileEntry, TaskKobjIdsEntry};
 use firn_sys::fcntl;
 use firn_sys::file::{
     self, O_ACCMODE, O_ASYNC, O_CREAT, O_EXCL, O_NOCTTY, O_PATH, O_TMPFILE, O_TRUNC,
 };
 
 use super::FileRestoreOptions;
+use super::bpf::Maps;
 use super::entries::Entries;
 use super::error::FileRestoreError;
+use super::external::Inherited;
 use super::fifo::Fifos;
 use super::ghost_restore::StandIns;
 use super::late::LateFiles;
@@ -39,6 +41,10 @@ pub(super) struct Opener<'a> {
     pub(super) departed: Departed,
     pub(super) ptys: Ptys,
     pub(super) late_files: LateFiles,
+    pub(super) maps: Maps,
+    pub(super) inherited: &'a Inherited,
+    /// Numbers of the namespaces that the tree is in.
+    pub(super) root_ids: Option<TaskKobjIdsEntry>,
 }
 
 impl<'a> Opener<'a> {
@@ -48,6 +54,9 @@ impl<'a> Opener<'a> {
         entry: &RegFileEntry,
         flags: u32,
     ) -> Result<OwnedFd, FileRestoreError> {
+        if let Some(fd) = self.inherited.open_file(entry, flags)? {
+            return Ok(fd);
+        }
         if let Some(fd) = self.stand_ins.take_nameless(entry.id) {
             seek_to(&fd, entry.pos, entry.id)?;
             return Ok(fd);

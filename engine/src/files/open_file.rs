@@ -1,5 +1,6 @@
 //! One open file as /proc shows it: a descriptor of a task, or a link such as its executable.
 
+use std::borrow::Cow;
 use std::ffi::CString;
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -97,6 +98,11 @@ impl OpenFile {
         proc_path(self.pid, self.place)
     }
 
+    /// Text of the link for messages.
+    pub(super) fn link_text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.link)
+    }
+
     /// True if it was opened with O_PATH, so that almost no call works on it.
     pub(super) fn is_path_only(&self) -> bool {
         self.info.is_path_only()
@@ -129,7 +135,7 @@ impl OpenFile {
 
     /// Says that this file stands in the way of a dump.
     pub(super) fn obstacle(&self, trouble: Trouble) -> Obstacle {
-        let link = String::from_utf8_lossy(&self.link);
+        let link = self.link_text();
         let object = match trouble.kind {
             Some(kind) => format!("{} ({link}, {kind})", self.place),
             None => format!("{} ({link})", self.place),

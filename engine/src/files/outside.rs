@@ -19,7 +19,7 @@ const TASKS_PER_THREAD: usize = 16;
 
 /// One obstacle for each of the files (by link text) that a process other than `inside` has open.
 pub(super) fn obstacles(files: &HashMap<Vec<u8>, OpenFile>, inside: &[Pid]) -> Vec<Obstacle> {
-    obstacles_with(files, inside, |holder, _| held_outside(holder))
+    obstacles_with(files, inside, held_outside)
 }
 
 /// The same with words of the caller's, who is given the holder and the link text.
@@ -71,7 +71,7 @@ pub(super) fn obstacles_beside(
 ) -> Vec<Obstacle> {
     let me = Pid::this();
     let is_ours = |pid: Pid, fd: i32| pid == me && ours.iter().any(|own| own.as_raw_fd() == fd);
-    obstacles_among(files, inside, is_ours, |holder, _| held_outside(holder))
+    obstacles_among(files, inside, is_ours, held_outside)
 }
 
 /// True for a process that was born into the tree after its list was made, and for one that is gone

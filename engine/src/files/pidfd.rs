@@ -10,13 +10,13 @@ use firn_proto::{FdTypes, FileEntry, PidfdEntry};
 use firn_sys::file::{O_EXCL, O_NONBLOCK, O_RDWR};
 use firn_sys::{Pid, clone3, pidfd, wait};
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::late::LateFile;
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Trouble};
+use super::open_file::Trouble;
 
 /// What fdinfo and images say of a task that is gone.
 const GONE: i32 = -1;
@@ -24,24 +24,16 @@ const GONE: i32 = -1;
 /// Descriptors of tasks.
 pub(super) struct Pidfd;
 
-impl FileKind for Pidfd {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Pidfd
-    }
+impl Anonymous for Pidfd {
+    type Record = PidfdEntry;
+    const FD_TYPE: FdTypes = FdTypes::Pidfd;
+    const LINK: &'static str = "[pidfd]";
+    const NAME: &'static str = "a pidfd";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("[pidfd]")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         state: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<PidfdEntry, FileDumpError> {
         let file = dumping.file;
         let pid: i32 = file.field("Pid", |text| text.parse().ok())?;
         if pid != GONE && !state.collected.inside.contains(&Pid::from_raw(pid)) {
@@ -53,35 +45,30 @@ impl FileKind for Pidfd {
             text.split_whitespace().next_back()?.parse().ok()
         })?;
         let ino = u32::try_from(file.info.ino & 0xffff_ffff).expect("masked");
-        Ok(FileEntry {
-            r#type: FdTypes::Pidfd.into(),
+        Ok(PidfdEntry {
             id: dumping.id,
-            pidfd: Some(PidfdEntry {
-                id: dumping.id,
-                ino,
-                flags: file.image_flags() & !O_RDWR.cast_unsigned(),
-                nspid,
-                fown: dumping.fown,
-            }),
-            ..FileEntry::default()
+            ino,
+            flags: file.image_flags() & !O_RDWR.cast_unsigned(),
+            nspid,
+            fown: dumping.fown,
         })
     }
 
-    fn open(
-        &self,
-        entry: &FileEntry,
-        opener: &mut Opener<'_>,
-    ) -> Result<OwnedFd, FileRestoreError> {
-        let wanted = entry
-            .pidfd
-            .as_ref()
-            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a pidfd"))?;
+    fn make(wanted: &PidfdEntry, opener: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         if wanted.nspid != GONE {
             let late = LateFile::Pidfd(*wanted);
-            return opener.late(FdTypes::Pidfd, entry.id, late);
+            return opener.late(FdTypes::Pidfd, wanted.id, late);
         }
         let helper = opener.departed.of(wanted.ino)?;
         open_of(helper, wanted)
+    }
+
+    fn record(entry: &FileEntry) -> Option<&PidfdEntry> {
+        entry.pidfd.as_ref()
+    }
+
+    fn put(record: PidfdEntry, entry: &mut FileEntry) {
+        entry.pidfd = Some(record);
     }
 }
 

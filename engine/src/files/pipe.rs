@@ -17,6 +17,7 @@ use firn_sys::pipe;
 use super::FileDumpOptions;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
+use super::external::Inherited;
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
@@ -44,6 +45,7 @@ impl FileKind for Pipe {
         state: &mut DumpState<'_>,
     ) -> Result<FileEntry, FileDumpError> {
         let pipe_id = state.collected.pipes.add(dumping)?;
+        let external = state.collected.options.has_external(dumping.file);
         let flags = dumping.file.image_flags();
         let packet_mode = flags & O_DIRECT.cast_unsigned();
         Ok(FileEntry {
@@ -54,8 +56,9 @@ impl FileKind for Pipe {
                 pipe_id,
                 flags: flags & !O_DIRECT.cast_unsigned(),
                 fown: dumping.fown,
-                firn: (packet_mode != 0).then_some(FirnPipeEntry {
-                    flags: Some(packet_mode),
+                firn: (packet_mode != 0 || external).then_some(FirnPipeEntry {
+                    flags: (packet_mode != 0).then_some(packet_mode),
+                    external: external.then_some(true),
                 }),
             }),
             ..FileEntry::default()
@@ -96,10 +99,16 @@ struct End {
 }
 
 impl Pipes {
-    /// Makes and fills the pipes that an image holds contents of.
-    pub(super) fn load(images: &ImageDir) -> Result<Pipes, FileRestoreError> {
+    /// Makes and fills the pipes that an image holds contents of, except those that are given with theirs.
+    pub(super) fn load(
+        images: &ImageDir,
+        inherited: &Inherited,
+    ) -> Result<Pipes, FileRestoreError> {
         let mut pipes = Pipes::default();
         pipe_data::for_each(images, ImageKind::PipesData, |entry, bytes| {
+            if inherited.has_pipe(entry.pipe_id) {
+                return Ok(());
+            }
             let pair = Pair::new(entry.pipe_id)?;
             let writer = pipe_data::fill(pair.writer.fd, entry, &bytes)?;
             let pair = Pair {

@@ -10,8 +10,10 @@
 //! the other side's processing switched off, so that lines keep their ends and nothing is echoed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use firn_images::{ImageDir, ImageKind, ImageSetWriter};
 use firn_proto::{TtyDataEntry, TtyFileEntry, TtyInfoEntry};
@@ -172,6 +174,8 @@ fn put(
 pub(super) struct Ptys {
     masters: HashMap<u32, OwnedFd>,
     taken: Vec<u32>,
+    /// Pairs whose master somebody outside is to have.
+    orphans: Vec<u32>,
     data: BTreeMap<u32, Vec<u8>>,
     /// Sessions with a controlling terminal: id, foreground group, the slave.
     pub(super) sessions: Vec<ControlledSession>,
@@ -195,9 +199,29 @@ impl Ptys {
         })
     }
 
+    /// Gives the session that a terminal controlled another one.
+    pub(super) fn give_session(
+        &mut self,
+        info: &TtyInfoEntry,
+        terminal: &OwnedFd,
+    ) -> Result<(), FileRestoreError> {
+        let known = self.sessions.iter().any(|known| known.sid == info.sid);
+        if info.sid != 0 && info.termios.is_some() && !known {
+            let slave = terminal.try_clone().map_err(|error| {
+                FileRestoreError::refused("duplicate", "a terminal")(error.into())
+            })?;
+            let (sid, pgrp) = (info.sid, info.pgrp);
+            self.sessions.push(ControlledSession { sid, pgrp, slave });
+        }
+        Ok(())
+    }
+
     /// Ends the opening: what waited is put back, which the terminals' settings must not change, and
     /// masters of hung up slaves go.
-    pub(super) fn finish(&mut self) -> Result<(), FileRestoreError> {
+    pub(super) fn finish(
+        &mut self,
+        receiver: Option<&MasterReceiver>,
+    ) -> Result<(), FileRestoreError> {
         for (id, data) in &self.data {
             let index = id / 2;
             let Some(master) = self.masters.get(&index) else {
@@ -213,9 +237,39 @@ impl Ptys {
             let name = format!("terminal {index}");
             done.map_err(FileRestoreError::refused("fill", name))?;
         }
+        for index in std::mem::take(&mut self.orphans) {
+            if let (Some(receiver), Some(master)) = (receiver, self.masters.remove(&index)) {
+                (receiver.0)(index, master);
+            }
+        }
         Ok(())
     }
 }
+
+/// Who gets the masters of pairs of which the tree has the slave only: their number and the master.
+#[derive(Clone)]
+pub struct MasterReceiver(Arc<dyn Fn(u32, OwnedFd) + Send + Sync>);
+
+impl MasterReceiver {
+    /// Calls `receive` with each of them while files are opened.
+    pub fn new(receive: impl Fn(u32, OwnedFd) + Send + Sync + 'static) -> MasterReceiver {
+        MasterReceiver(Arc::new(receive))
+    }
+}
+
+impl fmt::Debug for MasterReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MasterReceiver")
+    }
+}
+
+impl PartialEq for MasterReceiver {
+    fn eq(&self, other: &MasterReceiver) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for MasterReceiver {}
 
 /// Opens one side of a pair; None for a slave whose master is outside.
 pub(super) fn open(
@@ -230,7 +284,8 @@ pub(super) fn open(
     let path = open::path_of(reg, opener.options);
     let is_master = tty.tty_info_id & MASTER != 0;
     let has_master = opener.terminals.contains_key(&(index * 2 + MASTER));
-    if !is_master && !has_master && info.termios.is_some() {
+    let is_orphan = !has_master && info.termios.is_some();
+    if is_orphan && opener.options.orphan_masters.is_none() {
         return Ok(None);
     }
     if !opener.ptys.masters.contains_key(&index) {
@@ -241,6 +296,7 @@ pub(super) fn open(
         let master = make(index, &ptmx)?;
         configure(index, &master, opener.terminals)?;
         opener.ptys.masters.insert(index, master);
+        opener.ptys.orphans.extend(is_orphan.then_some(index));
         take_session(index, opener)?;
     }
     if !is_master {

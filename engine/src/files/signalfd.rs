@@ -5,55 +5,46 @@ use std::os::fd::OwnedFd;
 use firn_proto::{FdTypes, FileEntry, SignalfdEntry};
 use firn_sys::signalfd;
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Trouble};
 
 /// Signals to be read.
 pub(super) struct Signalfd;
 
-impl FileKind for Signalfd {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Signalfd
-    }
+impl Anonymous for Signalfd {
+    type Record = SignalfdEntry;
+    const FD_TYPE: FdTypes = FdTypes::Signalfd;
+    const LINK: &'static str = "[signalfd]";
+    const NAME: &'static str = "a signalfd";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("[signalfd]")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         _: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<SignalfdEntry, FileDumpError> {
         let file = dumping.file;
-        Ok(FileEntry {
-            r#type: FdTypes::Signalfd.into(),
+        Ok(SignalfdEntry {
             id: dumping.id,
-            sgfd: Some(SignalfdEntry {
-                id: dumping.id,
-                flags: file.image_flags(),
-                fown: dumping.fown,
-                sigmask: file.field("sigmask", |text| u64::from_str_radix(text, 16).ok())?,
-            }),
-            ..FileEntry::default()
+            flags: file.image_flags(),
+            fown: dumping.fown,
+            sigmask: file.field("sigmask", |text| u64::from_str_radix(text, 16).ok())?,
         })
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
-        let signalfd = entry.sgfd.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a signalfd")
-        })?;
+    fn make(signalfd: &SignalfdEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         let fd = signalfd::create(signalfd.sigmask)
             .map_err(FileRestoreError::refused("create", "a signalfd"))?;
         open::set_flags(&fd, signalfd.flags, "a signalfd")?;
         Ok(fd)
+    }
+
+    fn record(entry: &FileEntry) -> Option<&SignalfdEntry> {
+        entry.sgfd.as_ref()
+    }
+
+    fn put(record: SignalfdEntry, entry: &mut FileEntry) {
+        entry.sgfd = Some(record);
     }
 }

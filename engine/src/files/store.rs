@@ -11,8 +11,10 @@ use firn_proto::{
 use firn_sys::Pid;
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
+use super::bpf::Maps;
 use super::entries::{self, Entries};
 use super::error::FileRestoreError;
+use super::external::{self, Inherited};
 use super::fifo::Fifos;
 use super::ghost_restore::{GhostName, StandIns};
 use super::late::LateFiles;
@@ -23,7 +25,7 @@ use super::pipe::{self, Pipes};
 use super::pty::{ControlledSession, Ptys};
 use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tty::{self, TerminalInfos};
-use super::{FileRestoreOptions, kind, link_remap, validate};
+use super::{FileRestoreOptions, kind, link_remap, task_files, validate};
 
 /// Bit of remap_id that marked ghosts before there was remap_type.
 const OLD_GHOST_BIT: u32 = 1 << 31;
@@ -48,6 +50,7 @@ pub struct FileStore {
     pub(super) options: FileRestoreOptions,
     limit: Option<RaisedDescriptorLimit>,
     network: RestoredNetwork,
+    inherited: Inherited,
 }
 
 /// What stands in for the path of an entry.
@@ -55,6 +58,8 @@ pub struct FileStore {
 enum Remap {
     Ghost(u32),
     Link(u32),
+    /// A file of /proc of this task, which is gone.
+    Departed(Pid),
 }
 
 impl FileStore {
@@ -91,6 +96,7 @@ impl FileStore {
             options: FileRestoreOptions::default(),
             limit: None,
             network: RestoredNetwork::default(),
+            inherited: Inherited::default(),
         };
         store.check_watches()?;
         Ok(store)
@@ -106,6 +112,9 @@ impl FileStore {
         options: &FileRestoreOptions,
         executables: &[u32],
     ) -> Result<Vec<String>, FileRestoreError> {
+        let given = &options.inherit;
+        let mut warnings =
+            external::check(given, self.entries.all(), &self.terminals, &self.images)?;
         let executables: HashSet<u32> = executables.iter().copied().collect();
         let replaced = self.terminal_paths();
         let mut entries: Vec<&RegFileEntry> = self.entries.regular().collect();
@@ -115,9 +124,9 @@ impl FileStore {
             if self.remaps.contains_key(&entry.id) || replaced.contains(&entry.id) {
                 continue;
             }
-            if entry.ext == Some(true) {
-                let (id, kind) = (entry.id, "external file");
-                return Err(FileRestoreError::Unsupported { id, kind });
+            // Files of tasks are there when their tasks are.
+            if external::is_given(entry, given) || task_files::task_of(&entry.name).is_some() {
+                continue;
             }
             let role = match executables.contains(&entry.id) {
                 true => "executable",
@@ -126,12 +135,13 @@ impl FileStore {
             validate::check(&open::path_of(entry, options), entry, role, options)?;
             nr_without_mtime += u32::from(validate::lacks_mtime(entry, options));
         }
-        Ok(match nr_without_mtime {
-            0 => Vec::new(),
-            nr => vec![format!(
-                "{nr} files were compared by size only: the images do not say when they were last written to"
-            )],
-        })
+        if nr_without_mtime > 0 {
+            warnings.push(format!(
+                "{nr_without_mtime} files were compared by size only: the images do not say when they were \
+                 last written to"
+            ));
+        }
+        Ok(warnings)
     }
 
     /// Entries with paths of terminals, which are replaced by another one.
@@ -160,29 +170,36 @@ impl FileStore {
         let inventory = self.images.inventory()?;
         let closes_tcp = inventory.tcp_close == Some(true);
         self.network = RestoredNetwork::lock(&self.entries, &inventory, options)?;
+        self.inherited = Inherited::take(&options.inherit, &self.images)?;
+        let inherited = &self.inherited;
         let mut opener = Opener {
+            inherited,
+            root_ids: inventory.root_ids,
             entries: &self.entries,
             options,
             shared,
             stand_ins: self.make_stand_ins(options)?,
-            pipes: Pipes::load(&self.images)?,
+            pipes: Pipes::load(&self.images, inherited)?,
             fifos: Fifos::default(),
             terminals: &self.terminals,
-            sockets: SocketSet::make(&self.entries, &self.images, options, closes_tcp)?,
+            sockets: SocketSet::make(&self.entries, &self.images, inherited, options, closes_tcp)?,
             departed: Departed::default(),
             ptys: Ptys::load(&self.images)?,
             late_files: LateFiles::new(),
+            maps: Maps::load(&self.images)?,
         };
         let mut opened = HashMap::new();
         for key in self.keys_to_open()? {
             let (fd_type, id) = key;
             let entry = self.entries.get(fd_type, id);
             let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
+            let given = inherited.in_place_of(entry, opener.terminals, &mut opener.ptys)?;
             let kind = kind::of_type(fd_type).ok_or_else(|| entries::unsupported(fd_type, id))?;
-            opened.insert(key, kind.open(entry, &mut opener)?);
+            let fd = given.map_or_else(|| kind.open(entry, &mut opener), Ok)?;
+            opened.insert(key, fd);
         }
         opener.fifos.fill(&self.images)?;
-        opener.ptys.finish()?;
+        opener.ptys.finish(options.orphan_masters.as_ref())?;
         self.late_files = std::mem::take(&mut opener.late_files);
         self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
         let sockets = opener.sockets;
@@ -237,6 +254,7 @@ impl FileStore {
                     let link = open::path_of(self.path_entry(link_id)?, options);
                     stand_ins.stand_in(id, &link, &old)?;
                 }
+                Remap::Departed(task) => stand_ins.stand_in_task(id, task, &entry.name)?,
             }
         }
         for (entry, removed) in self.entries.removed_names() {
@@ -271,7 +289,10 @@ impl FileStore {
             Some(fd) if flags == entry.flags => return Ok(fd.as_raw_fd()),
             // It may have no name any more.
             Some(fd) => open::reopen(fd, flags, "a deleted file")?,
-            None => open::open_path(&open::path_of(entry, &self.options), flags)?,
+            None => match self.inherited.open_file(entry, flags)? {
+                Some(fd) => fd,
+                None => open::open_path(&open::path_of(entry, &self.options), flags)?,
+            },
         };
         let raw = fd.as_raw_fd();
         self.links.insert((id, flags), fd);
@@ -336,16 +357,19 @@ impl FileStore {
         self.opened.get(&(fd_type, id))
     }
 
-    /// Whether the other side of a file is outside of the tree.
-    pub(super) fn is_external(&self, _: FdTypes, _: u32) -> bool {
-        false
+    /// Whether the other side of a pipe is outside of the tree.
+    pub(super) fn is_external(&self, fd_type: FdTypes, id: u32) -> bool {
+        let pipe = self
+            .entry(fd_type, id)
+            .and_then(|entry| entry.pipe.as_ref());
+        pipe.is_some_and(|pipe| self.inherited.has_pipe(pipe.pipe_id))
     }
 
     /// Ghosts: the entries that stand for each.
     pub(super) fn ghosts(&self) -> impl Iterator<Item = (u32, u32)> {
         self.remaps.iter().filter_map(|(id, remap)| match remap {
             Remap::Ghost(ghost) => Some((*ghost, *id)),
-            Remap::Link(_) => None,
+            Remap::Link(_) | Remap::Departed(_) => None,
         })
     }
 
@@ -392,6 +416,12 @@ impl FileStore {
             FdTypes::Inotify => entry.ify.as_ref().map(|e| (e.fown, e.flags)),
             FdTypes::Fanotify => entry.ffy.as_ref().map(|e| (e.fown, e.flags)),
             FdTypes::Pidfd => entry.pidfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Ext => {
+                let ext = entry.ext.as_ref()?;
+                let flags = ext.firn.as_ref().and_then(|firn| firn.flags);
+                Some((ext.fown, flags.unwrap_or(0)))
+            }
+            FdTypes::Bpfmap => entry.bpf.as_ref().map(|map| (map.fown, map.flags)),
             FdTypes::Inetsk => entry.isk.as_ref().map(|socket| (socket.fown, socket.flags)),
             _ => None,
         }
@@ -413,10 +443,11 @@ impl Remap {
                 Ok(Remap::Ghost(entry.remap_id & !OLD_GHOST_BIT))
             }
             None => Ok(Remap::Link(entry.remap_id)),
-            Some(_) => Err(FileRestoreError::Unsupported {
-                id: entry.orig_id,
-                kind: "directory of a dead task",
-            }),
+            Some(Ok(RemapType::Procfs)) => Ok(Remap::Departed(Pid::from_image(entry.remap_id))),
+            Some(Err(_)) => {
+                let what = "it has a stand-in of an unknown kind";
+                Err(FileRestoreError::corrupt(entry.orig_id, what))
+            }
         }
     }
 }

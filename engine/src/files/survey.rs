@@ -12,7 +12,7 @@ use super::kind;
 use super::open_file::{
     DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, ProcReadError, Seen, Trouble,
 };
-use super::{FileDumpOptions, outside, tty};
+use super::{FileDumpOptions, autofs, outside, tty};
 use crate::crew;
 use crate::obstacle::Obstacle;
 
@@ -47,6 +47,8 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> Vec<Obst
             pipes.entry(file.link.clone()).or_insert(file);
         }
     }
+    pipes.retain(|_, file| !options.has_external(file));
+    found.extend(autofs::obstacles(&pipes));
     found.extend(lasting_holders(&pipes, pids));
     found.extend(tty::unpaired(&terminals, options));
     found
@@ -97,7 +99,7 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Loo
     };
     let fds = dir.numbers().unwrap_or_default();
     let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
-        let file = look_at_descriptor(&dir, *fd, depth).ok()?;
+        let file = look_at_descriptor(&dir, *fd, options, depth).ok()?;
         Some((kind::obstacles(&file, options), file))
     });
     let mut look = Look::default();
@@ -117,11 +119,13 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Loo
 fn look_at_descriptor(
     dir: &DescriptorDir,
     fd: i32,
+    options: &FileDumpOptions,
     depth: Depth,
 ) -> Result<OpenFile, ProcReadError> {
     let link = dir.link(fd)?;
     let is_pipe = link.starts_with(b"pipe:[");
-    if depth == Depth::Full || !(is_pipe || link.starts_with(b"/")) {
+    let is_full = depth == Depth::Full || options.names_mounts();
+    if is_full || !(is_pipe || link.starts_with(b"/")) {
         return dir.look(dir.see_behind(fd, link)?, None);
     }
     let info = FdInfo::default();
@@ -156,10 +160,17 @@ pub(super) fn threads_with_own_table(pid: Pid, threads: &[Pid]) -> Vec<Obstacle>
         .collect()
 }
 
-/// Says that somebody outside the tree holds the file too.
-pub(super) fn held_outside(holder: &str) -> Trouble {
-    Trouble::new(
-        format!("{holder} outside the tree holds an end of it too"),
-        "dump the tree that contains both, or let the other side close it",
-    )
+/// Says that somebody outside the tree holds the pipe too, whose link is given.
+pub(super) fn held_outside(holder: &str, link: &[u8]) -> Trouble {
+    let both = "dump the tree that contains both, or let the other side close it";
+    let link = String::from_utf8_lossy(link);
+    // Fifos have no such key.
+    let hint = match link.strip_prefix("pipe:") {
+        Some(_) => format!(
+            "{both}, or add --external '{link}' here and --inherit-fd 'fd[N]:{link}' to the restore"
+        ),
+        None => both.to_owned(),
+    };
+    let reason = format!("{holder} outside the tree holds an end of it too");
+    Trouble::new(reason, hint)
 }

@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use firn_proto::{FdTypes, FileEntry, FirnTimerfdEntry, TimerfdEntry};
 use firn_sys::timerfd::{self, ABSOLUTE, CANCEL_ON_SET, Time};
 
-use super::FileDumpOptions;
+use super::anonymous::Anonymous;
 use super::dump::{DumpState, fd_of, query};
 use super::error::{FileDumpError, FileRestoreError};
 use super::fdinfo::FdInfo;
-use super::kind::{Dumping, FileKind};
+use super::kind::Dumping;
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Trouble};
+use super::open_file::OpenFile;
 
 const REALTIME: i32 = 0;
 const BOOTTIME: i32 = 7;
@@ -25,24 +25,16 @@ const NANOS: i64 = 1_000_000_000;
 /// Timers to be read.
 pub(super) struct Timerfd;
 
-impl FileKind for Timerfd {
-    fn fd_type(&self) -> FdTypes {
-        FdTypes::Timerfd
-    }
+impl Anonymous for Timerfd {
+    type Record = TimerfdEntry;
+    const FD_TYPE: FdTypes = FdTypes::Timerfd;
+    const LINK: &'static str = "[timerfd]";
+    const NAME: &'static str = "a timerfd";
 
-    fn recognises(&self, file: &OpenFile) -> bool {
-        file.is_anonymous("[timerfd]")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
-    fn dump(
-        &self,
+    fn describe(
         dumping: &Dumping<'_>,
         _: &mut DumpState<'_>,
-    ) -> Result<FileEntry, FileDumpError> {
+    ) -> Result<TimerfdEntry, FileDumpError> {
         let read_again = restart(dumping)?;
         let file = read_again.as_ref().unwrap_or(dumping.file);
         let clockid: u32 = file.field("clockid", |text| text.parse().ok())?;
@@ -73,25 +65,24 @@ impl FileKind for Timerfd {
                 nsec: Some(deadline.1),
             });
         }
-        Ok(FileEntry {
-            r#type: FdTypes::Timerfd.into(),
-            id: dumping.id,
-            tfd: Some(entry),
-            ..FileEntry::default()
-        })
+        Ok(entry)
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
-        let timer = entry
-            .tfd
-            .as_ref()
-            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a timerfd"))?;
+    fn make(timer: &TimerfdEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
         let clock = i32::try_from(timer.clockid)
-            .map_err(|_| FileRestoreError::corrupt(entry.id, "it has an impossible clock"))?;
+            .map_err(|_| FileRestoreError::corrupt(timer.id, "it has an impossible clock"))?;
         let fd =
             timerfd::create(clock).map_err(FileRestoreError::refused("create", "a timerfd"))?;
         open::set_flags(&fd, timer.flags, "a timerfd")?;
         Ok(fd)
+    }
+
+    fn record(entry: &FileEntry) -> Option<&TimerfdEntry> {
+        entry.tfd.as_ref()
+    }
+
+    fn put(record: TimerfdEntry, entry: &mut FileEntry) {
+        entry.tfd = Some(record);
     }
 }
 

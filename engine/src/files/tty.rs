@@ -4,7 +4,8 @@
 //! that had the slave as their controlling terminal get it back: see [`super::pty`]. Where it has only
 //! the slave, the other side (an emulator, sshd) is outside: with --shell-job the restore opens the
 //! terminal that it runs on itself, and gives it the line settings that the job had left. The size of
-//! the window is then that of the new terminal. A slave whose master is gone is made hung up again.
+//! the window is then that of the new terminal; or the restore makes a new pair and hands its master to
+//! whoever embeds the engine. A slave whose master is gone is made hung up again.
 //!
 //! A terminal is described once, however often it is open; each descriptor's entry also points to one
 //! with the path.
@@ -25,7 +26,7 @@ use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
 use super::pty::PtyContents;
-use super::{pty, regular, tty_image};
+use super::{external, pty, regular, tty_image};
 use crate::obstacle::Obstacle;
 
 /// Majors of the pseudo terminals' slaves.
@@ -39,6 +40,8 @@ const PTMX: (u32, u32) = (5, 2);
 /// Numbers that stand for /dev/console and /dev/tty where pseudo terminals have theirs.
 const CONSOLE_INDEX: u32 = 1002;
 const CTTY_INDEX: u32 = 1006;
+/// External terminals follow this one.
+const EXTERNAL_INDEX: u32 = 1012;
 
 /// Terminals.
 pub(super) struct Tty;
@@ -50,6 +53,7 @@ pub(super) enum Sort {
     Slave(u32),
     Controlling,
     Console,
+    External(u32),
 }
 
 impl Sort {
@@ -58,6 +62,7 @@ impl Sort {
         match self {
             Sort::Master(index) => index * 2 + 1,
             Sort::Slave(index) => index * 2,
+            Sort::External(nth) => (EXTERNAL_INDEX + nth) * 2,
             Sort::Controlling => CTTY_INDEX * 2,
             Sort::Console => CONSOLE_INDEX * 2,
         }
@@ -71,6 +76,8 @@ pub(super) struct Terminals {
     /// One open file of each.
     open: Vec<OpenFile>,
     contents: PtyContents,
+    /// Devices of terminals that the restore will be given.
+    external: Vec<(u64, u64)>,
 }
 
 impl Terminals {
@@ -79,6 +86,29 @@ impl Terminals {
         let infos: Vec<TtyInfoEntry> = self.infos.values().cloned().collect();
         images.write_all(ImageKind::TtyInfo, 0, &infos)?;
         self.contents.write(images)
+    }
+
+    /// What an external terminal is, by its device and that of its filesystem.
+    pub(super) fn external(&mut self, rdev: u64, dev: u64) -> Sort {
+        let known = &mut self.external;
+        let at = known.iter().position(|known| *known == (rdev, dev));
+        let at = at.unwrap_or_else(|| {
+            known.push((rdev, dev));
+            known.len() - 1
+        });
+        Sort::External(u32::try_from(at).expect("fewer terminals than descriptors") + 1)
+    }
+
+    /// Describes a terminal that is met for the first time.
+    pub(super) fn describe_once(
+        &mut self,
+        id: u32,
+        describe: impl FnOnce() -> Result<TtyInfoEntry, FileDumpError>,
+    ) -> Result<(), FileDumpError> {
+        if let Entry::Vacant(place) = self.infos.entry(id) {
+            place.insert(describe()?);
+        }
+        Ok(())
     }
 
     /// The terminals whose other side is outside of the tree, once all tables are known.
@@ -100,19 +130,24 @@ pub(super) fn unpaired(files: &[OpenFile], options: &FileDumpOptions) -> Vec<Obs
         })
         .collect();
     let outside = |file: &&OpenFile| match sort_of(file) {
+        _ if options.has_external(file) => false,
+        Some(Sort::Slave(_)) if options.orphan_pts_master => false,
         Some(Sort::Slave(index)) => !masters.contains(&index) && !is_hung_up(file),
         Some(Sort::Controlling) => true,
-        Some(Sort::Master(_) | Sort::Console) | None => false,
+        Some(Sort::Master(_) | Sort::Console | Sort::External(_)) | None => false,
     };
-    let trouble = || {
+    let trouble = |file: &OpenFile| {
+        let key = external::key_of(file).unwrap_or_default();
         Trouble::new(
             "it is a terminal, whose other side is outside the tree",
-            "add --shell-job to continue on the terminal of the restore, \
-             or start the program with its terminal closed (setsid, stdio from files)",
+            format!(
+                "add --shell-job to continue on the terminal of the restore, or --external {key} to give \
+                 it another one, or start the program with its terminal closed (setsid, stdio from files)"
+            ),
         )
     };
     let found = files.iter().filter(outside);
-    found.map(|file| file.obstacle(trouble())).collect()
+    found.map(|file| file.obstacle(trouble(file))).collect()
 }
 
 /// A slave has no name when its master is closed.
@@ -149,11 +184,10 @@ impl FileKind for Tty {
         let terminals = &mut collected.terminals;
         let tty_info_id = sort.info_id();
         if let Some(fd) = dumping.duplicate {
-            if let Entry::Vacant(place) = terminals.infos.entry(tty_info_id) {
-                let info = tty_image::describe(file, fd, tty_info_id, sort)
-                    .map_err(|source| query(file, "the terminal", source))?;
-                place.insert(info);
-            }
+            terminals.describe_once(tty_info_id, || {
+                tty_image::describe(file, fd, tty_info_id, sort)
+                    .map_err(|source| query(file, "the terminal", source))
+            })?;
             terminals.contents.add(file, fd, sort)?;
         }
         terminals.open.push(file.clone());

@@ -25,6 +25,7 @@ pub(super) fn describe(
         Sort::Master(index) | Sort::Slave(index) => (TtyType::Pty, Some(index)),
         Sort::Controlling => (TtyType::Ctty, None),
         Sort::Console => (TtyType::Console, None),
+        Sort::External(_) => (TtyType::ExtTty, None),
     };
     let rdev = low_half(file.stat.rdev);
     let mut info = TtyInfoEntry {

@@ -1,22 +1,40 @@
 //! Descriptors of kinds that are not saved: what they are, in words.
 
-use firn_sys::file::{S_IFBLK, S_IFSOCK};
+use firn_sys::file::{S_IFBLK, S_IFCHR, S_IFSOCK};
 
 use super::open_file::{OpenFile, Trouble};
 use super::sockets::protocol_name;
 
+/// What links of dma-bufs begin with.
+const DMA_BUF: &[u8] = b"/dmabuf:";
+
 /// Says why the file can't be dumped.
 pub(super) fn trouble(file: &OpenFile) -> Trouble {
     let (kind, reason) = describe(file);
+    let mut hint = "let the task close it before the dump".to_owned();
+    if is_driver_file(file) {
+        hint += ", or dump by a program that gives the engine a plugin for it (firn_engine::files::plugin)";
+    }
     Trouble {
         kind,
         reason: reason.to_owned(),
-        hint: Some("let the task close it before the dump".to_owned()),
+        hint: Some(hint),
     }
+}
+
+/// Whether a driver has made the file, so that somebody else may know how to save it.
+fn is_driver_file(file: &OpenFile) -> bool {
+    file.stat.file_type() == S_IFCHR || file.link.starts_with(DMA_BUF)
 }
 
 fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
     let link = String::from_utf8_lossy(&file.link).into_owned();
+    if file.is_path_only() {
+        return (
+            None,
+            "O_PATH descriptors of files of this kind are not saved",
+        );
+    }
     if file.stat.file_type() == S_IFSOCK {
         return (
             protocol_name(file),
@@ -29,11 +47,14 @@ fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
     if file.stat.file_type() == S_IFBLK {
         return (device(file), "open block devices are not saved");
     }
+    if file.link.starts_with(DMA_BUF) {
+        return (
+            Some("dma-buf".to_owned()),
+            "buffers of devices are not saved",
+        );
+    }
     if link.starts_with('/') {
         return (device(file), "open files of this driver are not saved");
-    }
-    if link.ends_with(']') {
-        return (None, "open namespaces are not saved");
     }
     (None, "files of this kind are not saved")
 }
@@ -48,7 +69,9 @@ fn anon_inode_reason(name: &str) -> &'static str {
         "io_uring" => "io_uring rings are not saved",
         "perf_event" => "performance counters are not saved",
         "userfaultfd" => "userfaultfds are not saved",
-        name if name.starts_with("bpf") => "BPF objects are not saved",
+        "bpf-prog" => "BPF programs are not saved",
+        "bpf_link" => "links of BPF programs are not saved",
+        "btf" => "descriptions of types (BTF) are not saved",
         _ => "files of this kind are not saved",
     }
 }

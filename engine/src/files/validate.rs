@@ -8,7 +8,7 @@ use firn_sys::Errno;
 use firn_sys::file::{self, S_IFMT};
 
 use super::error::FileRestoreError;
-use super::{FileRestoreOptions, FileValidation, build_id};
+use super::{FileRestoreOptions, FileValidation, build_id, policy};
 
 /// Compares the file at `path` with what its entry says. `role` is what it is to the tasks.
 pub(super) fn check(
@@ -33,14 +33,17 @@ pub(super) fn check(
         path: path.to_owned(),
         what,
     };
+    if let Some(policy) = policy::policy_of(entry, options) {
+        return policy::check(policy, path, entry, &stat, options).map_err(changed);
+    }
     if let Some(mode) = entry.mode {
         check_mode(mode, stat.mode, options).map_err(changed)?;
     }
-    if let Some(size) = entry.size
-        && size != stat.size
-    {
-        let what = format!("it had {size} bytes and has {}", stat.size);
-        return Err(changed(what));
+    let Some(size) = entry.size else {
+        return Ok(());
+    };
+    if size != stat.size {
+        return Err(changed(other_size(size, stat.size)));
     }
     match options.validation {
         FileValidation::FileSize => Ok(()),
@@ -49,14 +52,21 @@ pub(super) fn check(
     }
 }
 
-fn check_build_id(path: &Path, entry: &RegFileEntry) -> Result<(), String> {
+/// Says that a file has another size.
+pub(super) fn other_size(old: u64, new: u64) -> String {
+    format!("it had {old} bytes and has {new}")
+}
+
+/// Compares the build id where the entry has one.
+pub(super) fn check_build_id(path: &Path, entry: &RegFileEntry) -> Result<(), String> {
     if entry.build_id.is_empty() || build_id::read(path) == entry.build_id {
         return Ok(());
     }
     Err("its build id is another one".to_owned())
 }
 
-fn check_mtime(entry: &RegFileEntry, new: (i64, u32)) -> Result<(), String> {
+/// Compares the time of the last change where the entry has one.
+pub(super) fn check_mtime(entry: &RegFileEntry, new: (i64, u32)) -> Result<(), String> {
     match mtime_of(entry) {
         Some(old) if old != new => Err(format!(
             "it was last written to on {} and is now from {} (--file-validation filesize accepts that)",
@@ -70,7 +80,10 @@ fn check_mtime(entry: &RegFileEntry, new: (i64, u32)) -> Result<(), String> {
 /// Whether the file is to be recognised by a time that the image does not know.
 pub(super) fn lacks_mtime(entry: &RegFileEntry, options: &FileRestoreOptions) -> bool {
     // Without a size it is a directory or a file that may grow, of which none is noted.
-    options.validation == FileValidation::Mtime && entry.size.is_some() && mtime_of(entry).is_none()
+    options.validation == FileValidation::Mtime
+        && entry.size.is_some()
+        && mtime_of(entry).is_none()
+        && policy::policy_of(entry, options).is_none()
 }
 
 /// When the content had last been changed at the dump: seconds and nanoseconds.
@@ -87,7 +100,8 @@ fn moment((seconds, nanoseconds): (i64, u32)) -> String {
     }
 }
 
-fn check_mode(old: u32, new: u32, options: &FileRestoreOptions) -> Result<(), String> {
+/// Compares type and permissions.
+pub(super) fn check_mode(old: u32, new: u32, options: &FileRestoreOptions) -> Result<(), String> {
     if old & S_IFMT != new & S_IFMT {
         return Err(format!(
             "it was {} and is {}",

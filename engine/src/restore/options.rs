@@ -1,10 +1,15 @@
 //! What is asked of a restore.
 
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use super::{RestoreError, RestoreReport};
 use crate::cancel::CancelFlag;
-use crate::files::{FileRestoreOptions, FileValidation, SocketRestoreOptions};
+use crate::files::plugin::{FilePlugin, Plugins};
+use crate::files::{
+    FilePolicy, FileRestoreOptions, FileValidation, InheritedFd, MasterReceiver,
+    SocketRestoreOptions,
+};
 use crate::memory::VdsoChoice;
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
@@ -21,7 +26,11 @@ pub struct RestoreOptions {
     pub(crate) root: Option<PathBuf>,
     pub(crate) skip_rwx_check: bool,
     pub(crate) file_validation: FileValidation,
+    pub(crate) file_policies: Vec<(String, FilePolicy)>,
+    pub(crate) orphan_masters: Option<MasterReceiver>,
+    pub(crate) inherit: Vec<InheritedFd>,
     pub(crate) vdso: VdsoChoice,
+    pub(crate) plugins: Plugins,
     pub(crate) scripts: Scripts,
     pub(crate) sockets: SocketRestoreOptions,
 }
@@ -37,8 +46,12 @@ impl RestoreOptions {
         FileRestoreOptions {
             skip_rwx_check: self.skip_rwx_check,
             validation: self.file_validation,
+            policies: self.file_policies.clone(),
             root: self.root.clone(),
             shell_job: self.shell_job,
+            orphan_masters: self.orphan_masters.clone(),
+            inherit: self.inherit.clone(),
+            plugins: self.plugins.clone(),
             sockets: self.sockets.clone(),
         }
     }
@@ -73,7 +86,11 @@ impl Restore {
             root: None,
             skip_rwx_check: false,
             file_validation: FileValidation::default(),
+            file_policies: Vec::new(),
+            orphan_masters: None,
+            inherit: Vec::new(),
             vdso: VdsoChoice::default(),
+            plugins: Plugins::default(),
             scripts: Scripts::new(),
             sockets: SocketRestoreOptions::default(),
         };
@@ -141,6 +158,35 @@ impl Restore {
         self
     }
 
+    /// What may have changed about files whose path in the images fits a pattern, in which `*` is any text;
+    /// the first pattern that fits counts.
+    #[must_use]
+    pub fn file_policy(mut self, pattern: impl Into<String>, policy: FilePolicy) -> Restore {
+        self.options.file_policies.push((pattern.into(), policy));
+        self
+    }
+
+    /// Makes a new pair for each pseudo terminal whose master is not part of the tree, and calls `receive` with
+    /// its number and its master, as a container's runtime wants them.
+    #[must_use]
+    pub fn orphan_pts_masters(
+        mut self,
+        receive: impl Fn(u32, OwnedFd) + Send + Sync + 'static,
+    ) -> Restore {
+        self.options.orphan_masters = Some(MasterReceiver::new(receive));
+        self
+    }
+
+    /// Puts a descriptor of this process in the place of an object of the images, which CRIU's name tells:
+    /// `pipe:[INODE]`, `socket:[INODE]`, `tty[RDEV:DEV]`, `file[MNT:INODE]`, `/memfd:NAME`, or a path
+    /// without its leading slash. It must stay open until the restore is done.
+    #[must_use]
+    pub fn inherit_fd(mut self, fd: RawFd, key: impl Into<String>) -> Restore {
+        let key = key.into();
+        self.options.inherit.push(InheritedFd { fd, key });
+        self
+    }
+
     /// Keeps the image's vdso code even where the running kernel's is the same, and leads it to the
     /// kernel's: for tests of what happens on another kernel.
     #[doc(hidden)]
@@ -158,6 +204,13 @@ impl Restore {
     #[must_use]
     pub fn sockets(mut self, options: SocketRestoreOptions) -> Restore {
         self.options.sockets = options;
+        self
+    }
+
+    /// Opens files that a plugin has saved; may repeat, see [`crate::files::plugin`].
+    #[must_use]
+    pub fn plugin(mut self, plugin: impl FilePlugin + 'static) -> Restore {
+        self.options.plugins.add(plugin);
         self
     }
 

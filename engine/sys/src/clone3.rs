@@ -94,6 +94,21 @@ pub unsafe fn spawn_program(
 /// # Errors
 /// EAGAIN: too many processes.
 pub fn spawn_dead(code: u8) -> Result<Pid> {
+    spawn_into(None, libc::SYS_exit_group, code)
+}
+
+/// Forks a child that sleeps until it is killed, with a pid of choice or any.
+///
+/// # Errors
+/// EEXIST: the pid is taken. EPERM without the right to choose it. EAGAIN: too many processes.
+pub fn spawn_paused(wanted: Option<Pid>) -> Result<Pid> {
+    let _blocked = signal::block_all();
+    spawn_into(wanted, libc::SYS_pause, 0)
+}
+
+/// Forks a child that makes one system call again and again.
+fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
+    let tid = wanted.map_or(0, Pid::raw);
     let args = clone_args {
         flags: 0,
         pidfd: 0,
@@ -104,26 +119,29 @@ pub fn spawn_dead(code: u8) -> Result<Pid> {
         stack: 0,
         stack_size: 0,
         tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
+        set_tid: wanted.map_or(0, |_| address_of(&tid)),
+        set_tid_size: u64::from(wanted.is_some()),
         cgroup: 0,
     };
     let result: i64;
     // SAFETY: the parent's path is a plain system call; the child's path is another one that never
-    // returns and uses nothing of this function's frame.
+    // goes on and uses nothing of this function's frame.
     unsafe {
         asm!(
             "syscall",
             "test rax, rax",
             "jnz 2f",
-            "mov edi, r12d",
-            "mov eax, 231", // exit_group
+            "3:",
+            "mov rdi, r12",
+            "mov rax, r13",
             "syscall",
+            "jmp 3b",
             "2:",
             inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") &raw const args,
             in("rsi") size_of::<clone_args>(),
-            in("r12") u64::from(code),
+            in("r12") u64::from(argument),
+            in("r13") nr,
             lateout("rcx") _,
             lateout("r11") _,
         );
@@ -138,4 +156,19 @@ pub fn spawn_dead(code: u8) -> Result<Pid> {
 fn address_of<T>(value: &T) -> u64 {
     let address = std::ptr::from_ref(value).addr();
     u64::try_from(address).expect("addresses fit 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_paused_child_lives_until_it_is_killed() {
+        let pid = spawn_paused(None).expect("a child");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+        assert!(!status.contains("zombie"), "{status}");
+        assert!(crate::wait::try_wait(pid).expect("our child").is_none());
+        crate::task::kill(pid, libc::SIGKILL).expect("our child");
+        crate::wait::wait(pid).expect("our child");
+    }
 }

@@ -38,6 +38,10 @@ impl Errno {
     pub const EBUSY: Errno = Errno(libc::EBUSY);
     /// Already there.
     pub const EEXIST: Errno = Errno(libc::EEXIST);
+    /// On another filesystem.
+    pub const EXDEV: Errno = Errno(libc::EXDEV);
+    /// Too many names.
+    pub const EMLINK: Errno = Errno(libc::EMLINK);
     /// Invalid argument.
     pub const EINVAL: Errno = Errno(libc::EINVAL);
     /// No space left.

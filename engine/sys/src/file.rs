@@ -190,6 +190,17 @@ pub fn lstat_path(path: &Path) -> Result<Stat> {
     Ok(Stat::of(&rustix::fs::lstat(path)?))
 }
 
+/// [`filesystem_type`] of an overlay.
+pub const OVERLAYFS: u64 = 0x794c_7630;
+
+/// The type of the filesystem that a path is on (`f_type` of statfs).
+///
+/// # Errors
+/// As man 2 statfs.
+pub fn filesystem_type(path: &Path) -> Result<u64> {
+    Ok(rustix::fs::statfs(path)?.f_type.cast_unsigned())
+}
+
 /// Reads where a link in a directory leads.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ fn a_survey_names_every_object() {
     let dir = tempfile::tempdir().expect("a directory");
     let shell = Shell::start(
         dir.path(),
-        "exec 6>lock; flock 6; exec 7</proc/$$/maps; exec 8<lock",
+        "exec 6>lock; flock 6; exec 7</dev/kmsg; exec 8<lock",
     );
     let found = survey(&[shell.pid()], &FileDumpOptions::default(), Depth::Full);
     let objects: Vec<&str> = found
@@ -21,7 +21,7 @@ fn a_survey_names_every_object() {
         .collect();
     assert_eq!(objects.len(), 2, "{objects:?}");
     assert!(objects[0].starts_with("fd 6 (") && found[0].reason.contains("FLOCK"));
-    assert!(objects[1].starts_with("fd 7 (/proc/"));
+    assert!(objects[1].starts_with("fd 7 (/dev/kmsg"));
     assert!(found.iter().all(|obstacle| obstacle.hint.is_some()));
 
     let images = tempfile::tempdir().expect("a directory");

@@ -1810,17 +1810,37 @@ const NAME: &'static str = "firn_eventpoll_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_eventpoll_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_eventpoll_entry".into() }}
 /// A descriptor whose content only its plugin knows.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtFileEntry {
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
     #[prost(message, required, tag = "5")]
     pub fown: FownEntry,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnExtFileEntry>,
 }
 impl ::prost::Name for ExtFileEntry {
 const NAME: &'static str = "ext_file_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "ext_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/ext_file_entry".into() }}
+/// What a plugin of ours has said about a descriptor.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnExtFileEntry {
+    /// Name of the plugin.
+    #[prost(string, optional, tag = "1")]
+    pub plugin: ::core::option::Option<::prost::alloc::string::String>,
+    /// What only the plugin understands.
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub data: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// Open flags.
+    #[prost(uint32, optional, tag = "3")]
+    pub flags: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnExtFileEntry {
+const NAME: &'static str = "firn_ext_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_ext_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_ext_file_entry".into() }}
 /// One descriptor of a table; (type, id) names the open file.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FdinfoEntry {
@@ -3136,6 +3156,9 @@ pub struct FirnPipeEntry {
     /// O_DIRECT, which is not among the other flags.
     #[prost(uint32, optional, tag = "1")]
     pub flags: ::core::option::Option<u32>,
+    /// Somebody outside of the tree holds an end, too, so that the restore must be given it.
+    #[prost(bool, optional, tag = "2")]
+    pub external: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnPipeEntry {
 const NAME: &'static str = "firn_pipe_entry";
@@ -3207,6 +3230,9 @@ pub struct FirnRegFileEntry {
     pub mtime_seconds: ::core::option::Option<i64>,
     #[prost(uint32, optional, tag = "3")]
     pub mtime_nanoseconds: ::core::option::Option<u32>,
+    /// Size of a file that tasks only append to, which has none above because it is expected to grow.
+    #[prost(uint64, optional, tag = "4")]
+    pub appended_size: ::core::option::Option<u64>,
 }
 impl ::prost::Name for FirnRegFileEntry {
 const NAME: &'static str = "firn_reg_file_entry";

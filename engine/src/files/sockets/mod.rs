@@ -27,6 +27,7 @@ use firn_sys::file::{self, S_IFSOCK};
 use super::FileRestoreOptions;
 use super::entries::Entries;
 use super::error::{FileDumpError, FileRestoreError};
+use super::external::Inherited;
 use super::open_file::OpenFile;
 use crate::network_lock::LockedNetwork;
 
@@ -35,7 +36,8 @@ const NET_NS_ID: u32 = 2;
 
 /// True for a socket that is held by a descriptor, and not for the name of one opened with O_PATH.
 pub(super) fn is_socket(file: &OpenFile) -> bool {
-    file.stat.file_type() == S_IFSOCK && file.link.starts_with(b"socket:[")
+    let is_socket = file.stat.file_type() == S_IFSOCK && file.link.starts_with(b"socket:[");
+    is_socket && !file.is_path_only()
 }
 
 /// The protocol, as sockfs tells it.
@@ -81,10 +83,12 @@ impl<'a> SocketSet<'a> {
     pub(super) fn make(
         entries: &'a Entries,
         images: &ImageDir,
+        inherited: &Inherited,
         options: &'a FileRestoreOptions,
         closes_tcp: bool,
     ) -> Result<SocketSet<'a>, FileRestoreError> {
         let unix = entries.all().filter_map(|entry| entry.usk.as_deref());
+        let unix = unix.filter(|socket| !inherited.has_socket(socket.ino));
         let inet = entries
             .all()
             .filter_map(|entry| entry.isk.as_deref())

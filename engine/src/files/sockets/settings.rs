@@ -2,6 +2,8 @@
 
 use std::os::fd::RawFd;
 
+use crate::files::pattern::fits;
+
 /// How packets of the tree's connections are held off while nobody is there to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NetworkLock {
@@ -77,26 +79,6 @@ impl SocketRestoreOptions {
             None => OutsidePeer::Reconnect,
         }
     }
-}
-
-/// Whether a text is what a pattern with `*` describes.
-fn fits(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else {
-        return false;
-    };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else {
-        return rest.is_empty();
-    };
-    for part in middle {
-        match rest.split_once(part) {
-            Some((_, after)) => rest = after,
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use super::USK_EXTERN;
 use super::fill::{Fill, Queues};
 use super::names::{Binder, Reach, address_of, shown};
 use crate::files::error::FileRestoreError;
+use crate::files::external::take_over;
 use crate::files::open;
 use crate::files::{FileRestoreOptions, OutsidePeer};
 
@@ -221,12 +222,8 @@ impl<'a> RestoredUnix<'a> {
         match self.options.sockets.outside_peer(name, is_stream(entry)) {
             OutsidePeer::EndOfFile => Ok(None),
             OutsidePeer::Inherit(fd) => {
-                let path = format!("/proc/self/fd/{fd}");
-                let refused = FileRestoreError::refused("take over descriptor", fd.to_string());
-                let inherited = firn_sys::pidfd::open(firn_sys::Pid::this())
-                    .and_then(|me| firn_sys::pidfd::getfd(me, fd));
-                tracing::debug!("{} is {path}", shown(entry));
-                inherited.map(Some).map_err(refused)
+                tracing::debug!("{} is descriptor {fd}", shown(entry));
+                take_over(fd).map(Some)
             }
             OutsidePeer::Reconnect => {
                 let fd = self.create(entry)?;
