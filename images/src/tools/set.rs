@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use firn_proto::{
-    CgroupEntry, CoreEntry, FdTypes, FdinfoEntry, FileEntry, FsEntry, InventoryEntry, IpcShmEntry,
-    MemfdInodeEntry, Message, MmEntry, Name, PipeDataEntry, PstreeEntry, RemapFilePathEntry,
-    SeccompEntry, SkPacketEntry, TaskKobjIdsEntry, TtyInfoEntry,
+    BpfmapDataEntry, CgroupEntry, CoreEntry, FdTypes, FdinfoEntry, FileEntry, FsEntry,
+    InventoryEntry, IpcShmEntry, MemfdInodeEntry, Message, MmEntry, Name, PipeDataEntry,
+    PstreeEntry, RemapFilePathEntry, SeccompEntry, SkPacketEntry, TaskKobjIdsEntry, TtyInfoEntry,
 };
 
 use super::check::{Fault, Problem};
@@ -45,6 +45,7 @@ pub(crate) struct SetImages {
     pub(crate) pipes_data: Vec<Placed<PipeDataEntry>>,
     pub(crate) fifos_data: Vec<Placed<PipeDataEntry>>,
     pub(crate) packets: Vec<Placed<SkPacketEntry>>,
+    pub(crate) bpf_data: Vec<Placed<BpfmapDataEntry>>,
     pub(crate) seccomp: Option<SeccompEntry>,
     pub(crate) cgroup: Option<CgroupEntry>,
     pub(crate) pagemaps: BTreeMap<u64, Pagemap>,
@@ -117,6 +118,7 @@ impl SetImages {
             ImageKind::PipesData => self.pipes_data = with_payload(reader()?, pipe_bytes)?,
             ImageKind::FifoData => self.fifos_data = with_payload(reader()?, pipe_bytes)?,
             ImageKind::SkQueues => self.packets = with_payload(reader()?, packet_bytes)?,
+            ImageKind::BpfmapData => self.bpf_data = with_payload(reader()?, bpf_bytes)?,
             ImageKind::Seccomp => self.seccomp = Some(one(reader()?)?),
             ImageKind::Cgroup => self.cgroup = Some(one(reader()?)?),
             ImageKind::Pagemap => keep(&mut self.pagemaps, id, pagemap(reader()?)?),
@@ -198,6 +200,10 @@ fn pipe_bytes(entry: &PipeDataEntry) -> u64 {
 
 fn packet_bytes(entry: &SkPacketEntry) -> u64 {
     entry.length.into()
+}
+
+fn bpf_bytes(entry: &BpfmapDataEntry) -> u64 {
+    u64::from(entry.keys_bytes) + u64::from(entry.values_bytes)
 }
 
 fn shm_bytes(entry: &IpcShmEntry) -> u64 {

@@ -249,6 +249,7 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
             }
         }
     }
+    check_bpf_data(set, found);
     let numbers: BTreeSet<u32> = set.files.keys().map(|(_, id)| *id).collect();
     for placed in &set.packets {
         let packet = &placed.message;
@@ -266,6 +267,31 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
             .filter(|id| !numbers.contains(id))
         {
             bad(dangling("rights", "file", *id));
+        }
+    }
+}
+
+/// Checks that the contents of BPF maps belong to one and have its sizes.
+fn check_bpf_data(set: &SetImages, found: &mut Findings) {
+    for placed in &set.bpf_data {
+        let data = &placed.message;
+        let mut bad = |fault| found.entry(ImageKind::BpfmapData, 0, placed, fault);
+        let mut maps = set
+            .files
+            .values()
+            .filter_map(|file| file.message.bpf.as_ref());
+        let Some(map) = maps.find(|map| map.map_id == data.map_id) else {
+            bad(dangling("map_id", "BPF map", data.map_id));
+            continue;
+        };
+        for (field, bytes, size) in [
+            ("keys_bytes", data.keys_bytes, map.key_size),
+            ("values_bytes", data.values_bytes, map.value_size),
+        ] {
+            let value = u64::from(bytes);
+            if value != u64::from(size) * u64::from(data.count) {
+                bad(Fault::Value { field, value });
+            }
         }
     }
 }

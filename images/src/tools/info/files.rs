@@ -131,8 +131,50 @@ fn name_of(set: &SetImages, file: &FileEntry) -> String {
             file.pidfd
                 .as_ref()
                 .map(|pidfd| format!("task {}", pidfd.nspid))
-        });
+        })
+        .or_else(|| anonymous_name(file));
     named.unwrap_or_else(|| format!("#{}", file.id))
+}
+
+/// The little that tells files without a name apart.
+fn anonymous_name(file: &FileEntry) -> Option<String> {
+    const NAMESPACES: [(u32, &str); 8] = [
+        (0x80, "time"),
+        (0x0002_0000, "mnt"),
+        (0x0200_0000, "cgroup"),
+        (0x0400_0000, "uts"),
+        (0x0800_0000, "ipc"),
+        (0x1000_0000, "user"),
+        (0x2000_0000, "pid"),
+        (0x4000_0000, "net"),
+    ];
+    if let Some(map) = &file.bpf {
+        return Some(format!(
+            "{} (up to {} entries)",
+            lossy(&map.map_name),
+            map.max_entries
+        ));
+    }
+    if let Some(namespace) = &file.nsf {
+        let known = NAMESPACES
+            .iter()
+            .find(|(flag, _)| *flag == namespace.ns_cflag);
+        return known.map(|(_, name)| (*name).to_owned());
+    }
+    if let Some(epoll) = &file.epfd {
+        return Some(format!("watches {} files", epoll.tfd.len()));
+    }
+    if let Some(inotify) = &file.ify {
+        return Some(format!("{} watches", inotify.wd.len()));
+    }
+    if let Some(fanotify) = &file.ffy {
+        return Some(format!("{} marks", fanotify.mark.len()));
+    }
+    if let Some(eventfd) = &file.efd {
+        return Some(format!("count {}", eventfd.counter));
+    }
+    let plugin = file.ext.as_ref()?.firn.as_ref()?.plugin.as_ref()?;
+    Some(format!("of plugin {plugin}"))
 }
 
 fn state_name(state: u32) -> &'static str {
