@@ -27,7 +27,7 @@
 //!
 //! The protocol between the two is files in the instance's directory, so that nothing ties the
 //! workload to the runner: it makes `ready`, and later `result`, which holds `PASS` or
-//! `FAIL: reason`. Standard input is `/dev/null`, standard output and error are a log file.
+//! `FAIL: reason`. Standard input is `/dev/null` (or an object with a side [`Outside`]), standard output and error are a log file.
 
 pub mod proc;
 pub mod runner;
@@ -38,4 +38,4 @@ mod workload;
 pub mod workloads;
 
 pub use stage::{Child, Stage};
-pub use workload::{Body, Expect, Need, Workload};
+pub use workload::{Body, Expect, Need, OUTSIDE_WORDS, Outside, Workload};

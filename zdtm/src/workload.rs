@@ -22,10 +22,29 @@ pub struct Workload {
     pub shell_job: bool,
     /// More options for the dump.
     pub dump_options: &'static [&'static str],
+    /// More options for the restore.
+    pub restore_options: &'static [&'static str],
+    /// What its standard input is, whose other side the runner holds.
+    pub outside: Option<Outside>,
     /// Aspects of the runner's view from outside that change by themselves while it waits, such as
     /// `maps` of a program that goes on allocating.
     pub moves: &'static [&'static str],
 }
+
+/// An object whose other side is outside of the tree: the runner declares it external to a dump, gives it to
+/// the restore, and at the end lets the tree read [`OUTSIDE_WORDS`] from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outside {
+    /// The reading end of a pipe.
+    Pipe,
+    /// A pseudo terminal.
+    Terminal,
+    /// A file, in whose place the restore is given another one.
+    File,
+}
+
+/// What a tree reads from outside, at the end.
+pub const OUTSIDE_WORDS: &[u8] = b"from outside\n";
 
 /// The program of a workload.
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +109,8 @@ impl Workload {
             needs: &[],
             shell_job: false,
             dump_options: &[],
+            restore_options: &[],
+            outside: None,
             moves: &[],
         }
     }
@@ -126,6 +147,18 @@ impl Workload {
     /// Gives the dump more options.
     pub const fn dump_options(mut self, options: &'static [&'static str]) -> Self {
         self.dump_options = options;
+        self
+    }
+
+    /// Gives the restore more options.
+    pub const fn restore_options(mut self, options: &'static [&'static str]) -> Self {
+        self.restore_options = options;
+        self
+    }
+
+    /// Makes its standard input an object that has another side outside.
+    pub const fn outside(mut self, outside: Outside) -> Self {
+        self.outside = Some(outside);
         self
     }
 

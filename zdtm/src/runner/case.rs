@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::compare::{Between, differences};
 use super::engine::{Call, Engine, tail};
+use super::outside::OutsideObject;
 use super::reaper::Reaper;
 use super::snapshot::Snapshot;
 use super::{After, Play};
@@ -26,6 +27,7 @@ struct Case<'a> {
     dir: PathBuf,
     reaper: Reaper,
     engine: Option<Engine>,
+    outside: Option<OutsideObject>,
     root: i32,
 }
 
@@ -42,6 +44,7 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         timeout: play.timeout(),
         shell_job: workload.shell_job,
         dump_options: workload.dump_options,
+        restore_options: workload.restore_options,
     });
     // Its window closes at the end, which tells the session's leader, us.
     sys::handle(libc::SIGHUP, on_hang_up, 0).context("catching SIGHUP")?;
@@ -50,13 +53,16 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         .then(sys::lead_session_on_new_terminal)
         .transpose();
     let _terminal = terminal.context("making a terminal")?;
-    let root = start(workload, play, dir, &mut reaper)?;
+    let outside = workload.outside.map(|kind| OutsideObject::make(kind, dir));
+    let outside = outside.transpose().context("making what is outside")?;
+    let root = start(workload, play, dir, outside.as_ref(), &mut reaper)?;
     let mut case = Case {
         workload,
         play,
         dir: dir.to_owned(),
         reaper,
         engine,
+        outside,
         root,
     };
     let verdict = case.run();
@@ -67,7 +73,13 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
 
 /// Starts the workload as a session of its own with nothing of ours but a log file, or as a job
 /// with our terminal.
-fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> Result<i32> {
+fn start(
+    workload: &Workload,
+    play: &Play,
+    dir: &Path,
+    outside: Option<&OutsideObject>,
+    reaper: &mut Reaper,
+) -> Result<i32> {
     let files = dir.join("files");
     fs::create_dir(&files).context("making the workload's directory")?;
     let mut command = match workload.body {
@@ -97,10 +109,10 @@ fn start(workload: &Workload, play: &Play, dir: &Path, reaper: &mut Reaper) -> R
         .create(true)
         .open(dir.join("log"))?;
     let twin = log.try_clone()?;
-    let input = if workload.shell_job {
-        Stdio::inherit()
-    } else {
-        Stdio::null()
+    let input = match outside {
+        Some(outside) => outside.inside()?.into(),
+        None if workload.shell_job => Stdio::inherit(),
+        None => Stdio::null(),
     };
     command
         .current_dir(&files)
@@ -199,7 +211,8 @@ impl Case<'_> {
 
     fn dump(&mut self, images: &Path, after: After) -> Result<Call> {
         let engine = self.engine.as_ref().context("no engine")?;
-        engine.dump(&mut self.reaper, self.root, images, after)
+        let outside = self.outside.as_ref();
+        engine.dump(&mut self.reaper, self.root, images, after, outside)
     }
 
     fn restore(&mut self, images: &Path) -> Result<()> {
@@ -208,7 +221,7 @@ impl Case<'_> {
         let pidfile = self.dir.join(format!("{tag}.pid"));
         let engine = self.engine.as_ref().context("no engine")?;
         engine
-            .restore(&mut self.reaper, images, &pidfile)?
+            .restore(&mut self.reaper, images, &pidfile, self.outside.as_mut())?
             .expect_success("restore")?;
         let pid = fs::read_to_string(&pidfile).context("restore: reading the pidfile")?;
         ensure!(
@@ -349,6 +362,7 @@ impl Case<'_> {
     }
 
     fn collect_verdict(&mut self) -> Result<()> {
+        self.outside.as_ref().map_or(Ok(()), OutsideObject::speak)?;
         sys::kill(self.root, libc::SIGTERM).context("asking for the verdict")?;
         let root = self.root;
         let exit = self

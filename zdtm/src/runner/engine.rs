@@ -1,6 +1,7 @@
 //! The engine under test, called as a user calls it.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::After;
+use super::outside::OutsideObject;
 use super::reaper::Reaper;
 use crate::sys::{self, Exit};
 
@@ -24,7 +26,12 @@ pub struct Engine {
     pub shell_job: bool,
     /// More options for a dump.
     pub dump_options: &'static [&'static str],
+    /// More options for a restore.
+    pub restore_options: &'static [&'static str],
 }
+
+/// The number under which a restore gets the object that has a side outside.
+const GIVEN: i32 = 100;
 
 /// How one call of the engine went.
 #[derive(Debug)]
@@ -39,7 +46,14 @@ pub struct Call {
 
 impl Engine {
     /// Dumps the tree of `pid` into `images`.
-    pub fn dump(&self, reaper: &mut Reaper, pid: i32, images: &Path, after: After) -> Result<Call> {
+    pub fn dump(
+        &self,
+        reaper: &mut Reaper,
+        pid: i32,
+        images: &Path,
+        after: After,
+        outside: Option<&OutsideObject>,
+    ) -> Result<Call> {
         let mut command = Command::new(&self.program);
         command
             .args(["dump", "-t", &pid.to_string(), "-D"])
@@ -47,6 +61,9 @@ impl Engine {
         command
             .args(["-o", "dump.log", "-v4"])
             .args(self.dump_options);
+        if let Some(outside) = outside {
+            command.args(["--external", &outside.key()?]);
+        }
         match after {
             After::Kill => {}
             After::LeaveRunning => drop(command.arg("-R")),
@@ -56,14 +73,30 @@ impl Engine {
     }
 
     /// Restores from `images`, detached.
-    pub fn restore(&self, reaper: &mut Reaper, images: &Path, pidfile: &Path) -> Result<Call> {
+    pub fn restore(
+        &self,
+        reaper: &mut Reaper,
+        images: &Path,
+        pidfile: &Path,
+        outside: Option<&mut OutsideObject>,
+    ) -> Result<Call> {
         let mut command = Command::new(&self.program);
         command.args(["restore", "-D"]).arg(images);
         command
             .args(["-o", "restore.log", "-v4", "-d", "--pidfile"])
-            .arg(pidfile);
+            .arg(pidfile)
+            .args(self.restore_options);
         if self.shell_job {
             command.arg("--shell-job");
+        }
+        if let Some(outside) = outside {
+            let key = outside.key()?;
+            outside.replace()?;
+            let given = outside.inside()?;
+            command.args(["--inherit-fd", &format!("fd[{GIVEN}]:{key}")]);
+            let give = move || sys::dup_to(&given, GIVEN, 0).map(std::mem::forget);
+            // SAFETY: the closure makes a system call only.
+            unsafe { command.pre_exec(give) };
         }
         self.call(reaper, command, images, "restore")
     }

@@ -15,6 +15,7 @@ mod compare;
 mod engine;
 mod huge_pages;
 mod isolate;
+pub mod outside;
 mod queue;
 mod reaper;
 mod snapshot;

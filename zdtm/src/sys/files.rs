@@ -117,6 +117,22 @@ pub fn write(fd: impl AsFd, buffer: &[u8]) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Writes at a place, without moving.
+pub fn write_at(fd: impl AsFd, buffer: &[u8], place: u64) -> io::Result<usize> {
+    let place = i64::try_from(place).map_err(io::Error::other)?;
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer is as long as said.
+    let count = unsafe { libc::pwrite(fd, buffer.as_ptr().cast(), buffer.len(), place) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Makes the node of a character device.
+pub fn make_device(path: &Path, device: u64) -> io::Result<()> {
+    let path = c_path(path)?;
+    // SAFETY: the path is a C string.
+    check(unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o600, device) }).map(drop)
+}
+
 /// Reads exactly `len` bytes.
 pub fn read_exact(fd: impl AsFd, len: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; len];

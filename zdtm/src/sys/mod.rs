@@ -4,6 +4,7 @@
 //! ids, hidden buffers).
 
 mod anonymous;
+mod bpf;
 mod cpu;
 mod files;
 mod filters;
@@ -22,6 +23,7 @@ mod timers;
 mod vdso;
 
 pub use anonymous::*;
+pub use bpf::*;
 pub use cpu::*;
 pub use files::*;
 pub use filters::*;

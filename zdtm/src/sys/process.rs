@@ -1,8 +1,9 @@
 //! Processes: making them, waiting for them, their groups and sessions.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
 
 use super::check;
 
@@ -173,6 +174,21 @@ pub fn mount_with(
 pub fn unmount(target: &CStr) -> io::Result<()> {
     // SAFETY: the text is a C string that lives through the call.
     check(unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// Mounts an overlay at `merged` below a directory that has a `lower` already; the other layers are made.
+pub fn mount_overlay(base: &Path) -> io::Result<PathBuf> {
+    for dir in ["upper", "work", "merged"] {
+        std::fs::create_dir(base.join(dir))?;
+    }
+    let dir = |name| base.join(name).display().to_string();
+    let (lower, upper, work) = (dir("lower"), dir("upper"), dir("work"));
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let options = CString::new(options).map_err(io::Error::other)?;
+    let merged = base.join("merged");
+    let (target, kind) = (super::c_path(&merged)?, Some(c"overlay"));
+    mount_with(kind, &target, kind, 0, Some(&options))?;
+    Ok(merged)
 }
 
 /// Sets the umask and returns the old one.

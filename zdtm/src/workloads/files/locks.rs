@@ -40,6 +40,12 @@ pub static LEASES: Workload = Workload::new(
     leases,
 )
 .dump_options(SAVED);
+pub static BREAKING: Workload = Workload::new(
+    "files/lease-breaking",
+    "leases that somebody waits for, one of whom sleeps until it is given up",
+    breaking,
+)
+.dump_options(SAVED);
 
 const F_OFD_GETLK: i32 = 36;
 const F_OFD_SETLK: i32 = 37;
@@ -228,6 +234,41 @@ fn leases(stage: &Stage) -> Result<()> {
         drop(sys::open(path, libc::O_WRONLY | libc::O_NONBLOCK)?);
     }
     Ok(())
+}
+
+/// The holder was told before the dump and is not told again.
+fn breaking(stage: &Stage) -> Result<()> {
+    sys::handle(libc::SIGIO, on_break, 0)?;
+    let (first, second) = (stage.path("first"), stage.path("second"));
+    drop((file(&first)?, file(&second)?));
+    let reads = sys::open(&first, libc::O_RDONLY)?;
+    let writes = sys::open(&second, libc::O_RDWR)?;
+    set_lease(&reads, libc::F_RDLCK)?;
+    set_lease(&writes, libc::F_WRLCK)?;
+    let opened = sys::open(&first, libc::O_WRONLY | libc::O_NONBLOCK);
+    ensure!(opened.is_err(), "the lease is not respected");
+    let waits = stage.child(|stage| {
+        stage.ready()?;
+        while let Err(error) = sys::open(stage.path("second"), libc::O_RDONLY) {
+            ensure!(error.kind() == std::io::ErrorKind::Interrupted, "{error}");
+        }
+        stage.wait();
+        Ok(())
+    })?;
+    while BROKEN.load(Ordering::SeqCst) < 2 {
+        sys::pause_for(1);
+    }
+    stage.ready_and_wait()?;
+    let told = BROKEN.load(Ordering::SeqCst);
+    for (fd, target) in [(&reads, libc::F_UNLCK), (&writes, libc::F_RDLCK)] {
+        let found = sys::fcntl(fd, libc::F_GETLEASE, 0)?;
+        ensure!(found == target, "{target} is to be left, found {found}");
+        set_lease(fd, libc::F_UNLCK)?;
+    }
+    // A task that sleeps for a lease asks again when it is restored.
+    ensure!(told <= 3, "{told} signals came");
+    drop(sys::open(&first, libc::O_WRONLY | libc::O_NONBLOCK)?);
+    waits.finish()
 }
 
 fn set_lease(fd: impl AsFd, kind: i32) -> Result<()> {

@@ -1,12 +1,16 @@
 //! Descriptors and what they lead to.
 
+mod bpf;
 mod device;
 mod directory;
 mod epoll;
 mod eventfd;
+mod external;
 mod fifo;
 mod ghost;
+mod ghost_names;
 mod locks;
+mod made_up;
 mod owner;
 mod pidfd;
 mod pipe;
@@ -81,8 +85,31 @@ pub static ALL: &[&Workload] = &[
     &locks::FLOCK,
     &locks::WAITERS,
     &locks::LEASES,
+    &locks::BREAKING,
     &pty::PAIR,
     &pty::SESSION,
     &pty::PACKETS,
     &pty::HUNG_UP,
+    &external::PIPE,
+    &external::TERMINAL,
+    &external::FILE,
+    &external::UNDECLARED,
+    &ghost_names::LINK_REMAP,
+    &ghost_names::LINK_REMAP_REFUSED,
+    &ghost_names::TWO_NAMES,
+    &ghost_names::NESTED,
+    &ghost_names::OVERLAY,
+    &ghost_names::NODES,
+    &ghost_names::HOLES,
+    &made_up::OWN,
+    &made_up::DEAD,
+    &made_up::OUTSIDE,
+    &made_up::SYSTEM,
+    &made_up::NAMESPACES,
+    &made_up::FOREIGN_NAMESPACE,
+    &made_up::AUTOFS,
+    &bpf::HASH,
+    &bpf::ARRAY,
+    &bpf::OTHER_MAP,
+    &bpf::PROGRAM,
 ];

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, ensure};
 
 use crate::sys::{self, PAGE, RW, Region};
-use crate::{Stage, Workload, proc};
+use crate::{Need, Stage, Workload, proc};
 
 pub static MAPPED: Workload = Workload::new(
     "memory/memfd",
@@ -24,6 +24,18 @@ pub static PRIVATE: Workload = Workload::new(
     "a private mapping of a memory file",
     private,
 );
+
+pub static FLAGS: Workload = Workload::new(
+    "memory/memfd-flags",
+    "memory files made with each flag: sealable, not sealable, executable for good, never executable",
+    flags,
+);
+pub static HUGE: Workload = Workload::new(
+    "memory/memfd-huge",
+    "a memory file of huge pages, as a descriptor",
+    huge,
+)
+.needs(&[Need::HugePages(2)]);
 
 fn mapped(stage: &Stage) -> Result<()> {
     let file = File::from(sys::memfd(c"mapped name", 0)?);
@@ -122,6 +134,65 @@ fn private(stage: &Stage) -> Result<()> {
     ensure!(
         private.get(4 * PAGE, 4) == b"seen",
         "an untouched private page is a copy"
+    );
+    Ok(())
+}
+
+fn mode_and_seals(file: &File) -> Result<(u32, i32)> {
+    use std::os::unix::fs::MetadataExt;
+    let seals = sys::fcntl(file, libc::F_GET_SEALS, 0)?;
+    Ok((file.metadata()?.mode(), seals))
+}
+
+fn flags(stage: &Stage) -> Result<()> {
+    const NOEXEC_SEAL: u32 = 8;
+    const EXEC: u32 = 0x10;
+    let made = [
+        0,
+        libc::MFD_CLOEXEC,
+        libc::MFD_ALLOW_SEALING,
+        NOEXEC_SEAL,
+        EXEC,
+        EXEC | libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC,
+    ];
+    let make = |flags: &u32| -> Result<(u32, File, (u32, i32))> {
+        let file = File::from(sys::memfd(c"flags", *flags).with_context(|| format!("{flags:#x}"))?);
+        file.write_all_at(&flags.to_ne_bytes(), 4096)?;
+        let was = mode_and_seals(&file)?;
+        Ok((*flags, file, was))
+    };
+    let files: Vec<_> = made.iter().map(make).collect::<Result<_>>()?;
+    stage.ready_and_wait()?;
+    for (flags, file, was) in files {
+        let is = mode_and_seals(&file)?;
+        ensure!(
+            was == is,
+            "{flags:#x}: mode and seals were {was:x?}, are {is:x?}"
+        );
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 4096)?;
+        ensure!(
+            bytes == flags.to_ne_bytes(),
+            "{flags:#x}: it holds {bytes:?}"
+        );
+    }
+    Ok(())
+}
+
+fn huge(stage: &Stage) -> Result<()> {
+    const HUGE: usize = 2 << 20;
+    let flags = libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    let file = File::from(sys::memfd(c"huge", flags)?);
+    file.set_len(2 * HUGE as u64)?;
+    let region = Region::file(file.as_fd(), 2 * HUGE, RW, libc::MAP_SHARED)?;
+    region.put(HUGE, b"huge");
+    stage.ready_and_wait()?;
+    ensure!(region.get(HUGE, 4) == b"huge", "the contents have changed");
+    let again = Region::file(file.as_fd(), 2 * HUGE, RW, libc::MAP_SHARED)?;
+    region.put(0, b"both");
+    ensure!(
+        again.get(0, 4) == b"both",
+        "mapping and descriptor are not one file"
     );
     Ok(())
 }

@@ -50,6 +50,8 @@ pub static ALL: &[&Workload] = &[
     &memfd::MAPPED,
     &memfd::DESCRIPTORS,
     &memfd::PRIVATE,
+    &memfd::FLAGS,
+    &memfd::HUGE,
     &copy_on_write::READ_ONLY,
     &copy_on_write::CHAIN,
     &copy_on_write::PARTLY,

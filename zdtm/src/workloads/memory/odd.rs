@@ -145,18 +145,11 @@ fn overlay(stage: &Stage) -> Result<()> {
     let base = stage.path("layers");
     fs::create_dir(&base)?;
     sys::mount(Some(c"tmpfs"), &sys::c_path(&base)?, Some(c"tmpfs"), 0).context("a tmpfs")?;
-    for dir in ["lower", "upper", "work", "merged"] {
-        fs::create_dir(base.join(dir))?;
-    }
+    fs::create_dir(base.join("lower"))?;
     for name in ["plain", "copied"] {
         fs::write(base.join("lower").join(name), vec![7; 4 * PAGE])?;
     }
-    let dir = |name| base.join(name).display().to_string();
-    let (lower, upper, work) = (dir("lower"), dir("upper"), dir("work"));
-    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    let (merged, options) = (base.join("merged"), std::ffi::CString::new(options)?);
-    let (target, kind) = (sys::c_path(&merged)?, Some(c"overlay"));
-    sys::mount_with(kind, &target, kind, 0, Some(&options)).context("an overlay")?;
+    let merged = sys::mount_overlay(&base).context("an overlay")?;
 
     let plain = File::open(merged.join("plain"))?;
     let copied = sys::open(merged.join("copied"), libc::O_RDWR)?;
@@ -186,7 +179,7 @@ fn overlay(stage: &Stage) -> Result<()> {
     for region in [code, data, shared] {
         region.unmap()?;
     }
-    sys::unmount(&target)?;
+    sys::unmount(&sys::c_path(&merged)?)?;
     Ok(sys::unmount(&sys::c_path(&base)?)?)
 }
 
