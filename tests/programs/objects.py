@@ -3,7 +3,9 @@ import ctypes
 import fcntl
 import mmap
 import os
+import select
 import signal
+import struct
 import threading
 import time
 
@@ -27,6 +29,39 @@ os.write(fifo, b"in the fifo")
 memfd = os.memfd_create("a memfd")
 os.write(memfd, b"m" * 10000)
 path_only = os.open("plain", os.O_PATH)
+
+# Descriptors without a file, by numbers of system calls where Python has no names for them.
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def descriptor(*arguments):
+    fd = libc.syscall(*arguments)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), str(arguments))
+    return fd
+
+
+EVENTFD2, SIGNALFD4, TIMERFD_CREATE, TIMERFD_SETTIME = 290, 289, 283, 286
+FANOTIFY_INIT, FANOTIFY_MARK, BPF = 300, 301, 321
+eventfd = descriptor(EVENTFD2, 7, 0)
+epoll = select.epoll()
+epoll.register(pipe[0], select.EPOLLIN | select.EPOLLET)
+epoll.register(eventfd, select.EPOLLOUT)
+mask = ctypes.c_uint64(1 << (signal.SIGUSR1 - 1))
+signalfd = descriptor(SIGNALFD4, -1, ctypes.byref(mask), 8, 0)
+timerfd = descriptor(TIMERFD_CREATE, time.CLOCK_MONOTONIC, 0)
+setting = (ctypes.c_int64 * 4)(5, 250, 900, 500)
+descriptor(TIMERFD_SETTIME, timerfd, 0, ctypes.byref(setting), None)
+inotify = libc.inotify_init1(0)
+libc.inotify_add_watch(inotify, b".", 0x100)
+libc.inotify_add_watch(inotify, b"plain", 0x2)
+fanotify = descriptor(FANOTIFY_INIT, 0, 0)
+descriptor(FANOTIFY_MARK, fanotify, 1, ctypes.c_uint64(2), -100, b"plain")
+fcntl.lockf(kept[0], fcntl.LOCK_EX, 2, 1)
+fcntl.flock(kept[2], fcntl.LOCK_SH)
+attributes = ctypes.create_string_buffer(struct.pack("7I16s", 2, 4, 8, 3, 0, 0, 0, b"objects"), 72)
+bpf_map = descriptor(BPF, 0, attributes, 72)
+namespace = os.open("/proc/self/ns/uts", os.O_RDONLY)
 
 private = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 private[:5] = b"hello"

@@ -1,0 +1,142 @@
+//! Files that change between dump and restore, limits, and what can't be saved and is told.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use firn_tests::{Sandbox, Task, firn_path, isolated};
+
+/// Starts a Python program, which prints `ready` when it holds what it wants.
+fn start<'a>(sandbox: &'a Sandbox, dir: &Path, script: &str) -> Task<'a> {
+    let task = Task::spawn(sandbox, dir, "python3", ["-c", script]);
+    sandbox.wait_until(60, "the program is not ready", || {
+        let read = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+        assert!(task.is_alive(), "{}", read("stderr"));
+        read("stdout").contains("ready")
+    });
+    task
+}
+
+const HOLDER: &str = r#"
+import os, time
+log = open("app.log", "a")
+data = open("data.txt", "r+")
+fixed = open("fixed.txt")
+print("ready", flush=True)
+while True:
+    time.sleep(1000)
+"#;
+
+fn append(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .open(path)
+        .expect("the test has made it");
+    file.write_all(text.as_bytes()).expect("there is room");
+}
+
+#[test]
+fn policies_say_what_may_have_changed() {
+    isolated(
+        "policies_say_what_may_have_changed",
+        &["python3"],
+        |sandbox| {
+            let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
+            for name in ["app.log", "data.txt", "fixed.txt"] {
+                fs::write(dir.join(name), "12345").expect("the directory is ours");
+            }
+            let task = start(sandbox, &dir, HOLDER);
+            task.dump(&images, &[]).expect_success("dump");
+            let refused = |options: &[&str], words: &[&str]| {
+                task.try_restore_with(&images, options)
+                    .expect_refusal(words);
+            };
+
+            // A log may grow, unless it may not.
+            append(&dir.join("app.log"), "6789");
+            refused(
+                &["--file-policy", "*/app.log=exact"],
+                &["app.log", "5 bytes", "9"],
+            );
+            // Other files may not, unless they may.
+            append(&dir.join("data.txt"), "6789");
+            refused(&[], &["data.txt", "5 bytes", "9"]);
+            refused(
+                &["--file-policy", "*.txt=exact", "--file-policy", "*=ignore"],
+                &["data.txt"],
+            );
+            fs::write(dir.join("fixed.txt"), "54321").expect("the directory is ours");
+            let grown = ["--file-policy", "*/data.txt=grown"];
+            refused(
+                &[&grown[..], &["--file-policy", "*/fixed.txt=exact"]].concat(),
+                &["fixed.txt", "last written to"],
+            );
+            fs::write(dir.join("data.txt"), "123").expect("the directory is ours");
+            refused(&grown, &["data.txt", "only 3"]);
+            task.try_restore_with(&images, &["--file-policy", "*.txt=ignore"])
+                .expect_success("restore");
+            task.kill();
+        },
+    );
+}
+
+const MANY: &str = r#"
+import os, time
+kept = [os.open("/etc/hostname" if n % 2 else "/dev/null", os.O_RDONLY) for n in range(150)]
+kept += [fd for _ in range(75) for fd in os.pipe()]
+print("ready", flush=True)
+while True:
+    time.sleep(1000)
+"#;
+
+/// The dumper has duplicates of what it looks at, and a limit of its own.
+#[test]
+fn few_descriptors_are_enough_to_dump_many() {
+    isolated(
+        "few_descriptors_are_enough_to_dump_many",
+        &["python3", "prlimit"],
+        |sandbox| {
+            let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
+            let task = start(sandbox, &dir, MANY);
+            let pid = task.pid().to_string();
+            let mut command = Command::new("prlimit");
+            command.args(["--nofile=40:40"]).arg(firn_path());
+            command.args(["dump", "-t", &pid, "-D"]).arg(&images);
+            sandbox.run(&mut command).expect_success("dump");
+            task.wait_until_gone();
+            task.restore(&images);
+            let count = fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("it lives")
+                .count();
+            assert!(count >= 300, "{count} descriptors are left");
+            task.kill();
+        },
+    );
+}
+
+const WATCHER: &str = r#"
+import ctypes, time
+libc = ctypes.CDLL(None)
+inotify = libc.inotify_init1(0)
+libc.inotify_add_watch(inotify, b".", 0x100)
+open("new", "w").close()
+print("ready", flush=True)
+while True:
+    time.sleep(1000)
+"#;
+
+#[test]
+fn events_that_wait_are_told() {
+    isolated("events_that_wait_are_told", &["python3"], |sandbox| {
+        let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
+        let task = start(sandbox, &dir, WATCHER);
+        let dumped = task.dump(&images, &[]).expect_success("dump");
+        let told = dumped
+            .stderr
+            .contains("bytes of events wait in it and are not saved");
+        assert!(told, "{}", dumped.stderr);
+        task.restore(&images);
+        task.kill();
+    });
+}
