@@ -131,9 +131,12 @@ impl Operation<'_> {
                     .to_owned(),
             );
         }
+        // What can be known before the tree stops is not asked while it stands still.
+        let shared = SharedDump::new()?;
+        let files = FileTable::new(&self.options.file_options());
         self.reporter.phase(Phase::Freeze);
         let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
-        let captured = self.capture(&frozen, &images)?;
+        let captured = self.capture(&frozen, shared, files, &images)?;
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
         warnings.extend_from_slice(captured.files.warnings());
@@ -187,32 +190,37 @@ impl Operation<'_> {
     fn capture(
         &mut self,
         frozen: &FrozenTree,
+        mut shared: SharedDump,
+        mut files: FileTable,
         images: &ImageSetWriter,
     ) -> Result<Captured, DumpError> {
         let tree = frozen.tree();
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
-        let mut shared = SharedDump::new()?;
-        let mut files = FileTable::new(&self.options.file_options());
-        // What /proc tells is read beside what the tracer has to do.
-        let (answers, outside) = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| Outside::read_all(tree));
+        // What /proc tells, which is about half of all, is read beside what the tracer has to do.
+        let (answers, spaces) = std::thread::scope(|scope| {
+            let (told, outside) = mpsc::sync_channel(1);
+            let (asked, have_answered) = mpsc::channel();
+            let reader = scope.spawn(move || {
+                // If nobody is there to hear it, the dump has failed, and nobody waits for the rest.
+                told.send(Outside::read_all(tree)).ok()?;
+                // Before, the maps would show the arena in which the tasks run the programs.
+                have_answered.recv().ok()?;
+                Some(read_address_spaces(tree))
+            });
             let answers = questions::ask(tree)?;
+            let _ = asked.send(());
             self.reporter.phase(Phase::Files);
             files.add_tasks(tree, &mut shared)?;
-            let outside = reader.join().expect("the reader does not panic");
-            Ok::<_, DumpError>((answers, outside.map_err(CoreDumpError::from)?))
-        })?;
-        self.check_cancel()?;
-
-        self.reporter.phase(Phase::Describe);
-        // Reading the memory maps takes the kernel about as long as everything else about the tasks.
-        let spaces = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| read_address_spaces(tree));
+            let outside = outside.recv().expect("the reader does not panic");
+            let outside = outside.map_err(CoreDumpError::from)?;
+            self.check_cancel()?;
+            self.reporter.phase(Phase::Describe);
             self.describe(tree, &answers, &outside, &mut files, images)?;
             let spaces = reader.join().expect("the reader does not panic");
-            Ok::<_, DumpError>(spaces?)
+            let spaces = spaces.expect("the programs have ended");
+            Ok::<_, DumpError>((answers, spaces?))
         })?;
 
         self.reporter.phase(Phase::Memory);
@@ -378,7 +386,7 @@ impl Operation<'_> {
         warnings: Vec<String>,
     ) -> Result<DumpReport, DumpError> {
         let (tasks, threads) = (frozen.tree().tasks.len(), frozen.tree().nr_threads());
-        let (freezing, since) = (frozen.freezing(), frozen.since());
+        let freezing = frozen.freezing();
         self.reporter.phase(Phase::Seal);
         let begun = Instant::now();
         let mut files = captured.files;
@@ -392,15 +400,13 @@ impl Operation<'_> {
         if self.options.leave == Leave::Running {
             // Everything has been read: the tree need not wait for the disk.
             files.release_connections(false);
-            frozen.release(Fate::Resume);
-            frozen_for = since.elapsed();
+            frozen_for = frozen.release(Fate::Resume);
             images.seal(&inventory)?;
         } else {
             images.seal(&inventory)?;
             let killed = self.options.leave == Leave::Killed;
             files.release_connections(killed);
-            frozen.release(if killed { Fate::Kill } else { Fate::Stop });
-            frozen_for = since.elapsed();
+            frozen_for = frozen.release(if killed { Fate::Kill } else { Fate::Stop });
         }
         files.keep();
         let report = DumpReport {

@@ -194,9 +194,15 @@ impl FrozenTree {
         self.freezing
     }
 
-    /// Lets the tree go.
-    pub fn release(mut self, fate: Fate) {
+    /// Lets the tree go. Returns how long it was held, which ends when all run, or are doomed: that killed
+    /// tasks still have to give their memory back is nobody's pause.
+    pub fn release(mut self, fate: Fate) -> Duration {
         self.let_go(fate);
+        let held = self.since.elapsed();
+        if fate == Fate::Kill {
+            stop::reap_killed(&self.tree, &self.seized);
+        }
+        held
     }
 
     fn let_go(&mut self, fate: Fate) {
@@ -225,7 +231,6 @@ impl FrozenTree {
         for task in &self.tree.tasks {
             let _ = sys_task::kill(task.pid, libc_signal::SIGKILL);
         }
-        stop::reap_killed(&self.tree, &self.seized);
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
-use firn_sys::window::Window;
+use firn_sys::uffd::FilePages;
+use firn_sys::window::{Window, is_on_tmpfs};
 use firn_sys::{Errno, Pid};
 
 use super::address_space::PageStats;
@@ -19,7 +20,7 @@ use crate::cancel::CancelFlag;
 /// multiples of it in the pages file.
 const BATCH_BYTES: usize = 512 << 10;
 /// Bytes of the pages file that one worker takes at a time.
-const UNIT_BYTES: u64 = 16 << 20;
+const UNIT_BYTES: u64 = 4 << 20;
 /// From here on two workers are faster than one.
 const PARALLEL_BYTES: u64 = 4 << 20;
 
@@ -179,6 +180,8 @@ struct Job<'a> {
     source: &'a Source<'a>,
     units: Vec<&'a [Batch]>,
     pages: &'a File,
+    /// The same file, where it can be filled without its lock.
+    filled: Option<FilePages>,
     pages_id: u32,
     page_copy: &'a PageCopy<'a>,
     next: AtomicUsize,
@@ -187,8 +190,9 @@ struct Job<'a> {
 /// Copies all batches; big jobs with several workers.
 ///
 /// A worker reads a batch and writes it at its place: while one holds the lock of the file, the other
-/// reads. On a tmpfs, reading straight into a mapping of the file saves a copy but costs a fault for
-/// each page, and huge pages made by MADV_COLLAPSE wait for every processor: both were slower.
+/// reads. On a tmpfs, where that lock is the limit, pages are made by userfaultfd instead (0.6 of the time
+/// with two processors). Reading straight into a mapping saves a copy but costs a fault for each page, and
+/// huge pages made by MADV_COLLAPSE wait for every processor: both were slower.
 fn copy_batches(
     source: &Source<'_>,
     batches: &[Batch],
@@ -206,6 +210,7 @@ fn copy_batches(
         source,
         units: units.collect(),
         pages,
+        filled: filled_beside_the_lock(pages, total, page_copy),
         pages_id,
         page_copy,
         next: AtomicUsize::new(0),
@@ -229,6 +234,14 @@ fn copy_batches(
     });
     let failure = failure.into_inner().unwrap_or_else(|e| e.into_inner());
     failure.map_or(Ok(()), Err)
+}
+
+/// The pages file as one that is filled without its lock, where that pays and can be done.
+fn filled_beside_the_lock(pages: &File, total: u64, page_copy: &PageCopy<'_>) -> Option<FilePages> {
+    if total < PARALLEL_BYTES || page_copy.workers < 2 || !is_on_tmpfs(pages) {
+        return None;
+    }
+    FilePages::new(pages, usize::try_from(total).ok()?).ok()
 }
 
 impl Job<'_> {
@@ -256,8 +269,18 @@ impl Job<'_> {
                 let copied = &self.page_copy.copied;
                 copied.fetch_add(to_u64(batch.len), Ordering::Relaxed);
             }
+            self.leave(unit);
         }
         Ok(())
+    }
+
+    /// Takes the pages of a unit out of our memory, in which they were on their way into the file.
+    fn leave(&self, unit: &[Batch]) {
+        let (Some(filled), Some(first)) = (&self.filled, unit.first()) else {
+            return;
+        };
+        let len = unit.iter().map(|batch| batch.len).sum();
+        filled.leave(to_usize(first.offset), len);
     }
 
     /// Copies a batch through a buffer.
@@ -272,6 +295,14 @@ impl Job<'_> {
             None => buffer.insert(Window::anonymous(BATCH_BYTES).map_err(failed)?),
         };
         self.source.read(batch, window)?;
+        if let Some(filled) = &self.filled
+            && filled
+                .put(window, batch.len, to_usize(batch.offset))
+                .is_ok()
+        {
+            return Ok(());
+        }
+        // Whatever was wrong, such as a full file system, is wrong with a write as well, which says what.
         let mut done = 0;
         while done < batch.len {
             let at = batch.offset + to_u64(done);
@@ -377,6 +408,10 @@ fn read_each(
 
 fn range_of(range: &RemoteRange) -> AddressRange {
     AddressRange::new(range.address, range.address + to_u64(range.len))
+}
+
+fn to_usize(offset: u64) -> usize {
+    usize::try_from(offset).expect("offsets of a file that is mapped whole")
 }
 
 fn to_u64(len: usize) -> u64 {

@@ -2,6 +2,7 @@
 //!
 //! Source: man 2 userfaultfd, man 2 ioctl_userfaultfd.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::window::Window;
@@ -64,6 +65,61 @@ impl Uffd {
     }
 }
 
+/// A file on a tmpfs of which pages are made together with their contents, by several threads at a time.
+///
+/// A write holds the lock of the file while it makes pages, which is most of its time; UFFDIO_COPY into a
+/// mapping makes them without. Only a tmpfs lets itself be filled like this.
+#[derive(Debug)]
+pub struct FilePages {
+    mapping: Window,
+    uffd: Uffd,
+}
+
+// SAFETY: the mapping's memory is touched by the kernel alone, which orders what several threads ask for.
+unsafe impl Sync for FilePages {}
+
+impl FilePages {
+    /// Gives `file`, which is open for reading and writing, `len` bytes of nothing and gets ready to fill
+    /// them.
+    ///
+    /// # Errors
+    /// EINVAL for a file elsewhere; EPERM, ENOSYS without userfaultfd; ENOMEM. The file may have got its
+    /// length.
+    pub fn new(file: &File, len: usize) -> Result<FilePages> {
+        let number = |value: usize| u64::try_from(value).expect("lengths fit 64 bits");
+        file.set_len(number(len))?;
+        let mapping = Window::of_file(file, 0, len)?;
+        let uffd = open()?;
+        ioctl(&uffd, API, &mut API_ARG.clone())?;
+        let whole = number(len.next_multiple_of(4096));
+        ioctl(&uffd, REGISTER, &mut register_arg(mapping.address(), whole))?;
+        Ok(FilePages {
+            mapping,
+            uffd: Uffd(uffd),
+        })
+    }
+
+    /// Makes the pages at `offset` of the file out of the first `len` bytes of the window; whole pages.
+    ///
+    /// # Errors
+    /// As of [`Uffd::copy`]; ENOMEM also for a full file system. Some of the pages may be there then.
+    ///
+    /// # Panics
+    /// If the bytes lie outside of the window or the file.
+    pub fn put(&self, window: &Window, len: usize, offset: usize) -> Result<()> {
+        let to = self.mapping.address_of(offset, len);
+        self.uffd.copy(window, 0, len, to)
+    }
+
+    /// Takes pages out of the memory of this process; they stay in the file.
+    ///
+    /// # Panics
+    /// If they lie outside of the file.
+    pub fn leave(&self, offset: usize, len: usize) {
+        self.mapping.discard(offset, len);
+    }
+}
+
 /// Tries whether pages can be copied into place.
 ///
 /// # Errors
@@ -113,6 +169,29 @@ mod tests {
             }
             Err(error) => panic!("{error}"),
         }
+    }
+
+    #[test]
+    fn a_file_on_a_tmpfs_is_filled_without_being_written_to() {
+        use std::os::unix::fs::FileExt;
+        let file = crate::memfd::create(c"filled", 1).expect("memfd");
+        let pages = match FilePages::new(&file, 4 * 4096) {
+            Ok(pages) => pages,
+            Err(error) => {
+                eprintln!("skipped: userfaultfd cannot fill files here: {error}");
+                return;
+            }
+        };
+        let from = Window::anonymous(8192).expect("memory");
+        from.fill(4096, b"second page");
+        pages.put(&from, 8192, 4096).expect("nothing was there");
+        pages.leave(4096, 8192);
+        assert_eq!(pages.put(&from, 4096, 8192), Err(Errno::EEXIST));
+        drop(pages);
+        let mut seen = [0; 11];
+        file.read_exact_at(&mut seen, 8192).expect("in the file");
+        assert_eq!(&seen, b"second page");
+        assert_eq!(file.metadata().expect("stat").len(), 4 * 4096);
     }
 
     #[test]

@@ -169,6 +169,17 @@ impl Window {
         unsafe { std::ptr::copy_nonoverlapping(at, out.as_mut_ptr(), out.len()) };
     }
 
+    /// Lets go of the pages of a part: those of a file stay in it, others are zeros again.
+    ///
+    /// # Panics
+    /// If the range lies outside.
+    pub fn discard(&self, offset: usize, len: usize) {
+        let at = self.at(offset, len);
+        // SAFETY: `at` checked the range, and nobody holds a reference into a window. A refusal only
+        // leaves the pages counted.
+        let _ = unsafe { madvise(at.cast(), len, Advice::LinuxDontNeed) };
+    }
+
     fn iovec(&self, offset: usize, len: usize) -> libc::iovec {
         libc::iovec {
             iov_base: self.at(offset, len).cast(),
