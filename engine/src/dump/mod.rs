@@ -222,6 +222,7 @@ impl Operation<'_> {
             let spaces = spaces.expect("the programs have ended");
             Ok::<_, DumpError>((answers, spaces?))
         })?;
+        memory::settle_aio(&spaces)?;
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();

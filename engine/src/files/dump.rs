@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::{FdinfoEntry, FileEntry, FownEntry, RemapFilePathEntry};
+use firn_proto::{FdTypes, FdinfoEntry, FileEntry, FownEntry, RemapFilePathEntry};
 use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
@@ -427,6 +427,15 @@ impl MappedFiles for FileTable {
         let id = self.add_link(pid, link, open_flags)?;
         self.mapped.insert(key, id);
         Ok(id)
+    }
+
+    fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32> {
+        let same = self.descriptions.iter().filter(|(key, _)| key.may_be(mapping.inode));
+        let rings = same.flat_map(|(_, known)| known);
+        let mut rings = rings.filter(|known| known.fd_type == FdTypes::FirnUring);
+        let ring = rings.next()?.id;
+        // Kernels that give all rings one inode don't tell whose part it is.
+        rings.all(|other| other.id == ring).then_some(ring)
     }
 
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32 {

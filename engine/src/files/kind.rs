@@ -13,6 +13,7 @@ use super::eventfd::Eventfd;
 use super::fanotify::Fanotify;
 use super::fifo::Fifo;
 use super::inotify::Inotify;
+use super::io_uring::IoUring;
 use super::locks::Line;
 use super::memfd::Memfd;
 use super::namespace::Namespace;
@@ -45,6 +46,7 @@ pub(super) static KINDS: &[&dyn FileKind] = &[
     &Inotify,
     &Fanotify,
     &Pidfd,
+    &IoUring,
     &InetSocketKind,
     &Namespace,
     &BpfMap,

@@ -27,6 +27,7 @@ mod finish;
 mod ghost;
 mod ghost_restore;
 mod inotify;
+mod io_uring;
 mod kind;
 mod late;
 mod link_remap;

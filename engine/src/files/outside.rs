@@ -74,6 +74,18 @@ pub(super) fn obstacles_beside(
     obstacles_among(files, inside, is_ours, held_outside)
 }
 
+/// Who outside the tree has a file without a name that has this inode. Kernels before io_uring and its like got
+/// inodes of their own show the same one for all, so that any holder of such a file counts.
+pub(super) fn holders_of_inode(file: &OpenFile, inside: &[Pid]) -> Vec<Obstacle> {
+    let me = Pid::this();
+    let is_another = |pid: Pid, fd: i32| {
+        let seen = DescriptorDir::open(pid).and_then(|dir| dir.see(fd));
+        pid == me || seen.is_ok_and(|seen| seen.info.ino != file.info.ino)
+    };
+    let files = HashMap::from([(file.link.clone(), file.clone())]);
+    obstacles_among(&files, inside, is_another, |holder, _| held_outside(holder))
+}
+
 /// True for a process that was born into the tree after its list was made, and for one that is gone
 /// already: a tree that is not stopped yet forks while it is looked at.
 fn belongs_to(pid: Pid, inside: &HashSet<Pid>) -> bool {

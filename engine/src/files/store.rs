@@ -8,7 +8,7 @@ use firn_proto::{
     FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FownEntry, RegFileEntry, RemapFilePathEntry,
     RemapType,
 };
-use firn_sys::Pid;
+use firn_sys::{Pid, file};
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
 use super::bpf::Maps;
@@ -47,6 +47,8 @@ pub struct FileStore {
     /// Table of each task.
     table_of: HashMap<Pid, u32>,
     links: HashMap<(u32, u32), OwnedFd>,
+    /// /dev/null, for tasks that have to write to nowhere while they are made.
+    null: Option<OwnedFd>,
     pub(super) options: FileRestoreOptions,
     limit: Option<RaisedDescriptorLimit>,
     network: RestoredNetwork,
@@ -93,6 +95,7 @@ impl FileStore {
             locks: images.read_all(ImageKind::FileLocks, 0)?,
             table_of: HashMap::new(),
             links: HashMap::new(),
+            null: None,
             options: FileRestoreOptions::default(),
             limit: None,
             network: RestoredNetwork::default(),
@@ -297,6 +300,27 @@ impl FileStore {
         let raw = fd.as_raw_fd();
         self.links.insert((id, flags), fd);
         Ok(raw)
+    }
+
+    /// A descriptor of /dev/null, open for writing; it belongs to the store.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn null_fd(&mut self) -> Result<RawFd, FileRestoreError> {
+        if let Some(null) = &self.null {
+            return Ok(null.as_raw_fd());
+        }
+        const NULL: &str = "/dev/null";
+        let flags = (file::O_RDWR | file::O_CLOEXEC).cast_unsigned();
+        let null = file::open(NULL.as_ref(), flags)
+            .map_err(FileRestoreError::refused("open", NULL))?;
+        Ok(self.null.insert(null).as_raw_fd())
+    }
+
+    /// The descriptor of an io_uring ring; None for a file that is none.
+    pub fn ring_fd(&self, id: u32) -> Option<RawFd> {
+        let fd = self.opened.get(&(FdTypes::FirnUring, id))?;
+        Some(fd.as_raw_fd())
     }
 
     /// Number in memfd.img of the memory file behind a file; None where it is no memory file.

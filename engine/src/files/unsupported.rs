@@ -66,7 +66,6 @@ fn device(file: &OpenFile) -> Option<String> {
 
 fn anon_inode_reason(name: &str) -> &'static str {
     match name {
-        "io_uring" => "io_uring rings are not saved",
         "perf_event" => "performance counters are not saved",
         "userfaultfd" => "userfaultfds are not saved",
         "bpf-prog" => "BPF programs are not saved",

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
 use super::FreezeError;
-use crate::task::status::{Status, StatusError};
+use crate::task::status::{Stat, Status, StatusError};
 
 /// Seizing options: mark syscall stops, so that they can't be taken for a SIGTRAP.
 const OPTIONS: u32 = ptrace::O_TRACESYSGOOD;
@@ -27,7 +27,7 @@ const LONG_SEIZE: Duration = Duration::from_millis(10);
 /// What became of a thread that was to be seized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seized {
-    /// It is a zombie or gone.
+    /// It is a zombie or gone, or a worker of io_uring, which is no thread of the program's.
     Dead,
     /// It is traced, and its seccomp filters are suspended.
     Whole,
@@ -59,7 +59,7 @@ pub fn seize(pid: Pid, tid: Pid) -> Result<Seized, FreezeError> {
 }
 
 /// Why a seize was refused; true where this very thread is the tracer from an earlier attempt, false where
-/// the thread is dead.
+/// the thread is dead, or a worker of the kernel's.
 fn is_ours_or_alive(pid: Pid, tid: Pid, source: Errno) -> Result<bool, FreezeError> {
     let status = match Status::read(pid, tid) {
         Ok(status) => status,
@@ -81,6 +81,8 @@ fn is_ours_or_alive(pid: Pid, tid: Pid, source: Errno) -> Result<bool, FreezeErr
                 tracer_name: name.trim_end().to_owned(),
             })
         }
+        // The kernel's own, working for io_uring: nobody can trace it, and it stops with what it works for.
+        _ if Stat::read(tid).is_ok_and(|stat| stat.is_io_worker()) => Ok(false),
         _ => Err(FreezeError::Refused { tid, source }),
     }
 }

@@ -272,6 +272,18 @@ impl Stopper<'_> {
         Ok(())
     }
 
+    /// Gives workers of io_uring free, where the kernel has let them be traced at all. They are no threads of the
+    /// program's, and what they work on has to end before the rings can be dumped.
+    fn let_workers_go(&mut self, process: &Open) {
+        let others = process.known.iter().filter(|tid| **tid != process.pid);
+        let workers: Vec<Pid> = others.copied().filter(|tid| is_io_worker(*tid)).collect();
+        for tid in &workers {
+            let _ = ptrace::detach(*tid, 0);
+            self.traced.remove(tid);
+        }
+        self.frozen.seized.retain(|tid| !workers.contains(tid));
+    }
+
     /// Enters a process whose threads have all stopped, or which has died, into the tree.
     fn settle(&mut self, process: &Open, listed: &[Pid]) -> Result<(), Setback> {
         let pid = process.pid;
@@ -279,6 +291,7 @@ impl Stopper<'_> {
         let Ok(stat) = Stat::read(pid) else {
             return Ok(());
         };
+        self.let_workers_go(process);
         let is_traced = |tid: &Pid| self.traced.contains(tid);
         let mut threads: Vec<Pid> = process.known.iter().copied().filter(is_traced).collect();
         // Something killed one of them, or a thread that nobody knew yet has executed a program.
@@ -305,6 +318,13 @@ impl Stopper<'_> {
         });
         Ok(())
     }
+}
+
+/// Whether a stopped thread is one that the kernel has made to work for io_uring: it has never been in user space,
+/// so nothing can be run in it.
+fn is_io_worker(tid: Pid) -> bool {
+    let is_nowhere = ptrace::general_regs(tid).is_ok_and(|regs| regs.rip == 0 && regs.rsp == 0);
+    is_nowhere && Stat::read(tid).is_ok_and(|stat| stat.is_io_worker())
 }
 
 /// Looks whether an interrupted thread has stopped, letting through the signals it was about to take.

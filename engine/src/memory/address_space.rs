@@ -6,6 +6,7 @@ use firn_sys::Pid;
 use firn_sys::mm::MmFields;
 use firn_sys::procfs;
 
+use super::aio;
 use super::classify::{self, Backing};
 use super::copy::{self, PageCopy};
 use super::error::{MemoryDumpError, SourceError};
@@ -17,6 +18,7 @@ use super::smaps::{self, Mapping};
 use super::survey;
 use super::sysv;
 use super::vma::{Vma, status};
+use crate::obstacle::Obstacle;
 
 /// What only the task itself can tell about its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub trait MappedFiles {
         mapping: &Mapping,
         open_flags: u32,
     ) -> Result<u32, SourceError>;
+
+    /// The file of the io_uring ring that a part of is mapped; None where no task has it open.
+    fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32>;
 
     /// Notes a mapped memory file, whose inode is entry `inode_id` of memfd.img.
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32;
@@ -128,6 +133,11 @@ impl AddressSpace {
         })
     }
 
+    /// The task.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// The mappings as the kernel shows them.
     pub fn mappings(&self) -> &[Mapping] {
         &self.mappings
@@ -210,6 +220,9 @@ impl AddressSpace {
                     let inode = shared.add_mapping(self.pid, mapping)?;
                     files.mapped_memfd(inode, open_flags)
                 }
+                Backing::IoUring => files
+                    .mapped_ring(mapping)
+                    .ok_or_else(|| self.closed_ring(mapping))?,
                 Backing::Segment => shared.add_segment(self.pid, mapping)?,
                 _ => 0,
             };
@@ -219,6 +232,17 @@ impl AddressSpace {
         sysv::check_whole(self.pid, &vmas, |id| shared.segment(id))?;
         classify::join_vvar(&mut vmas);
         Ok(vmas)
+    }
+
+    fn closed_ring(&self, mapping: &Mapping) -> MemoryDumpError {
+        let reason = "the io_uring ring that it belongs to has no descriptor any more";
+        let hint = "let the program unmap it, or keep the ring's descriptor open";
+        MemoryDumpError::Obstacles(vec![Obstacle {
+            pid: self.pid,
+            object: mapping.title(),
+            reason: reason.to_owned(),
+            hint: Some(hint.to_owned()),
+        }])
     }
 
     fn to_image(&self, answers: &MmAnswers, vmas: &[Vma]) -> MmEntry {
@@ -239,7 +263,7 @@ impl AddressSpace {
             mm_saved_auxv: self.auxv.clone(),
             vmas: vmas.iter().map(Vma::to_image).collect(),
             dumpable: Some(answers.dumpable),
-            aios: Vec::new(),
+            aios: aio::entries(vmas),
             thp_disabled: Some(answers.thp_disabled),
             firn: names::to_image(&self.mappings),
         }
@@ -258,6 +282,7 @@ fn guard(range: AddressRange) -> Vma {
         open_flags: None,
         lock_on_fault: false,
         is_sealed: false,
+        is_ring: false,
     }
 }
 

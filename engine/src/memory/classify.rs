@@ -11,10 +11,14 @@
 //! | a file | REGULAR, FILE_PRIVATE or FILE_SHARED | PRIVATE or SHARED |
 //! | a memory file, shared memory | and MEMFD | |
 //! | a System V segment | REGULAR, ANON_SHARED, SYSVIPC | SHARED, ANONYMOUS |
+//! | the ring of an AIO context | AIORING | SHARED |
+//! | a part of an io_uring ring | REGULAR, FILE_SHARED and a flag of ours | SHARED |
 //! | private huge pages | REGULAR, ANON_PRIVATE | and HUGETLB with the size |
 
+use firn_sys::io_uring;
 use firn_sys::mm::{advice, map};
 
+use super::aio;
 use super::smaps::{Mapping, VmFlags};
 use super::sysv;
 use super::vma::{Vma, status};
@@ -32,6 +36,10 @@ pub enum Backing {
     SharedMemory,
     /// A System V segment.
     Segment,
+    /// The ring of an asynchronous I/O context.
+    AioRing,
+    /// A part of an io_uring ring.
+    IoUring,
     /// Nothing that is saved or restored: the page of user probes.
     Nothing,
 }
@@ -65,6 +73,12 @@ pub fn backing(mapping: &Mapping, shmem_device: (u32, u32)) -> Result<Backing, R
     if mapping.inode == 0 && !name.starts_with(b"/") {
         return device_free(flags, Backing::Memory);
     }
+    if name == b"anon_inode:[io_uring]" {
+        return io_uring_part(mapping);
+    }
+    if aio::is_ring(mapping) {
+        return Ok(Backing::AioRing);
+    }
     if let Some(refusal) = refusal_by_name(name) {
         return Err(refusal);
     }
@@ -94,8 +108,23 @@ fn device_free(flags: VmFlags, backing: Backing) -> Result<Backing, Refusal> {
 
 const NO_IO_URING: &str = "let the program close its ring before the dump, or start it without io_uring, \
                            such as with UV_USE_IO_URING=0 for Node";
-const NO_AIO: &str = "let the program call io_destroy before the dump, or start it without native AIO, \
-                      such as with --innodb-use-native-aio=0 for MySQL";
+
+/// What belongs to a ring is mapped from its beginning: only so can it be mapped again.
+fn io_uring_part(mapping: &Mapping) -> Result<Backing, Refusal> {
+    let parts = [
+        io_uring::OFFSET_RINGS,
+        io_uring::OFFSET_COMPLETIONS,
+        io_uring::OFFSET_ENTRIES,
+    ];
+    if parts.contains(&mapping.offset) {
+        return Ok(Backing::IoUring);
+    }
+    let reason = match mapping.offset < io_uring::OFFSET_BUFFERS {
+        true => "a part of an io_uring ring's memory is mapped without its beginning",
+        false => "it is a ring of buffers that the program provides to io_uring",
+    };
+    Err((reason, Some(NO_IO_URING)))
+}
 
 fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
     let starts = |prefix: &str| name.starts_with(prefix.as_bytes());
@@ -104,8 +133,6 @@ fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
             "rings of packet sockets are not supported",
             Some("close the socket before the dump"),
         )
-    } else if starts("anon_inode:[io_uring]") {
-        ("io_uring is not supported", Some(NO_IO_URING))
     } else if starts("anon_inode:[perf_event]") {
         (
             "performance counters are not supported",
@@ -113,8 +140,6 @@ fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
         )
     } else if starts("anon_inode:") {
         ("mappings of this kernel object are not supported", None)
-    } else if starts("/[aio]") {
-        ("asynchronous I/O contexts are not supported", Some(NO_AIO))
     } else if starts("/secretmem") {
         ("secret memory can't be read from outside", None)
     } else if starts("/dev/") && !starts("/dev/zero") && !starts("/dev/shm/") {
@@ -138,6 +163,7 @@ pub fn describe(mapping: &Mapping, backing: Backing) -> Vma {
         open_flags: None,
         lock_on_fault: mapping.flags.has(VmFlags::LOCK_ON_FAULT),
         is_sealed: mapping.flags.has(VmFlags::SEALED),
+        is_ring: backing == Backing::IoUring,
     };
     match backing {
         Backing::Memory | Backing::Nothing => {
@@ -148,13 +174,14 @@ pub fn describe(mapping: &Mapping, backing: Backing) -> Vma {
             }
         }
         Backing::Kernel => describe_kernel(mapping, &mut vma),
+        Backing::AioRing => vma.status = status::AIORING,
         Backing::Segment => {
             vma.offset = mapping.offset;
             vma.flags |= map::ANONYMOUS;
             vma.status |= status::ANON_SHARED | status::SYSVIPC;
             vma.open_flags = Some(open_flags(mapping));
         }
-        Backing::File | Backing::SharedMemory => {
+        Backing::File | Backing::SharedMemory | Backing::IoUring => {
             vma.offset = mapping.offset;
             vma.status |= match mapping.is_shared {
                 true => status::FILE_SHARED,
@@ -338,8 +365,7 @@ mod tests {
     #[test]
     fn refuses_what_it_cannot_restore() {
         for name in [
-            "anon_inode:[io_uring]",
-            "/[aio] (deleted)",
+            "anon_inode:[perf_event]",
             "/dev/mem",
             "/secretmem (deleted)",
             "socket:[44]",

@@ -25,6 +25,10 @@ impl MappingFds for Descriptors<'_> {
         }
         let impossible = |_| format!("there is no file {}", vma.shmid);
         let id = u32::try_from(vma.shmid).map_err(impossible)?;
+        if vma.is_ring {
+            let missing = || format!("files.img has no io_uring ring {id}");
+            return Ok(self.files.ring_fd(id).ok_or_else(missing)?);
+        }
         let Some(inode_id) = self.files.memfd_inode(id) else {
             return Ok(self.files.link_fd(id, vma.open_flags)?);
         };
@@ -36,6 +40,10 @@ impl MappingFds for Descriptors<'_> {
     fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError> {
         let fd = self.files.link_fd(file_id, Some(0))?;
         Ok(if is_own_executable(fd) { KEPT } else { fd })
+    }
+
+    fn null_fd(&mut self) -> Result<i32, SourceError> {
+        Ok(self.files.null_fd()?)
     }
 }
 

@@ -8,6 +8,7 @@ use firn_sys::{Pid, nr};
 
 use super::error::SourceError;
 use super::fresh;
+use super::gap;
 use super::image::MemoryImage;
 use super::names;
 use super::piece::Piece;
@@ -36,6 +37,12 @@ pub trait MappingFds {
     /// # Errors
     /// There is none.
     fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError>;
+
+    /// A descriptor of /dev/null, open for writing.
+    ///
+    /// # Errors
+    /// There is none.
+    fn null_fd(&mut self) -> Result<i32, SourceError>;
 }
 
 /// A mapping for which there is no descriptor.
@@ -104,7 +111,25 @@ impl MemoryPlan {
         p: &mut Program,
         fds: &mut dyn MappingFds,
     ) -> Result<Option<Slot>, MappingFdError> {
-        self.map_phase(p, fds, &self.late)
+        let filled_through = self.map_phase(p, fds, &self.late)?;
+        self.set_up_aio(p, fds)?;
+        Ok(filled_through)
+    }
+
+    /// Makes asynchronous I/O contexts, which land anywhere first: where nothing else is mapped any more.
+    fn set_up_aio(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
+        if self.aio.is_empty() {
+            return Ok(());
+        }
+        let null = fds.null_fd().map_err(|source| MappingFdError {
+            pid: self.image.pid(),
+            mapping: "its asynchronous I/O contexts".to_owned(),
+            source,
+        })?;
+        for context in &self.aio {
+            context.emit(p, &self.image, null);
+        }
+        Ok(())
     }
 
     /// Gives protection, advice, locks and seals, and tells the kernel the shape of the address space. Nothing may be written to the memory after it, and the limits
@@ -162,8 +187,12 @@ impl MemoryPlan {
         fds: &mut dyn MappingFds,
         phase: &Phase,
     ) -> Result<Option<Slot>, MappingFdError> {
+        self.map_rings(p, fds, phase)?;
         for &index in &phase.mapped {
             let vma = self.vma(index);
+            if vma.is_ring {
+                continue;
+            }
             if vma.is(status::SYSVIPC) {
                 self.attach(p, index);
                 continue;
@@ -175,6 +204,26 @@ impl MemoryPlan {
         }
         read_pages(p, &self.image, &phase.read_by_task);
         Ok(fresh::open(p, &phase.fresh))
+    }
+
+    /// Parts of io_uring rings come first, while there is little to fill around them.
+    fn map_rings(
+        &self,
+        p: &mut Program,
+        fds: &mut dyn MappingFds,
+        phase: &Phase,
+    ) -> Result<(), MappingFdError> {
+        let mapped = phase.mapped.iter().copied();
+        let rings: Vec<(&Vma, u32)> = mapped
+            .filter(|&index| self.vma(index).is_ring)
+            .map(|index| (self.vma(index), self.prot_while_filled[index]))
+            .collect();
+        let failed = |vma: &Vma, source| MappingFdError {
+            pid: self.image.pid(),
+            mapping: vma.title(),
+            source,
+        };
+        gap::map_rings(p, fds, &rings, &self.taken, failed)
     }
 
     fn map_one(

@@ -5,6 +5,7 @@ use firn_sys::{Errno, Pid};
 
 use super::range::AddressRange;
 use super::smaps::SmapsParseError;
+use crate::inject::InjectError;
 use crate::obstacle::Obstacle;
 
 /// An error of whoever keeps files and descriptors.
@@ -42,6 +43,9 @@ pub enum MemoryDumpError {
     /// Mappings that can't be dumped; all of them.
     #[error("{}", list(.0))]
     Obstacles(Vec<Obstacle>),
+    /// A task could not be asked about its memory.
+    #[error(transparent)]
+    Ask(#[from] InjectError),
     /// Pages could not be read.
     #[error("can't read memory {range} of task {pid}")]
     Pages {

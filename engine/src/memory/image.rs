@@ -1,10 +1,11 @@
 //! The memory of one task as its images describe it, checked.
 
 use firn_images::{ImageDir, ImageKind, ImageReadError, PagePlace, PageSource, PageSourceError};
-use firn_proto::MmEntry;
+use firn_proto::{AioRingEntry, MmEntry};
 use firn_sys::Pid;
 use firn_sys::mm::{MmFields, TASK_SIZE, map};
 
+use super::aio;
 use super::names::{self, Named};
 use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::{Vma, status};
@@ -69,6 +70,7 @@ pub struct MemoryImage {
     vmas: Vec<Vma>,
     guards: Vec<AddressRange>,
     names: Vec<Named>,
+    aios: Vec<AioRingEntry>,
     pages: PageSource,
 }
 
@@ -86,6 +88,7 @@ impl MemoryImage {
             pid,
             names: names::from_image(&mm, &vmas),
             fields: fields(&mm),
+            aios: mm.aios,
             auxv: mm.mm_saved_auxv,
             exe_file_id: mm.exe_file_id,
             dumpable: mm.dumpable,
@@ -117,6 +120,11 @@ impl MemoryImage {
     /// Names that the program has given to mappings.
     pub fn names(&self) -> &[Named] {
         &self.names
+    }
+
+    /// Asynchronous I/O contexts, one for each mapping that is the ring of one.
+    pub fn aios(&self) -> &[AioRingEntry] {
+        &self.aios
     }
 
     /// Where the contents of pages are.
@@ -257,8 +265,10 @@ fn mappings(pid: Pid, mm: &MmEntry) -> Result<(Vec<Vma>, Vec<AddressRange>), Mem
     for list in [&vmas, &guards] {
         let mut last_end = 0;
         for vma in list {
-            let problem = range_problem(vma, last_end);
-            if let Some(problem) = problem.or_else(|| kind_problem(vma)) {
+            let problem = range_problem(vma, last_end)
+                .or_else(|| kind_problem(vma))
+                .or_else(|| ring_problem(vma, mm));
+            if let Some(problem) = problem {
                 return Err(MemoryLoadError::Corrupt {
                     image: image(),
                     what: "mapping",
@@ -302,6 +312,7 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
         | status::FILE_SHARED
         | status::ANON_SHARED
         | status::ANON_PRIVATE
+        | status::AIORING
         | status::GUARD;
     let kinds = vma.status & KINDS;
     let size = vma.page_size();
@@ -318,13 +329,16 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
     }
 }
 
+fn ring_problem(vma: &Vma, mm: &MmEntry) -> Option<&'static str> {
+    match vma.is(status::AIORING) {
+        true => aio::problem(vma, &mm.aios),
+        false => None,
+    }
+}
+
 fn unsupported(vma: &Vma) -> Option<&'static str> {
     let kinds = [
         (status::SOCKET, "rings of packet sockets can't be restored"),
-        (
-            status::AIORING,
-            "asynchronous I/O contexts can't be restored",
-        ),
         (status::SHSTK, "shadow stacks can't be restored"),
         (
             status::EXT_PLUGIN,

@@ -70,6 +70,7 @@ fn can_inherit(parent: &Vma, child: &Vma) -> bool {
     let never_flags = map::HUGETLB | map::DROPPABLE;
     let is_mappable = child.status & never == 0
         && !child.has_flag(never_flags)
+        && !child.is_ring
         && child.status & status::REGULAR != 0;
     // Whether the kernel calls it heap follows from the addresses alone.
     let heap = status::HEAP;
@@ -104,6 +105,7 @@ mod tests {
             open_flags: None,
             lock_on_fault: false,
             is_sealed: false,
+            is_ring: false,
         }
     }
 

@@ -8,6 +8,7 @@
 //! themselves.
 
 pub mod address_space;
+mod aio;
 pub mod classify;
 mod compare;
 pub mod copy;
@@ -17,6 +18,7 @@ pub mod error;
 pub mod fill;
 pub mod fresh;
 pub mod image;
+mod gap;
 mod inherit;
 mod names;
 pub mod pages;
@@ -33,6 +35,7 @@ pub mod vma;
 mod survey;
 
 pub use address_space::{AddressSpace, DescribedSpace, MappedFiles, MmAnswers, PageStats};
+pub use aio::settle as settle_aio;
 pub use copy::{Buffers, PageCopy};
 pub use descriptors::Descriptors;
 pub use emit::{MappingFdError, MappingFds};

@@ -70,6 +70,13 @@ pub fn find(
         let regions = scan(&pagemap, range).map_err(failed)?;
         sort_out(cluster, &regions, &mut found);
     }
+    // The kernel writes to all of a ring, whatever of it the task has touched.
+    let rings = vmas.iter().filter(|vma| vma.is(status::AIORING));
+    found.runs.extend(rings.map(|vma| Run {
+        range: vma.range,
+        is_lazy: false,
+        way: ReadWay::Direct,
+    }));
     found.runs = set_shared_apart(&pagemap, &found.runs, partly_shared).map_err(failed)?;
     Ok(found)
 }

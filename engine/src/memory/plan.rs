@@ -15,9 +15,10 @@
 
 use std::ops::Range;
 
-use firn_sys::Errno;
+use firn_sys::{Errno, Pid};
 use firn_sys::mm::prot;
 
+use super::aio::{self, AioPlan};
 use super::compare;
 use super::fresh::{self, FreshFacts};
 use super::image::MemoryImage;
@@ -40,6 +41,14 @@ pub enum MemoryPlanError {
         path: String,
         /// Cause.
         source: Errno,
+    },
+    /// The ring of an asynchronous I/O context is not as the kernel writes it.
+    #[error("task {pid}: the aio ring {range} is not as the kernel writes it")]
+    AioRing {
+        /// The task.
+        pid: Pid,
+        /// The ring.
+        range: AddressRange,
     },
     /// The vdso can't be restored.
     #[error(transparent)]
@@ -111,6 +120,10 @@ pub struct MemoryPlan {
     pub(super) early: Phase,
     /// After it.
     pub(super) late: Phase,
+    /// What is mapped when everything but what children inherit is about to be.
+    pub(super) taken: Vec<AddressRange>,
+    /// Asynchronous I/O contexts.
+    pub(super) aio: Vec<AioPlan>,
     /// What happens to the vdso.
     pub(super) vdso: VdsoPlan,
     /// Pages compared with the parent's.
@@ -138,7 +151,7 @@ pub fn plan_tree(
         .collect();
     let drafts = drafts(&tasks, &inheritances)?;
     let mut plans = Vec::with_capacity(tasks.len());
-    for (task, draft) in tasks.into_iter().zip(drafts) {
+    for (task, mut draft) in tasks.into_iter().zip(drafts) {
         let vdso = vdso::plan(
             &task.image,
             facts.vdso.as_ref(),
@@ -146,7 +159,9 @@ pub fn plan_tree(
             &task.instruction_pointers,
             facts.vdso_choice,
         )?;
-        plans.push(draft.into_plan(task.image, vdso, &facts.fresh));
+        let aio = aio::plan(&task.image)?;
+        draft.taken = range::union([draft.taken, vec![hole]].concat());
+        plans.push(draft.into_plan(task.image, vdso, aio, &facts.fresh));
     }
     Ok(plans)
 }
@@ -162,6 +177,7 @@ struct Draft {
     late: Vec<usize>,
     early_pieces: Vec<Piece>,
     late_pieces: Vec<Piece>,
+    taken: Vec<AddressRange>,
     nr_compared: u64,
     nr_shared: u64,
 }
@@ -206,6 +222,9 @@ fn drafts(
             maker.map(|(parent, draft, _)| (parent, draft)),
             is_maker[index],
         )?;
+        if image.vmas().iter().any(|vma| vma.is_ring) {
+            draft.taken = had_at_fork(image, &draft, inheritance);
+        }
         drafts.push(draft);
     }
     Ok(drafts)
@@ -240,6 +259,7 @@ impl Draft {
                 false => Vec::new(),
             };
             self.prot_while_filled.push(match pieces.is_empty() {
+                true if vma.is(status::AIORING) => aio::PROT_AT_FIRST,
                 true => vma.prot,
                 false => prot::READ | prot::WRITE,
             });
@@ -287,7 +307,13 @@ impl Draft {
         Ok(())
     }
 
-    fn into_plan(self, image: MemoryImage, vdso: VdsoPlan, facts: &FreshFacts) -> MemoryPlan {
+    fn into_plan(
+        self,
+        image: MemoryImage,
+        vdso: VdsoPlan,
+        aio: Vec<AioPlan>,
+        facts: &FreshFacts,
+    ) -> MemoryPlan {
         let total = piece::nr_pages(&self.early_pieces) + piece::nr_pages(&self.late_pieces);
         let is_large = total * range::PAGE_SIZE > MAX_READ_BY_TASK;
         let phase = |mapped: Vec<usize>, pieces: Vec<Piece>| {
@@ -311,6 +337,8 @@ impl Draft {
             dropped: self.dropped,
             unprotected: self.unprotected,
             prot_while_filled: self.prot_while_filled,
+            taken: self.taken,
+            aio,
             vdso,
             nr_compared: self.nr_compared,
             nr_shared: self.nr_shared,
@@ -318,9 +346,10 @@ impl Draft {
     }
 }
 
-/// False for what the kernel maps: vdso, vvar and vsyscall have their own ways.
+/// False for what the kernel maps: vdso, vvar, vsyscall and rings of contexts have their own ways.
 fn is_mapped_by_us(vma: &Vma) -> bool {
-    let kernel = status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES;
+    let kernel =
+        status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES | status::AIORING;
     vma.status & kernel == 0
 }
 

@@ -66,6 +66,8 @@ pub struct Vma {
     pub lock_on_fault: bool,
     /// Sealed against changes.
     pub is_sealed: bool,
+    /// A part of an io_uring ring.
+    pub is_ring: bool,
 }
 
 impl Vma {
@@ -91,7 +93,7 @@ impl Vma {
 
     /// Whether its pages belong to the process alone and are saved with it.
     pub fn has_own_pages(&self) -> bool {
-        let private = status::FILE_PRIVATE | status::ANON_PRIVATE;
+        let private = status::FILE_PRIVATE | status::ANON_PRIVATE | status::AIORING;
         let never = status::VVAR | status::VSYSCALL | status::UPROBES | status::GUARD;
         self.status & private != 0 && self.status & never == 0 && !self.has_flag(map::DROPPABLE)
     }
@@ -116,7 +118,9 @@ impl Vma {
             () if self.is(status::VVAR) => "vvar",
             () if self.is(status::VSYSCALL) => "vsyscall",
             () if self.is(status::GUARD) => "guard region",
+            () if self.is(status::AIORING) => "aio ring",
             () if self.is(status::HEAP) => "heap",
+            () if self.is_ring => "io_uring ring",
             () if self.is(status::MEMFD) => "memory file",
             () if self.is(status::FILE_PRIVATE) => "private file",
             () if self.is(status::FILE_SHARED) => "shared file",
@@ -136,7 +140,7 @@ impl Vma {
 
     /// Encodes it for an image.
     pub fn to_image(&self) -> VmaEntry {
-        let extension = self.lock_on_fault || self.is_sealed;
+        let extension = self.lock_on_fault || self.is_sealed || self.is_ring;
         VmaEntry {
             start: self.range.start,
             end: self.range.end,
@@ -151,6 +155,7 @@ impl Vma {
             firn: extension.then_some(FirnVmaEntry {
                 lock_on_fault: self.lock_on_fault.then_some(true),
                 sealed: self.is_sealed.then_some(true),
+                io_uring: self.is_ring.then_some(true),
             }),
         }
     }
@@ -169,6 +174,7 @@ impl Vma {
             open_flags: entry.fdflags,
             lock_on_fault: firn.lock_on_fault.unwrap_or(false),
             is_sealed: firn.sealed.unwrap_or(false),
+            is_ring: firn.io_uring.unwrap_or(false),
         }
     }
 }

@@ -58,6 +58,8 @@ pub enum Arg {
     Slot(Slot),
     /// The address of a word of the arena.
     Word(Word),
+    /// The 64-bit value that bytes of the program's data hold when the record runs.
+    Held(Data),
 }
 
 impl From<u64> for Arg {
@@ -215,7 +217,7 @@ impl Program {
     /// program is placed.
     ///
     /// # Panics
-    /// For slot and word values, which have no place in data.
+    /// For values that are known only when the program runs, which have no place in data.
     pub fn table(&mut self, values: &[Arg]) -> Data {
         let table = self.space(8 * values.len());
         for (i, value) in values.iter().enumerate() {
@@ -226,7 +228,7 @@ impl Program {
                     self.pointers.push(at);
                     u64::try_from(data.offset).expect("a program's data fits 64 bits")
                 }
-                Arg::Slot(_) | Arg::Word(_) => panic!("only immediates and data go into a table"),
+                Arg::Slot(_) | Arg::Word(_) | Arg::Held(_) => panic!("only immediates and data go into a table"),
             };
             self.data[at..at + 8].copy_from_slice(&raw.to_le_bytes());
         }

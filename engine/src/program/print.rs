@@ -79,6 +79,7 @@ fn argument(out: &mut String, arg: Arg) -> fmt::Result {
         Arg::Imm(value) if value > 0xffff => write!(out, "{value:#x}"),
         Arg::Imm(value) => write!(out, "{value}"),
         Arg::Data(data) => write!(out, "data+{:#x}", data.offset),
+        Arg::Held(data) => write!(out, "*data+{:#x}", data.offset),
         Arg::Slot(slot) => write!(out, "s{}", slot.0),
         Arg::Word(word) => write!(out, "w{}", word.0),
     }

@@ -264,7 +264,7 @@ impl Placed {
                 record.flags = if *retry { FLAG_RETRY } else { 0 };
                 for (i, arg) in args.iter().enumerate() {
                     record.args[i] = self.value(id, *arg);
-                    if matches!(arg, Arg::Slot(_)) {
+                    if matches!(arg, Arg::Slot(_) | Arg::Held(_)) {
                         record.indirect |= 1 << i;
                     }
                 }
@@ -293,7 +293,7 @@ impl Placed {
     fn value(&self, id: ProgramId, arg: Arg) -> u64 {
         match arg {
             Arg::Imm(value) => value,
-            Arg::Data(data) => self.address(self.data_offset(id, data)),
+            Arg::Data(data) | Arg::Held(data) => self.address(self.data_offset(id, data)),
             Arg::Slot(slot) => self.address(self.slot_offset(id, slot)),
             Arg::Word(word) => self.address(self.word_offset(word)),
         }

@@ -200,6 +200,7 @@ pub struct Stat {
 
 /// PF_FORKNOEXEC and friends are not ours; this one marks kernel threads.
 const PF_KTHREAD: u32 = 0x0020_0000;
+const PF_IO_WORKER: u32 = 0x10;
 
 impl Stat {
     /// Reads the stat line of a process.
@@ -240,6 +241,11 @@ impl Stat {
     /// True for a kernel thread.
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
+    }
+
+    /// True for a thread of the process that the kernel has made to work for io_uring.
+    pub fn is_io_worker(&self) -> bool {
+        self.flags & PF_IO_WORKER != 0
     }
 }
 

@@ -15,6 +15,7 @@ pub mod fcntl;
 pub mod file;
 pub mod fsnotify;
 pub mod futex;
+pub mod io_uring;
 pub mod kcmp;
 pub mod mapping;
 pub mod memfd;

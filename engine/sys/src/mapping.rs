@@ -46,9 +46,17 @@ impl SharedMapping {
     /// # Errors
     /// As man 2 mmap.
     pub fn of_file(fd: BorrowedFd<'_>, len: usize) -> Result<SharedMapping> {
+        SharedMapping::of_part(fd, 0, len)
+    }
+
+    /// Maps `len` bytes of `fd` from `offset` on shared, readable and writable.
+    ///
+    /// # Errors
+    /// As man 2 mmap.
+    pub fn of_part(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<SharedMapping> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let got = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0) }?;
+        let got = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, offset) }?;
         Ok(SharedMapping {
             start: non_null(got),
             len,

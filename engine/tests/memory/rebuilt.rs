@@ -53,6 +53,10 @@ impl MappingFds for Descriptors<'_> {
     fn exe_fd(&mut self, _: u32) -> Result<i32, BoxError> {
         Ok(self.exe.as_raw_fd())
     }
+
+    fn null_fd(&mut self) -> Result<i32, BoxError> {
+        Err("the victim has no asynchronous I/O context".into())
+    }
 }
 
 /// What all programs of a restore have in common.

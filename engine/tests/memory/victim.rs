@@ -286,6 +286,10 @@ impl MappedFiles for Files {
         Ok(id)
     }
 
+    fn mapped_ring(&mut self, _: &smaps::Mapping) -> Option<u32> {
+        None
+    }
+
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32 {
         let id = u32::try_from(self.files.len() + self.memfds.len() + 1).expect("few");
         self.memfds.insert(id, (inode_id, open_flags));

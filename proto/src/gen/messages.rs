@@ -1906,6 +1906,9 @@ pub struct FileEntry {
     pub bpf: ::core::option::Option<::prost::alloc::boxed::Box<BpfmapFileEntry>>,
     #[prost(message, optional, tag = "22")]
     pub pidfd: ::core::option::Option<PidfdEntry>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn_uring: ::core::option::Option<FirnUringEntry>,
 }
 impl ::prost::Name for FileEntry {
 const NAME: &'static str = "file_entry";
@@ -1936,6 +1939,8 @@ pub enum FdTypes {
     Memfd = 18,
     Bpfmap = 19,
     Pidfd = 20,
+    /// Extension: an io_uring ring.
+    FirnUring = 20000,
     CtlTty = 65534,
     AutofsPipe = 65535,
 }
@@ -1967,6 +1972,7 @@ impl FdTypes {
             Self::Memfd => "MEMFD",
             Self::Bpfmap => "BPFMAP",
             Self::Pidfd => "PIDFD",
+            Self::FirnUring => "FIRN_URING",
             Self::CtlTty => "CTL_TTY",
             Self::AutofsPipe => "AUTOFS_PIPE",
         }
@@ -1995,6 +2001,7 @@ impl FdTypes {
             "MEMFD" => Some(Self::Memfd),
             "BPFMAP" => Some(Self::Bpfmap),
             "PIDFD" => Some(Self::Pidfd),
+            "FIRN_URING" => Some(Self::FirnUring),
             "CTL_TTY" => Some(Self::CtlTty),
             "AUTOFS_PIPE" => Some(Self::AutofsPipe),
             _ => None,
@@ -2091,6 +2098,74 @@ impl ::prost::Name for FileLockEntry {
 const NAME: &'static str = "file_lock_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "file_lock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_lock_entry".into() }}
+/// Extension. Memory that is registered with a ring; no length for a place that is empty.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUringBuffer {
+    #[prost(uint64, required, tag = "1")]
+    pub address: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub len_bytes: u64,
+}
+impl ::prost::Name for FirnUringBuffer {
+const NAME: &'static str = "firn_uring_buffer";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_buffer".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_buffer".into() }}
+/// Extension. An io_uring ring with nothing in flight.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FirnUringEntry {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    /// Flags of the open file.
+    #[prost(uint32, required, tag = "2")]
+    pub flags: u32,
+    #[prost(message, required, tag = "3")]
+    pub fown: FownEntry,
+    /// IORING_SETUP_* bits, as far as the kernel shows them.
+    #[prost(uint32, required, tag = "4")]
+    pub setup_flags: u32,
+    #[prost(uint32, required, tag = "5")]
+    pub sq_entries: u32,
+    #[prost(uint32, required, tag = "6")]
+    pub cq_entries: u32,
+    /// Indices; they count on beyond the number of entries.
+    #[prost(uint32, required, tag = "7")]
+    pub sq_head: u32,
+    #[prost(uint32, required, tag = "8")]
+    pub sq_tail: u32,
+    #[prost(uint32, required, tag = "9")]
+    pub cq_head: u32,
+    #[prost(uint32, required, tag = "10")]
+    pub cq_tail: u32,
+    /// Entries that the kernel could not take, completions that it could not keep.
+    #[prost(uint32, optional, tag = "11")]
+    pub sq_dropped: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "12")]
+    pub cq_overflow: ::core::option::Option<u32>,
+    /// IORING_CQ_* bits.
+    #[prost(uint32, optional, tag = "13")]
+    pub cq_flags: ::core::option::Option<u32>,
+    /// All entries, in use or not.
+    #[prost(bytes = "vec", required, tag = "14")]
+    pub sqes: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "vec", required, tag = "15")]
+    pub cqes: ::prost::alloc::vec::Vec<u8>,
+    /// Indices of submission entries, 32 bits each.
+    #[prost(bytes = "vec", optional, tag = "16")]
+    pub sq_array: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// The processor that the thread which submits keeps to.
+    #[prost(uint32, optional, tag = "17")]
+    pub sq_thread_cpu: ::core::option::Option<u32>,
+    /// The process of the thread that submits.
+    #[prost(uint32, optional, tag = "18")]
+    pub owner: ::core::option::Option<u32>,
+    /// Registered memory of the process `owner`.
+    #[prost(message, repeated, tag = "19")]
+    pub buffers: ::prost::alloc::vec::Vec<FirnUringBuffer>,
+}
+impl ::prost::Name for FirnUringEntry {
+const NAME: &'static str = "firn_uring_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_entry".into() }}
 /// Who gets which signal when a descriptor becomes ready (F_SETOWN, F_SETSIG).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FownEntry {
@@ -4891,6 +4966,9 @@ pub struct FirnVmaEntry {
     /// Sealed against changes of the mapping.
     #[prost(bool, optional, tag = "2")]
     pub sealed: ::core::option::Option<bool>,
+    /// A part of the io_uring ring whose file shmid names; pgoff says which.
+    #[prost(bool, optional, tag = "3")]
+    pub io_uring: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnVmaEntry {
 const NAME: &'static str = "firn_vma_entry";

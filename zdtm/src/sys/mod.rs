@@ -3,6 +3,7 @@
 //! Workloads test exact kernel behaviour, so these go past libraries that soften it (retries, cached
 //! ids, hidden buffers).
 
+mod aio;
 mod anonymous;
 mod bpf;
 mod cpu;
@@ -13,6 +14,7 @@ mod memory;
 mod objects;
 mod process;
 mod rights;
+mod ring;
 mod robust;
 mod signal;
 mod sockets;
@@ -22,6 +24,7 @@ mod time;
 mod timers;
 mod vdso;
 
+pub use aio::*;
 pub use anonymous::*;
 pub use bpf::*;
 pub use cpu::*;
@@ -32,6 +35,7 @@ pub use memory::*;
 pub use objects::*;
 pub use process::*;
 pub use rights::*;
+pub use ring::*;
 pub use robust::*;
 pub use signal::*;
 pub use sockets::*;

@@ -116,17 +116,6 @@ pub fn signalfd(set: u64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Makes an io_uring ring of eight entries.
-pub fn io_uring() -> io::Result<OwnedFd> {
-    let mut parameters = [0u32; 30];
-    let nr = libc::SYS_io_uring_setup;
-    // SAFETY: the parameters have the kernel's size and live through the call.
-    let number = unsafe { libc::syscall(nr, 8, parameters.as_mut_ptr()) };
-    let number = i32::try_from(super::check_long(number)?).map_err(io::Error::other)?;
-    // SAFETY: the call has just returned the descriptor to us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 /// Makes a counter of the CPU time of this task, which every kernel has.
 pub fn perf_event() -> io::Result<OwnedFd> {
     const SOFTWARE: u32 = 1;
@@ -156,12 +145,4 @@ fn truncate(file: &OwnedFd, len: usize) -> io::Result<()> {
     let len = i64::try_from(len).map_err(io::Error::other)?;
     // SAFETY: numbers only.
     check(unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop)
-}
-
-/// Makes an asynchronous I/O context and returns its id.
-pub fn aio_context() -> io::Result<u64> {
-    let mut context = 0u64;
-    // SAFETY: the id lives through the call.
-    super::check_long(unsafe { libc::syscall(libc::SYS_io_setup, 8, &raw mut context) })?;
-    Ok(context)
 }

@@ -5,6 +5,7 @@ mod memory;
 mod odd;
 mod refusals;
 mod registers;
+mod requests;
 mod scripts;
 mod seccomp;
 mod signals;
@@ -26,6 +27,7 @@ static AREAS: &[&[&Workload]] = &[
     seccomp::ALL,
     memory::ALL,
     files::ALL,
+    requests::ALL,
     sockets::ALL,
     odd::ALL,
     scripts::ALL,

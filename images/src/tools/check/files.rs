@@ -72,6 +72,7 @@ fn inner_id(file: &FileEntry) -> Option<u32> {
         FdTypes::Memfd => file.memfd.as_ref()?.id,
         FdTypes::Bpfmap => file.bpf.as_ref()?.id,
         FdTypes::Pidfd => file.pidfd.as_ref()?.id,
+        FdTypes::FirnUring => file.firn_uring.as_ref()?.id,
         FdTypes::Und | FdTypes::CtlTty | FdTypes::AutofsPipe => return None,
     })
 }

@@ -63,6 +63,8 @@ fn check_backing(set: &SetImages, pid: u64, vma: &VmaEntry, found: &mut Findings
     let file = |kind| unknown || u32::try_from(id).is_ok_and(|id| set.file(kind, id).is_some());
     let missing = if has(status::PLUGIN | status::AIORING | status::GUARD) {
         None
+    } else if vma.firn.and_then(|firn| firn.io_uring) == Some(true) {
+        (!file(FdTypes::FirnUring)).then_some("io_uring ring")
     } else if has(status::MEMFD) {
         (!file(FdTypes::Memfd)).then_some("memfd")
     } else if has(status::SOCKET) {

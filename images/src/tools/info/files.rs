@@ -97,6 +97,7 @@ fn kind_of(file: &FileEntry) -> &'static str {
         FdTypes::Memfd => "memfd",
         FdTypes::Bpfmap => "bpf map",
         FdTypes::Pidfd => "pidfd",
+        FdTypes::FirnUring => "io_uring ring",
         FdTypes::AutofsPipe => "autofs pipe",
         FdTypes::Und => "unknown",
     }

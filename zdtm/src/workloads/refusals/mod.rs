@@ -20,10 +20,6 @@ static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaul
 })
 .needs(&[Need::Root])
 .refused(&["userfaultfd"]);
-static IO_URING: Workload = Workload::new("refusals/io-uring", "an io_uring ring", |stage| {
-    hold(stage, sys::io_uring)
-})
-.refused(&["io_uring"]);
 static PERF_EVENT: Workload =
     Workload::new("refusals/perf-event", "a performance counter", |stage| {
         hold(stage, sys::perf_event)
@@ -35,10 +31,6 @@ static SECRET: Workload = Workload::new(
     |stage| hold(stage, || sys::secret_memory(sys::PAGE)),
 )
 .refused(&["secret"]);
-static AIO: Workload = Workload::new("refusals/aio", "an asynchronous I/O context", |stage| {
-    hold(stage, sys::aio_context)
-})
-.refused(&["asynchronous i/o", "io_destroy"]);
 static TRACED_FROM_OUTSIDE: Workload = Workload::new(
     "refusals/traced-from-outside",
     "a task that a debugger outside of its tree traces",
@@ -99,10 +91,8 @@ static TRACED: Workload =
 pub static ALL: &[&Workload] = &[
     &NETLINK_SOCKET,
     &USERFAULTFD,
-    &IO_URING,
     &PERF_EVENT,
     &SECRET,
-    &AIO,
     &TRACED_FROM_OUTSIDE,
     &UTS_NAMESPACE,
     &MOUNT_NAMESPACE,

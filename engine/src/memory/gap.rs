@@ -1,0 +1,122 @@
+//! Mappings that the kernel puts where it likes: those of io_uring rings.
+//!
+//! A ring can't be mapped at an address of one's choice, nor moved afterwards: the kernel answers EINVAL. It takes
+//! the highest or lowest room that is large enough, so the old place is made the only one: all other room is filled
+//! with mappings that can't be used and cost nothing, and emptied again.
+//!
+//! Source: linux io_uring/memmap.c, io_uring_get_unmapped_area (Linux 6.4).
+
+use firn_sys::mm::{TASK_SIZE, map};
+use firn_sys::nr;
+
+use super::emit::{MappingFdError, MappingFds};
+use super::range::{self, AddressRange, PAGE_SIZE};
+use super::vma::Vma;
+use crate::program::{Arg, Program, Rule};
+
+/// The lowest address that anybody may map at.
+const FIRST: u64 = 0x1_0000;
+/// Below it the kernel does not look when it is told so.
+const FOUR_GIB: u64 = 1 << 32;
+/// Tells it so.
+const MAP_ABOVE4G: u32 = 0x80;
+
+/// What is filled so that only `wanted` is left, in an address space in which `taken` is mapped.
+fn filler(taken: &[AddressRange], wanted: &[AddressRange]) -> Vec<AddressRange> {
+    let shortest = wanted.iter().map(|range| range.len()).min();
+    let shortest = shortest.unwrap_or(PAGE_SIZE);
+    let room = range::subtract(&[AddressRange::new(FIRST, TASK_SIZE)], taken);
+    let room = room.into_iter();
+    room.filter(|range| range.len() >= shortest).collect()
+}
+
+/// Adds the records that map parts of rings at their places. `taken` is everything that is mapped then.
+///
+/// # Errors
+/// There is no descriptor of a ring.
+pub(super) fn map_rings(
+    p: &mut Program,
+    fds: &mut dyn MappingFds,
+    rings: &[(&Vma, u32)],
+    taken: &[AddressRange],
+    failed: impl Fn(&Vma, super::error::SourceError) -> MappingFdError,
+) -> Result<(), MappingFdError> {
+    if rings.is_empty() {
+        return Ok(());
+    }
+    let wanted: Vec<AddressRange> = rings.iter().map(|(vma, _)| vma.range).collect();
+    let filler = filler(taken, &wanted);
+    for range in &filler {
+        fill(p, *range);
+    }
+    for (vma, prot) in rings {
+        let fd = fds.mapping_fd(vma).map_err(|source| failed(vma, source))?;
+        empty(p, vma.range);
+        let mut flags = map::SHARED;
+        if vma.range.start >= FOUR_GIB {
+            flags |= MAP_ABOVE4G;
+        }
+        let args = [
+            0.into(),
+            vma.range.len().into(),
+            (*prot).into(),
+            flags.into(),
+            fd.into(),
+            vma.offset.into(),
+        ];
+        let why = format!("mmap of {} into the only room", vma.title());
+        p.call(
+            nr::MMAP,
+            &args,
+            Rule::Exact(vma.range.start.cast_signed()),
+            why,
+        );
+    }
+    for range in range::subtract(&filler, &range::union(wanted)) {
+        empty(p, range);
+    }
+    Ok(())
+}
+
+fn fill(p: &mut Program, range: AddressRange) {
+    let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | map::FIXED_NOREPLACE;
+    let args = [
+        Arg::from(range.start),
+        range.len().into(),
+        0.into(),
+        flags.into(),
+        (-1).into(),
+        0.into(),
+    ];
+    let why = format!("filling the room [{range}]");
+    p.call(
+        nr::MMAP,
+        &args,
+        Rule::Exact(range.start.cast_signed()),
+        why,
+    );
+}
+
+fn empty(p: &mut Program, range: AddressRange) {
+    let args = [range.start.into(), range.len().into()];
+    let why = format!("emptying the room [{range}]");
+    p.call(nr::MUNMAP, &args, Rule::Exact(0), why);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_room_is_filled_that_is_large_enough() {
+        let at = |start, end| AddressRange::new(start, end);
+        let taken = [at(0x20000, 0x30000), at(0x31000, 0x40000)];
+        let wanted = [at(0x50000, 0x52000)];
+        assert_eq!(
+            filler(&taken, &wanted),
+            [at(FIRST, 0x20000), at(0x40000, TASK_SIZE)]
+        );
+        let small = [at(0x30000, 0x31000)];
+        assert_eq!(filler(&taken, &small).len(), 3);
+    }
+}
