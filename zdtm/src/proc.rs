@@ -156,7 +156,16 @@ pub fn numbers(dir: &str) -> io::Result<Vec<i32>> {
 
 /// Lists the threads of a process.
 pub fn threads(pid: impl Display) -> io::Result<Vec<i32>> {
-    numbers(&format!("/proc/{pid}/task"))
+    let mut threads = numbers(&format!("/proc/{pid}/task"))?;
+    threads.retain(|tid| !is_io_worker(&format!("{pid}/task/{tid}")));
+    Ok(threads)
+}
+
+/// Threads that the kernel has made to work for io_uring come and go; they are none of the program's.
+fn is_io_worker(thread: &str) -> bool {
+    const PF_IO_WORKER: u32 = 0x10;
+    let flags = stat(thread).ok().and_then(|stat| stat.get(9)?.parse().ok());
+    flags.is_some_and(|flags: u32| flags & PF_IO_WORKER != 0)
 }
 
 /// Lists a process and all that descend from it, parents first; empty when it is gone.

@@ -210,9 +210,10 @@ impl Operation<'_> {
                 Some(read_address_spaces(tree))
             });
             let answers = questions::ask(tree)?;
-            let _ = asked.send(());
             self.reporter.phase(Phase::Files);
             files.add_tasks(tree, &mut shared)?;
+            files.ask_for_rings(tree)?;
+            let _ = asked.send(());
             let outside = outside.recv().expect("the reader does not panic");
             let outside = outside.map_err(CoreDumpError::from)?;
             self.check_cancel()?;

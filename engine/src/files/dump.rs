@@ -430,7 +430,11 @@ impl MappedFiles for FileTable {
     }
 
     fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32> {
-        let same = self.descriptions.iter().filter(|(key, _)| key.may_be(mapping.inode));
+        let same = self
+            .descriptions
+            .by_key
+            .iter()
+            .filter(|(key, _)| key.may_be(mapping.inode));
         let rings = same.flat_map(|(_, known)| known);
         let mut rings = rings.filter(|known| known.fd_type == FdTypes::FirnUring);
         let ring = rings.next()?.id;

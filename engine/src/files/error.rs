@@ -7,6 +7,7 @@ use firn_sys::{Errno, Pid};
 
 use super::open_file::ProcReadError;
 use super::plugin::PluginError;
+use crate::inject::InjectError;
 use crate::network_lock::NetworkLockError;
 use crate::obstacle::Obstacle;
 
@@ -16,6 +17,9 @@ pub type MemfdSourceError = Box<dyn std::error::Error + Send + Sync>;
 /// Why open files could not be dumped.
 #[derive(Debug, thiserror::Error)]
 pub enum FileDumpError {
+    /// The tasks could not be asked about their files.
+    #[error(transparent)]
+    Ask(#[from] InjectError),
     /// Something can't be dumped; nothing has been changed.
     #[error("{}", list(.0))]
     Obstacles(Vec<Obstacle>),

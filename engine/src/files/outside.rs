@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use firn_sys::{Pid, file};
 
-use super::open_file::{OpenFile, Trouble, links_of};
+use super::open_file::{DescriptorDir, OpenFile, Trouble, links_of};
 use super::survey::held_outside;
 use crate::crew;
 use crate::obstacle::Obstacle;

@@ -8,8 +8,8 @@ use firn_proto::{
     FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FownEntry, RegFileEntry, RemapFilePathEntry,
     RemapType,
 };
-use firn_sys::{Pid, file};
 use firn_sys::rlimit::{self, RaisedDescriptorLimit};
+use firn_sys::{Pid, file};
 
 use super::bpf::Maps;
 use super::entries::{self, Entries};
@@ -312,8 +312,8 @@ impl FileStore {
         }
         const NULL: &str = "/dev/null";
         let flags = (file::O_RDWR | file::O_CLOEXEC).cast_unsigned();
-        let null = file::open(NULL.as_ref(), flags)
-            .map_err(FileRestoreError::refused("open", NULL))?;
+        let null =
+            file::open(NULL.as_ref(), flags).map_err(FileRestoreError::refused("open", NULL))?;
         Ok(self.null.insert(null).as_raw_fd())
     }
 

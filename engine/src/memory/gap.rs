@@ -12,7 +12,7 @@ use firn_sys::nr;
 use super::emit::{MappingFdError, MappingFds};
 use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::Vma;
-use crate::program::{Arg, Program, Rule};
+use crate::program::{Arg, Program, Rule, Slot};
 
 /// The lowest address that anybody may map at.
 const FIRST: u64 = 0x1_0000;
@@ -20,6 +20,10 @@ const FIRST: u64 = 0x1_0000;
 const FOUR_GIB: u64 = 1 << 32;
 /// Tells it so.
 const MAP_ABOVE4G: u32 = 0x80;
+/// More than is left around the arena.
+const LONGEST: u64 = 8 << 30;
+const ENOMEM: i32 = 12;
+const EINVAL: i32 = 22;
 
 /// What is filled so that only `wanted` is left, in an address space in which `taken` is mapped.
 fn filler(taken: &[AddressRange], wanted: &[AddressRange]) -> Vec<AddressRange> {
@@ -49,6 +53,8 @@ pub(super) fn map_rings(
     for range in &filler {
         fill(p, *range);
     }
+    let shortest = wanted.iter().map(|range| range.len()).min();
+    let rest = fill_rest(p, shortest.unwrap_or(PAGE_SIZE));
     for (vma, prot) in rings {
         let fd = fds.mapping_fd(vma).map_err(|source| failed(vma, source))?;
         empty(p, vma.range);
@@ -72,10 +78,48 @@ pub(super) fn map_rings(
             why,
         );
     }
+    for (place, len) in rest {
+        let why = "emptying room beside the arena";
+        // Where there was no room the place is an errno, which is no address.
+        p.call(
+            nr::MUNMAP,
+            &[place.into(), len.into()],
+            Rule::OkOr(EINVAL),
+            why,
+        );
+    }
     for range in range::subtract(&filler, &range::union(wanted)) {
         empty(p, range);
     }
     Ok(())
+}
+
+/// Fills what is left around the arena, whose length is not known yet: with ever shorter mappings where the kernel
+/// likes, until none is as long as the shortest that is wanted.
+fn fill_rest(p: &mut Program, shortest: u64) -> Vec<(Slot, u64)> {
+    let mut filled = Vec::new();
+    let mut len = LONGEST;
+    let mut is_last = false;
+    while !is_last {
+        is_last = len <= shortest;
+        // Room before the arena and behind it.
+        for _ in 0..2 {
+            let flags = map::PRIVATE | map::ANONYMOUS | map::NORESERVE | MAP_ABOVE4G;
+            let args = [
+                0.into(),
+                len.into(),
+                0.into(),
+                flags.into(),
+                (-1).into(),
+                0.into(),
+            ];
+            let why = "filling room beside the arena";
+            let place = p.call_to_slot(nr::MMAP, &args, Rule::OkOr(ENOMEM), why);
+            filled.push((place, len));
+        }
+        len /= 2;
+    }
+    filled
 }
 
 fn fill(p: &mut Program, range: AddressRange) {
@@ -89,12 +133,7 @@ fn fill(p: &mut Program, range: AddressRange) {
         0.into(),
     ];
     let why = format!("filling the room [{range}]");
-    p.call(
-        nr::MMAP,
-        &args,
-        Rule::Exact(range.start.cast_signed()),
-        why,
-    );
+    p.call(nr::MMAP, &args, Rule::Exact(range.start.cast_signed()), why);
 }
 
 fn empty(p: &mut Program, range: AddressRange) {

@@ -15,8 +15,8 @@
 
 use std::ops::Range;
 
-use firn_sys::{Errno, Pid};
 use firn_sys::mm::prot;
+use firn_sys::{Errno, Pid};
 
 use super::aio::{self, AioPlan};
 use super::compare;
@@ -348,8 +348,7 @@ impl Draft {
 
 /// False for what the kernel maps: vdso, vvar, vsyscall and rings of contexts have their own ways.
 fn is_mapped_by_us(vma: &Vma) -> bool {
-    let kernel =
-        status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES | status::AIORING;
+    let kernel = status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES | status::AIORING;
     vma.status & kernel == 0
 }
 

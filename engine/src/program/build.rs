@@ -228,7 +228,9 @@ impl Program {
                     self.pointers.push(at);
                     u64::try_from(data.offset).expect("a program's data fits 64 bits")
                 }
-                Arg::Slot(_) | Arg::Word(_) | Arg::Held(_) => panic!("only immediates and data go into a table"),
+                Arg::Slot(_) | Arg::Word(_) | Arg::Held(_) => {
+                    panic!("only immediates and data go into a table")
+                }
             };
             self.data[at..at + 8].copy_from_slice(&raw.to_le_bytes());
         }

@@ -74,6 +74,7 @@ impl Builder<'_> {
                 posix_timers::plan_creation(&mut thread, own_timers.iter().copied());
             }
             plan_pending(&mut thread, pid, *tid, core);
+            self.files.plan_registered_rings(pid, *tid, &mut thread);
             thread::plan_tail(&mut thread, core, self.from.own, |p| {
                 self.plan_seccomp(p, id, nth, at);
             });
@@ -170,6 +171,7 @@ impl Builder<'_> {
         if chosen {
             posix_timers::plan_creation(p, own_timers.iter().copied());
         }
+        self.files.plan_registered_rings(pid, pid, p);
         thread::plan_tail(p, leader, self.from.own, |p| {
             self.plan_seccomp(p, id, nth, 0)
         });

@@ -66,6 +66,8 @@ const ENTER_SQ_WAKEUP: u32 = 2;
 /// An address that no process has.
 const NOWHERE: usize = 8;
 const PARAMS_LEN: usize = 120;
+/// Offset in the parameters of sq_off.array.
+const ARRAY_AT: usize = 64;
 
 /// What a ring is made with, and what the kernel makes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -100,11 +102,20 @@ impl Params {
     }
 }
 
-/// Makes a ring, close-on-exec.
+/// A new ring.
+#[derive(Debug)]
+pub struct Ring {
+    /// Its descriptor, close-on-exec.
+    pub fd: OwnedFd,
+    /// Where its array of indices begins; 0 for a ring without.
+    pub array: u32,
+}
+
+/// Makes a ring.
 ///
 /// # Errors
 /// EINVAL for parameters that the kernel does not know, EPERM where rings are forbidden, ENOMEM.
-pub fn create(params: Params) -> Result<OwnedFd> {
+pub fn create(params: Params) -> Result<Ring> {
     let mut bytes = params.to_bytes();
     // SAFETY: the parameters have the kernel's size and live through the call.
     let fd = unsafe {
@@ -115,8 +126,12 @@ pub fn create(params: Params) -> Result<OwnedFd> {
         )
     };
     let fd = i32::try_from(Errno::check(fd)?).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: the call has just returned it to us alone.
-    Ok(unsafe { pidfd::own(fd) })
+    let array = bytes[ARRAY_AT..ARRAY_AT + 4].try_into();
+    Ok(Ring {
+        // SAFETY: the call has just returned it to us alone.
+        fd: unsafe { pidfd::own(fd) },
+        array: u32::from_le_bytes(array.expect("four bytes")),
+    })
 }
 
 /// Submits entries; returns how many were taken.
@@ -169,15 +184,7 @@ pub fn operate(fd: impl AsFd, operation: u32, argument: &mut [u8], nr: u32) -> R
     let argument = argument.as_mut_ptr();
     // SAFETY: the argument lives through the call; the caller gives the length that the operation has,
     // and operations that keep addresses are not among those used here.
-    Errno::check(unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            fd,
-            operation,
-            argument,
-            nr,
-        )
-    })
+    Errno::check(unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, nr) })
 }
 
 /// Maps a part of a ring's file here.
@@ -198,15 +205,16 @@ mod tests {
             sq_entries: 8,
             ..Params::default()
         };
-        let Ok(plain) = create(params) else {
+        let Ok(Ring { fd: plain, array }) = create(params) else {
             eprintln!("skipped: no io_uring here");
             return;
         };
         assert_eq!(refusal(&plain, register::EVENTFD), Errno::EFAULT);
+        assert!(array > 0);
         assert_eq!(submit(&plain, 0), Ok(0));
         let flags = setup::R_DISABLED;
         let disabled = create(Params { flags, ..params }).expect("a ring");
-        assert!(submit(&disabled, 0).is_err());
+        assert!(submit(&disabled.fd, 0).is_err());
         assert!(map(&plain, OFFSET_ENTRIES, 4096).is_ok());
     }
 }

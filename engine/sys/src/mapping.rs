@@ -56,7 +56,16 @@ impl SharedMapping {
     pub fn of_part(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<SharedMapping> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let got = unsafe { mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, fd, offset) }?;
+        let got = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                len,
+                prot,
+                MapFlags::SHARED,
+                fd,
+                offset,
+            )
+        }?;
         Ok(SharedMapping {
             start: non_null(got),
             len,

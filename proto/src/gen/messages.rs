@@ -2110,6 +2110,18 @@ impl ::prost::Name for FirnUringBuffer {
 const NAME: &'static str = "firn_uring_buffer";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_uring_buffer".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_buffer".into() }}
+/// Extension. The number under which a thread has registered a ring with itself.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUringRegistration {
+    #[prost(uint32, required, tag = "1")]
+    pub tid: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub index: u32,
+}
+impl ::prost::Name for FirnUringRegistration {
+const NAME: &'static str = "firn_uring_registration";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_registration".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_registration".into() }}
 /// Extension. An io_uring ring with nothing in flight.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnUringEntry {
@@ -2161,6 +2173,9 @@ pub struct FirnUringEntry {
     /// Registered memory of the process `owner`.
     #[prost(message, repeated, tag = "19")]
     pub buffers: ::prost::alloc::vec::Vec<FirnUringBuffer>,
+    /// Threads that have registered the ring with themselves.
+    #[prost(message, repeated, tag = "20")]
+    pub registered: ::prost::alloc::vec::Vec<FirnUringRegistration>,
 }
 impl ::prost::Name for FirnUringEntry {
 const NAME: &'static str = "firn_uring_entry";

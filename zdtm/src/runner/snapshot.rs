@@ -127,7 +127,9 @@ impl Snapshot {
         self.add(pid, "mm", "auxv", auxv);
         for details in proc::smaps(pid)? {
             let vma = &details.vma;
-            let lasting = !vma.path.ends_with(" (deleted)") && !vma.path.starts_with("/dev/zero");
+            let lasting = !vma.path.ends_with(" (deleted)")
+                && !vma.path.starts_with("/dev/zero")
+                && !vma.path.starts_with("anon_inode:");
             let inode = if lasting { vma.inode } else { 0 };
             let line = format!(
                 "-{:x} {} {:x} {inode} {}",

@@ -31,7 +31,11 @@ impl AioContext {
         let word = Region::anon(super::PAGE)?;
         // SAFETY: the word is memory of ours and zero, as the call wants it.
         unsafe { call(libc::SYS_io_setup, [nr, word.addr, 0, 0, 0, 0]) }?;
-        let id = u64::from_ne_bytes(word.get(0, 8).try_into().map_err(|_| io::ErrorKind::Other)?);
+        let id = u64::from_ne_bytes(
+            word.get(0, 8)
+                .try_into()
+                .map_err(|_| io::ErrorKind::Other)?,
+        );
         Ok(AioContext {
             id: usize::try_from(id).map_err(io::Error::other)?,
             requests: Region::anon(MOST * REQUEST)?,

@@ -67,6 +67,8 @@ pub struct Ring {
     rings: Region,
     entries: Region,
     flags: u32,
+    /// Where the indices of entries begin.
+    array: usize,
     sq_entries: u32,
     cq_entries: u32,
     tail: u32,
@@ -88,17 +90,24 @@ impl Ring {
         // SAFETY: the call has just returned the descriptor to us alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let answer = params.get(0, PARAMS);
-        let word = |at: usize| {
-            u32::from_ne_bytes(answer[at..at + 4].try_into().unwrap_or_default())
-        };
+        let word =
+            |at: usize| u32::from_ne_bytes(answer[at..at + 4].try_into().unwrap_or_default());
         let (sq_entries, cq_entries) = (word(0), word(4));
         let one = if flags & CQE32 == 0 { 16 } else { 32 };
-        // sq_off.array behind cq_off.cqes, with room for an index of each entry.
-        let end = (64 + one * as_usize(cq_entries)).next_multiple_of(64) + 4 * as_usize(sq_entries);
+        // sq_off.array, with room for an index of each entry.
+        let array = as_usize(word(64));
+        let end = (64 + one * as_usize(cq_entries)).max(array) + 4 * as_usize(sq_entries);
         let len = if flags & SQE128 == 0 { 64 } else { 128 };
         let map = |len: usize, offset| {
             let len = len.next_multiple_of(PAGE);
-            Region::map(None, len, RW, libc::MAP_SHARED, Some(std::os::fd::AsFd::as_fd(&fd)), offset)
+            Region::map(
+                None,
+                len,
+                RW,
+                libc::MAP_SHARED,
+                Some(std::os::fd::AsFd::as_fd(&fd)),
+                offset,
+            )
         };
         let rings = map(end, 0)?;
         let entries = map(len * as_usize(sq_entries), ENTRIES_AT)?;
@@ -107,6 +116,7 @@ impl Ring {
             rings,
             entries,
             flags,
+            array,
             sq_entries,
             cq_entries,
             tail: 0,
@@ -135,10 +145,9 @@ impl Ring {
         entry[32..40].copy_from_slice(&request.value.to_ne_bytes());
         self.entries.put(nth * len, &entry);
         if self.flags & NO_SQARRAY == 0 {
-            let one = if self.flags & CQE32 == 0 { 16 } else { 32 };
-            let array = (64 + one * as_usize(self.cq_entries)).next_multiple_of(64);
             let nth = self.tail & (self.sq_entries - 1);
-            self.rings.put(array + 4 * as_usize(nth), &nth.to_ne_bytes());
+            self.rings
+                .put(self.array + 4 * as_usize(nth), &nth.to_ne_bytes());
         }
         self.tail = self.tail.wrapping_add(1);
         self.rings.word(4).store(self.tail, Ordering::Release);
@@ -167,7 +176,10 @@ impl Ring {
             let at = 64 + one * as_usize(head.wrapping_add(nth) & (self.cq_entries - 1));
             let bytes = self.rings.get(at, 12);
             let value = u64::from_ne_bytes(bytes[..8].try_into().unwrap_or_default());
-            (value, i32::from_ne_bytes(bytes[8..12].try_into().unwrap_or_default()))
+            (
+                value,
+                i32::from_ne_bytes(bytes[8..12].try_into().unwrap_or_default()),
+            )
         };
         let taken = (0..nr).map(completion).collect();
         self.rings.word(8).store(tail, Ordering::Release);
@@ -192,6 +204,13 @@ impl Ring {
         let arguments = [fd, operation, argument.addr, nr, 0, 0];
         // SAFETY: the argument is memory that is never unmapped.
         unsafe { call(libc::SYS_io_uring_register, arguments) }
+    }
+
+    /// Has the kernel take entries of the ring that this thread has registered under a number.
+    pub fn submit_registered(&self, index: i64) -> io::Result<u64> {
+        const REGISTERED: i64 = 1 << 4;
+        let nr = i64::from(self.tail.wrapping_sub(self.indices()[0]));
+        super::call_plain(libc::SYS_io_uring_enter, [index, nr, 0, REGISTERED, 0, 0])
     }
 
     /// Where head and completions are mapped, and where entries are.

@@ -132,6 +132,11 @@ pub(super) fn dump(
     let (sq_entries, cq_entries) = (word(layout::SQ_ENTRIES), word(layout::CQ_ENTRIES));
     let layout = Layout::new(sq_entries, cq_entries, flags);
     let layout = layout.ok_or_else(|| failed(Errno::EINVAL))?;
+    // Another ring of the same shape tells whether everything is where it is looked for.
+    let twin = io_uring::create(layout.params()).map_err(failed)?;
+    if !layout.fits(&twin) {
+        return Err(failed(Errno::EINVAL));
+    }
     if hides_wide_entries(fd, layout, flags).map_err(failed)? {
         return Err(in_the_way(Trouble::new(
             "the io_uring ring has submission entries of 128 bytes and no array of indices",

@@ -19,7 +19,7 @@
 //! Source: linux include/linux/io_uring_types.h, struct io_rings; io_uring.c, rings_size.
 
 use firn_proto::FirnUringEntry;
-use firn_sys::io_uring::setup;
+use firn_sys::io_uring::{Params, Ring, setup};
 
 pub(super) const SQ_HEAD: usize = 0;
 pub(super) const SQ_TAIL: usize = 4;
@@ -87,9 +87,33 @@ impl Layout {
         }
     }
 
-    /// Where the array of indices begins.
+    /// Where the array of indices begins. With wide completions the kernel doubles the head's length as well.
     pub(super) fn array(self) -> usize {
-        (COMPLETIONS + self.completions_len()).next_multiple_of(ALIGNMENT)
+        let head = if self.has(setup::CQE32) {
+            2 * COMPLETIONS
+        } else {
+            COMPLETIONS
+        };
+        (head + self.completions_len()).next_multiple_of(ALIGNMENT)
+    }
+
+    /// Whether the kernel has put the array of a ring of this shape where this says.
+    pub(super) fn fits(self, ring: &Ring) -> bool {
+        self.array_len() == 0 || self.array() == number(ring.array)
+    }
+
+    /// What a ring of this shape is made with.
+    pub(super) fn params(self) -> Params {
+        let mut params = Params {
+            flags: self.flags,
+            sq_entries: self.sq_entries,
+            ..Params::default()
+        };
+        if self.cq_entries != 2 * self.sq_entries {
+            params.flags |= setup::CQSIZE;
+            params.cq_entries = self.cq_entries;
+        }
+        params
     }
 
     /// Bytes of head, completions and indices.
@@ -133,7 +157,7 @@ mod tests {
         let bare = Layout::new(8, 16, setup::NO_SQARRAY).expect("possible");
         assert_eq!(bare.rings_len(), 320);
         let wide = Layout::new(8, 16, setup::CQE32 | setup::SQE128).expect("possible");
-        assert_eq!((wide.array(), wide.entries_len()), (576, 1024));
+        assert_eq!((wide.array(), wide.entries_len()), (640, 1024));
     }
 
     #[test]

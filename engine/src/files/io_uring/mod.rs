@@ -22,6 +22,7 @@ mod dump;
 mod fdinfo;
 mod layout;
 mod probe;
+mod registered;
 mod restore;
 
 use std::os::fd::OwnedFd;

@@ -69,7 +69,7 @@ fn knows_napi() -> bool {
         ..Params::default()
     };
     io_uring::create(params)
-        .is_ok_and(|own| io_uring::refusal(&own, register::NAPI) == Errno::EFAULT)
+        .is_ok_and(|own| io_uring::refusal(&own.fd, register::NAPI) == Errno::EFAULT)
 }
 
 /// Whether any group of buffers was provided, in a ring or one by one.

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use firn_proto::FirnUringEntry;
 use firn_sys::Errno;
-use firn_sys::io_uring::{self, Params, request, setup};
+use firn_sys::io_uring::{self, request, setup};
 use firn_sys::mapping::SharedMapping;
 
 use super::layout::{self, Layout};
@@ -31,17 +31,15 @@ pub(super) fn open(ring: &FirnUringEntry) -> Result<OwnedFd, FileRestoreError> {
     if skipped != ring.sq_dropped.unwrap_or(0) {
         return Err(corrupt("requests of the io_uring ring are in flight"));
     }
-    let mut params = Params {
-        flags: ring.setup_flags,
-        sq_entries: ring.sq_entries,
-        ..Params::default()
-    };
-    if ring.cq_entries != 2 * ring.sq_entries {
-        params.flags |= setup::CQSIZE;
-        params.cq_entries = ring.cq_entries;
-    }
     let refused = |action| FileRestoreError::refused(action, "an io_uring ring");
-    let fd = io_uring::create(params).map_err(refused("create"))?;
+    let made = io_uring::create(layout.params()).map_err(refused("create"))?;
+    if !layout.fits(&made) {
+        return Err(FileRestoreError::Unsupported {
+            id: ring.id,
+            kind: "io_uring ring of a shape that this kernel gives another layout",
+        });
+    }
+    let fd = made.fd;
     let memory = Memory::map(&fd, layout).map_err(refused("map"))?;
     memory
         .turn(&fd, ring.cq_tail, skipped)
@@ -159,12 +157,8 @@ mod tests {
 
     #[test]
     fn a_ring_comes_to_stand_where_it_was() {
-        if io_uring::create(Params {
-            sq_entries: 1,
-            ..Params::default()
-        })
-        .is_err()
-        {
+        let smallest = Layout::new(1, 2, 0).expect("possible");
+        if io_uring::create(smallest.params()).is_err() {
             eprintln!("skipped: no io_uring here");
             return;
         }

@@ -61,7 +61,13 @@ fn copies(tasks: &[(Pid, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpErr
     for (pid, rings) in tasks {
         let mut program = Program::new(format!("task {pid}"));
         let ask = |ring: &&Mapping| {
-            let args = [ring.range.start.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+            let args = [
+                ring.range.start.into(),
+                0.into(),
+                0.into(),
+                0.into(),
+                0.into(),
+            ];
             let why = format!("asking for no events of context {:#x}", ring.range.start);
             program.call_to_slot(nr::IO_GETEVENTS, &args, Rule::Any, why)
         };
@@ -82,7 +88,8 @@ fn copies(tasks: &[(Pid, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpErr
     {
         for (ring, slot) in rings.iter().zip(slots) {
             if arena.slot(job.threads[0].1, *slot) == EINVAL {
-                let reason = "it is a copy that fork left of another task's asynchronous I/O context";
+                let reason =
+                    "it is a copy that fork left of another task's asynchronous I/O context";
                 let hint = "let the task unmap it, or call io_destroy before it forks";
                 found.push(obstacle(*pid, ring, reason, hint));
             }
@@ -160,7 +167,8 @@ fn is_direct(fdinfo: &str) -> bool {
 /// Source: linux Documentation/ABI/stable/sysfs-block, inflight: numbers of reads and of writes.
 fn is_at_work((major, minor): (u32, u32)) -> bool {
     let path = format!("/sys/dev/block/{major}:{minor}/inflight");
-    procfs::read_to_string(path).is_ok_and(|text| text.split_whitespace().any(|number| number != "0"))
+    procfs::read_to_string(path)
+        .is_ok_and(|text| text.split_whitespace().any(|number| number != "0"))
 }
 
 fn obstacle(pid: Pid, ring: &Mapping, reason: &str, hint: &str) -> Obstacle {

@@ -56,7 +56,10 @@ fn plan_one(image: &MemoryImage, vma: &Vma) -> Result<AioPlan, MemoryPlanError> 
             path: file.path().display().to_string(),
             source: Errno::from(error),
         })?;
-    let entry = image.aios().iter().find(|entry| entry.id == vma.range.start);
+    let entry = image
+        .aios()
+        .iter()
+        .find(|entry| entry.id == vma.range.start);
     Ok(AioPlan {
         range: vma.range,
         nr_req: entry.ok_or_else(corrupt)?.nr_req,

@@ -88,7 +88,11 @@ fn waiting(stage: &Stage) -> Result<()> {
     ask(&context, &fd, memory, &[6, 7, 8])?;
     let ring = context.ring();
     stage.ready_and_wait()?;
-    ensure!(context.ring() == ring, "{ring:?} became {:?}", context.ring());
+    ensure!(
+        context.ring() == ring,
+        "{ring:?} became {:?}",
+        context.ring()
+    );
     expect(&context, 6..=8)?;
     memory.put(0, &[0; PAGE]);
     ask(&context, &fd, memory, &[9, 10])?;
@@ -112,7 +116,11 @@ fn wrapped(stage: &Stage) -> Result<()> {
     let ring = context.ring();
     ensure!(ring == [nr, nr - 3, 4], "the ring stands at {ring:?}");
     stage.ready_and_wait()?;
-    ensure!(context.ring() == ring, "{ring:?} became {:?}", context.ring());
+    ensure!(
+        context.ring() == ring,
+        "{ring:?} became {:?}",
+        context.ring()
+    );
     expect(&context, 100..=106)?;
     for round in 0..u64::from(2 * nr) {
         ask(&context, &fd, memory, &[round])?;
@@ -169,7 +177,10 @@ fn in_flight(stage: &Stage) -> Result<()> {
         let mut taken: Vec<u64> = context.take(0)?.iter().map(|(value, _)| *value).collect();
         next += u64::try_from(taken.len())?;
         taken.sort_unstable();
-        ensure!(taken.windows(2).all(|two| two[0] != two[1]), "an event came twice: {taken:?}");
+        ensure!(
+            taken.windows(2).all(|two| two[0] != two[1]),
+            "an event came twice: {taken:?}"
+        );
         if stopping && next == asked {
             break;
         }

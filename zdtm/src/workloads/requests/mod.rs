@@ -24,5 +24,6 @@ pub static ALL: &[&Workload] = &[
     &ring::CLOSED,
     &ring::FILES,
     &ring::EVENTFD,
+    &ring::REGISTERED,
     &ring::OWNED,
 ];

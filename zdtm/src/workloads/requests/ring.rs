@@ -127,6 +127,12 @@ pub static EVENTFD: Workload = Workload::new(
 )
 .needs(NEEDS)
 .refused(&["eventfd is registered", "unregister"]);
+pub static REGISTERED: Workload = Workload::new(
+    "requests/uring-registered",
+    "a ring whose descriptor two threads have registered with themselves",
+    registered,
+)
+.needs(NEEDS);
 pub static OWNED: Workload = Workload::new(
     "requests/uring-single-issuer",
     "a ring that belongs to one thread",
@@ -220,7 +226,8 @@ fn shapes(stage: &Stage) -> Result<()> {
     let mut rings = Vec::new();
     for (entries, completions, flags) in ALL_SHAPES {
         let mut ring = Ring::new(entries, completions, flags)?;
-        turn(&mut ring, 3 * u64::from(entries) + 1)?;
+        turn(&mut ring, 3 * u64::from(entries) + 1)
+            .with_context(|| format!("{entries} entries, flags {flags:#x}"))?;
         rings.push(ring);
     }
     stage.ready_and_wait()?;
@@ -297,7 +304,12 @@ fn shared(stage: &Stage) -> Result<()> {
     };
     stage.ready_and_wait()?;
     ensure!(
-        sys::same_open_file(sys::pid(), again.as_raw_fd(), child.pid, ring.fd.as_raw_fd())?,
+        sys::same_open_file(
+            sys::pid(),
+            again.as_raw_fd(),
+            child.pid,
+            ring.fd.as_raw_fd()
+        )?,
         "they have different rings now"
     );
     let [taken, ..] = ring.indices();
@@ -305,6 +317,53 @@ fn shared(stage: &Stage) -> Result<()> {
     let [after, ..] = ring.indices();
     ensure!(after == taken + 2, "the child's requests are not seen here");
     Ok(())
+}
+
+/// Registers the ring with this thread under number 5, which the kernel tells by one.
+fn register(ring: &Ring) -> Result<()> {
+    let place = Region::anon(PAGE)?;
+    place.put(0, &5u32.to_ne_bytes());
+    place.put(8, &u64::try_from(ring.fd.as_raw_fd())?.to_ne_bytes());
+    let count = ring.register(20, place, 1)?;
+    ensure!(count == 1, "{count} rings were registered");
+    Ok(())
+}
+
+fn use_registered(ring: &mut Ring, value: u64) -> Result<()> {
+    ring.put(&Request {
+        value,
+        ..Request::default()
+    });
+    let taken = ring
+        .submit_registered(5)
+        .context("by the registered ring")?;
+    ensure!(taken == 1, "the kernel took {taken} entries");
+    ensure!(ring.take() == [(value, 0)], "no completion of {value}");
+    Ok(())
+}
+
+fn registered(stage: &Stage) -> Result<()> {
+    let ring = std::sync::Mutex::new(Ring::new(8, None, 0)?);
+    let lock = || ring.lock().map_err(|_| anyhow::anyhow!("the ring is lost"));
+    register(&*lock()?)?;
+    use_registered(&mut *lock()?, 1)?;
+    let (ready, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            register(&*lock()?)?;
+            use_registered(&mut *lock()?, 2)?;
+            ready.wait();
+            go.wait();
+            use_registered(&mut *lock()?, 3)
+        });
+        ready.wait();
+        stage.ready_and_wait()?;
+        use_registered(&mut *lock()?, 4)?;
+        go.wait();
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?
+    })
 }
 
 /// The dump comes at any moment. Requests that end at once are never in flight for long.
