@@ -83,7 +83,10 @@ pub(super) fn holders_of_inode(file: &OpenFile, inside: &[Pid]) -> Vec<Obstacle>
         pid == me || seen.is_ok_and(|seen| seen.info.ino != file.info.ino)
     };
     let files = HashMap::from([(file.link.clone(), file.clone())]);
-    obstacles_among(&files, inside, is_another, |holder, _| held_outside(holder))
+    obstacles_among(&files, inside, is_another, |holder, _| {
+        let hint = "dump the tree that contains both, or let the other side close it";
+        Trouble::new(format!("{holder} outside the tree has it too"), hint)
+    })
 }
 
 /// True for a process that was born into the tree after its list was made, and for one that is gone
