@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use firn_proto::{FdTypes, FileEntry, FirnUringEntry};
 use firn_sys::io_uring::{self, setup};
@@ -22,21 +23,19 @@ use crate::files::outside;
 /// More requests than this take a restore longer than a moment, which is said.
 const MANY: u32 = 50_000_000;
 const PAGE: usize = 4096;
+/// How long requests may take to end, and how often is looked.
+const PATIENCE: Duration = Duration::from_millis(100);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+const FINISH: &str = "dump when its requests have ended, or let the program cancel them (IORING_OP_ASYNC_CANCEL); \
+                      most programs have an option to do without io_uring, such as UV_USE_IO_URING=0 for Node";
 
-/// What fdinfo alone tells against saving a ring.
+/// What fdinfo alone tells against saving a ring, and what lasts: a program that runs has requests in flight at
+/// almost any moment, and none at the next.
 pub(super) fn trouble(shown: &Shown) -> Option<Trouble> {
-    let finish = "dump when its requests have ended, or let the program cancel them (IORING_OP_ASYNC_CANCEL); \
-                  most programs have an option to do without io_uring, such as UV_USE_IO_URING=0 for Node";
-    let in_flight = shown.taken.wrapping_sub(shown.completed);
     let (reason, hint) = if shown.nr_polls > 0 {
         (
             "requests of the io_uring ring wait for something (a poll, a read, an accept)",
-            finish,
-        )
-    } else if shown.nr_overflown > 0 {
-        (
-            "the io_uring ring has more completions than it has room for",
-            "let the program take them before the dump",
+            FINISH,
         )
     } else if shown.sq_thread.is_some() {
         (
@@ -58,18 +57,45 @@ pub(super) fn trouble(shown: &Shown) -> Option<Trouble> {
             "memory is registered with the io_uring ring",
             "let the program unregister it before the dump",
         )
-    } else if in_flight > 0 && in_flight < u32::MAX / 2 {
-        ("requests of the io_uring ring are in flight", finish)
-    } else if in_flight != 0 {
-        (
-            "requests of the io_uring ring have completed several times each, so nothing tells whether \
-             others are in flight",
-            finish,
-        )
     } else {
         return None;
     };
     Some(Trouble::new(reason, hint))
+}
+
+/// What fdinfo tells against saving the ring of a task that is stopped.
+fn unfinished(shown: &Shown) -> Option<Trouble> {
+    let in_flight = shown.taken.wrapping_sub(shown.completed);
+    let (reason, hint) = if shown.nr_overflown > 0 {
+        (
+            "the io_uring ring has more completions than it has room for",
+            "let the program take them before the dump",
+        )
+    } else if in_flight == 0 {
+        return trouble(shown);
+    } else if in_flight < u32::MAX / 2 {
+        ("requests of the io_uring ring are in flight", FINISH)
+    } else {
+        (
+            "requests of the io_uring ring have completed several times each, so nothing tells whether \
+             others are in flight",
+            FINISH,
+        )
+    };
+    Some(Trouble::new(reason, hint))
+}
+
+/// Waits for requests that end by themselves, such as those that workers of the kernel have begun; says what stays
+/// in the way.
+fn await_end(file: &OpenFile) -> Result<Option<Trouble>, Errno> {
+    let begun = Instant::now();
+    loop {
+        let found = unfinished(&look(file)?);
+        if found.is_none() || begun.elapsed() > PATIENCE {
+            return Ok(found);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
 }
 
 impl Special {
@@ -121,6 +147,9 @@ pub(super) fn dump(
         return Err(in_the_way(special.trouble()));
     }
     let failed = |source| query(file, "the memory of the io_uring ring", source);
+    if let Some(trouble) = await_end(file).map_err(failed)? {
+        return Err(in_the_way(trouble));
+    }
     let Ok(head) = probe::head(fd) else {
         return Err(in_the_way(Trouble::new(
             "the io_uring ring lies in memory of the program (IORING_SETUP_NO_MMAP)",
@@ -234,13 +263,17 @@ mod tests {
             sq_tail: 9,
             ..Shown::default()
         };
-        assert!(trouble(&idle).is_none());
-        let reason = |shown: Shown| trouble(&shown).expect("in the way").reason;
+        assert!(unfinished(&idle).is_none());
+        let reason = |shown: Shown| unfinished(&shown).expect("in the way").reason;
         let busy = Shown {
             taken: 2,
             completed: u32::MAX,
             ..idle.clone()
         };
+        assert!(
+            trouble(&busy).is_none(),
+            "it may have ended by the next look"
+        );
         assert!(reason(busy).contains("in flight"));
         let many = Shown {
             completed: 8,
