@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn lists_all_obstacles_of_a_map() {
-        let text = "1000-2000 rw-s 0 00:0e 9 anon_inode:[io_uring]\n\
+        let text = "1000-2000 rw-s 0 00:0e 9 anon_inode:[perf_event]\n\
                     3000-4000 rw-p 0 fe:00 9 /bin/fine\n\
                     5000-6000 rw-s 0 00:01 9 /secretmem (deleted)\n";
         let mappings = smaps::parse(text.as_bytes()).expect("text");
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!(
             found[0].object,
-            "mapping 0x1000-0x2000 of anon_inode:[io_uring]"
+            "mapping 0x1000-0x2000 of anon_inode:[perf_event]"
         );
     }
 
