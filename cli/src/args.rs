@@ -41,6 +41,12 @@ pub enum Task {
     /// Every feature is probed by using it. The table says what works, what falls back to what, and
     /// what that costs.
     Check(CheckArgs),
+    /// Take away the network lock that a dump has left
+    ///
+    /// After a dump with TCP connections, packets for them are held off until a restore has brought them
+    /// back. Who gives the tasks up, or starts the program anew, ends that with this command, in the
+    /// network namespace of the dump.
+    Unlock(crate::unlock::UnlockArgs),
     /// Keep a container's disk in a file: snapshots, backups, sizes
     Ploop(crate::ploop::PloopArgs),
     /// Freeze, kill and bring back a little world of its own

@@ -18,6 +18,7 @@ mod ploop;
 mod progress;
 mod restore;
 mod sockets;
+mod unlock;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -73,6 +74,7 @@ fn name(task: &Task) -> &'static str {
         Task::Restore(_) => "restore",
         Task::Image(_) => "image",
         Task::Check(_) => "check",
+        Task::Unlock(_) => "unlock",
         Task::Ploop(_) => "ploop",
         Task::Demo(_) | Task::DemoWorld(_) => "demo",
         Task::Completions { .. } => "completions",
@@ -86,6 +88,7 @@ fn act(task: Task) -> Result<u8, Failure> {
         Task::Restore(args) => restore::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Check(args) => check::run(&args),
+        Task::Unlock(args) => unlock::run(&args),
         Task::Ploop(args) => ploop::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::DemoWorld(args) => demo::world::run(&args),

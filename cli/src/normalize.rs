@@ -109,7 +109,7 @@ fn refuse_later_command(command: Option<&OsStr>) -> Result<(), Failure> {
         return Ok(());
     };
     let text = format!("this version has no command '{name}'");
-    Err(Failure::usage(text).hint("it has dump, restore, image, check and demo"))
+    Err(Failure::usage(text).hint("it has dump, restore, image, check, unlock, ploop and demo"))
 }
 
 fn scan(argv: &[OsString]) -> Result<Scan, Failure> {

@@ -159,6 +159,7 @@ fn no_extension_is_required() {
         "inet_sk_entry.firn=20000",
         "inventory_entry.firn=20000",
         "mm_entry.firn=20000",
+        "netlink_sk_entry.firn=20000",
         "pipe_data_entry.firn=20000",
         "pipe_entry.firn=20000",
         "reg_file_entry.firn=20000",

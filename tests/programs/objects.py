@@ -5,6 +5,7 @@ import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import threading
 import time
@@ -62,6 +63,26 @@ fcntl.flock(kept[2], fcntl.LOCK_SH)
 attributes = ctypes.create_string_buffer(struct.pack("7I16s", 2, 4, 8, 3, 0, 0, 0, b"objects"), 72)
 bpf_map = descriptor(BPF, 0, attributes, 72)
 namespace = os.open("/proc/self/ns/uts", os.O_RDONLY)
+pair = socket.socketpair()
+pair[0].send(b"in the socket")
+sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sender.bind("sender")
+receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+receiver.bind("\0objects-%d" % time.time_ns())
+sender.sendto(b"a datagram", receiver.getsockname())
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+accepted = server.accept()[0]
+client.send(b"in the connection")
+accepted.shutdown(socket.SHUT_WR)
+datagrams = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+datagrams[0].bind(("127.0.0.1", 0))
+datagrams[0].sendto(b"to itself", datagrams[0].getsockname())
+netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+netlink.bind((0, 0))
+# A protocol for experiments, which nobody speaks here.
+packet = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+packet.bind(("lo", 0x88B5))
 
 private = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 private[:5] = b"hello"

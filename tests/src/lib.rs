@@ -15,14 +15,18 @@
 
 mod command;
 mod images;
+mod network;
 mod sandbox;
+mod sequence;
 mod service;
 mod survive;
 mod task;
 
 pub use command::{Finished, criu, firn_path};
 pub use images::image_files;
+pub use network::{HERE, Network, THERE};
 pub use sandbox::{Sandbox, isolated, isolated_server, skip};
+pub use sequence::sequence;
 pub use service::Service;
 pub use survive::{Program, Progress, rounds, tries};
 pub use task::Task;

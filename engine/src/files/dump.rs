@@ -246,18 +246,19 @@ impl FileTable {
             entries,
             options,
             next_id,
+            warnings,
             ..
         } = &mut self.collected;
         let mut new_id = || {
             *next_id += 1;
             *next_id
         };
-        let (found, stubs) =
-            sockets
-                .unix
-                .settle_peers(entries, &options.sockets, inside, &mut new_id);
-        entries.extend(stubs);
-        self.obstacles.extend(found);
+        let settled = sockets
+            .unix
+            .settle_peers(entries, &options.sockets, inside, &mut new_id);
+        entries.extend(settled.stubs);
+        warnings.extend(settled.warnings);
+        self.obstacles.extend(settled.obstacles);
         let found = sockets
             .tcp
             .lock_and_read(entries, &self.run_id, &options.sockets)?;
@@ -440,6 +441,14 @@ impl MappedFiles for FileTable {
         let ring = rings.next()?.id;
         // Kernels that give all rings one inode don't tell whose part it is.
         rings.all(|other| other.id == ring).then_some(ring)
+    }
+
+    fn mapped_socket(
+        &mut self,
+        mapping: &Mapping,
+    ) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+        let packet = &self.collected.sockets.packet;
+        Ok(packet.mapped(mapping.inode, mapping.range.len())?)
     }
 
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32 {

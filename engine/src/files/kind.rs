@@ -24,7 +24,7 @@ use super::pipe::Pipe;
 use super::plugin::Foreign;
 use super::regular::Regular;
 use super::signalfd::Signalfd;
-use super::sockets::{InetSocketKind, UnixSocketKind};
+use super::sockets::{InetSocketKind, NetlinkSocketKind, PacketSocketKind, UnixSocketKind};
 use super::timerfd::Timerfd;
 use super::tty::Tty;
 use super::{FileDumpOptions, external, plugin, unsupported};
@@ -48,6 +48,8 @@ pub(super) static KINDS: &[&dyn FileKind] = &[
     &Pidfd,
     &IoUring,
     &InetSocketKind,
+    &NetlinkSocketKind,
+    &PacketSocketKind,
     &Namespace,
     &BpfMap,
     &Foreign,

@@ -69,6 +69,7 @@ pub use memfd::MemfdRestore;
 pub use open_file::{ProcLink, ProcReadError};
 pub use policy::FilePolicy;
 pub use pty::MasterReceiver;
+pub(crate) use sockets::connections;
 pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
 pub use survey::{Depth, survey};

@@ -206,10 +206,17 @@ impl FileStore {
         self.late_files = std::mem::take(&mut opener.late_files);
         self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
         let sockets = opener.sockets;
-        let resting = sockets.finish(&self.images, &opened)?;
-        self.network.rest(resting);
+        let finished = sockets.finish(&self.images, &opened)?;
+        self.network.rest(finished);
         self.opened = opened;
         self.set_leases()
+    }
+
+    /// What open files have lost, a sentence each: options of sockets, datagrams, memberships.
+    ///
+    /// **Preconditions**: after [`FileStore::open_all`].
+    pub fn losses(&self) -> Vec<String> {
+        self.network.losses(&self.entries, &self.opened)
     }
 
     /// Frees the network and lets TCP connections go on; for the moment before the tasks do.
@@ -320,6 +327,12 @@ impl FileStore {
     /// The descriptor of an io_uring ring; None for a file that is none.
     pub fn ring_fd(&self, id: u32) -> Option<RawFd> {
         let fd = self.opened.get(&(FdTypes::FirnUring, id))?;
+        Some(fd.as_raw_fd())
+    }
+
+    /// Descriptor of a packet socket, whose rings are to be mapped; None where there is none.
+    pub fn packet_fd(&self, id: u32) -> Option<RawFd> {
+        let fd = self.opened.get(&(FdTypes::Packetsk, id))?;
         Some(fd.as_raw_fd())
     }
 

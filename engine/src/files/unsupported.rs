@@ -11,7 +11,7 @@ const DMA_BUF: &[u8] = b"/dmabuf:";
 /// Says why the file can't be dumped.
 pub(super) fn trouble(file: &OpenFile) -> Trouble {
     let (kind, reason) = describe(file);
-    let mut hint = "let the task close it before the dump".to_owned();
+    let mut hint = hint_for(kind.as_deref()).to_owned();
     if is_driver_file(file) {
         hint += ", or dump by a program that gives the engine a plugin for it (firn_engine::files::plugin)";
     }
@@ -19,6 +19,17 @@ pub(super) fn trouble(file: &OpenFile) -> Trouble {
         kind,
         reason: reason.to_owned(),
         hint: Some(hint),
+    }
+}
+
+/// What to do about a socket of a protocol. Go programs listen with Multipath TCP without being told to.
+fn hint_for(protocol: Option<&str>) -> &'static str {
+    match protocol {
+        Some("MPTCP" | "MPTCPv6") => {
+            "start the program without Multipath TCP (GODEBUG=multipathtcp=0 for Go), or let it close the socket"
+        }
+        Some("SMC" | "SMC6") => "start the program without smc_run, or let it close the socket",
+        _ => "let the task close it before the dump",
     }
 }
 

@@ -49,6 +49,12 @@ pub trait MappedFiles {
     /// The file of the io_uring ring that a part of is mapped; None where no task has it open.
     fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32>;
 
+    /// Number of the open socket that a mapping shows.
+    ///
+    /// # Errors
+    /// It can't be dumped.
+    fn mapped_socket(&mut self, mapping: &Mapping) -> Result<u32, SourceError>;
+
     /// Notes a mapped memory file, whose inode is entry `inode_id` of memfd.img.
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32;
 }
@@ -206,16 +212,17 @@ impl AddressSpace {
             }
             let mut vma = classify::describe(mapping, backing);
             let open_flags = vma.open_flags.unwrap_or(0);
+            let failed = |source| MemoryDumpError::File {
+                pid: self.pid,
+                mapping: mapping.title(),
+                source,
+            };
             let id = match backing {
                 Backing::File => {
-                    files
-                        .mapped_file(self.pid, mapping, open_flags)
-                        .map_err(|source| MemoryDumpError::File {
-                            pid: self.pid,
-                            mapping: mapping.title(),
-                            source,
-                        })?
+                    let file = files.mapped_file(self.pid, mapping, open_flags);
+                    file.map_err(failed)?
                 }
+                Backing::Socket => files.mapped_socket(mapping).map_err(failed)?,
                 Backing::SharedMemory => {
                     let inode = shared.add_mapping(self.pid, mapping)?;
                     files.mapped_memfd(inode, open_flags)

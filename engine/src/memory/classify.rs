@@ -13,6 +13,7 @@
 //! | a System V segment | REGULAR, ANON_SHARED, SYSVIPC | SHARED, ANONYMOUS |
 //! | the ring of an AIO context | AIORING | SHARED |
 //! | a part of an io_uring ring | REGULAR, FILE_SHARED and a flag of ours | SHARED |
+//! | rings of a packet socket | REGULAR, SOCKET | SHARED |
 //! | private huge pages | REGULAR, ANON_PRIVATE | and HUGETLB with the size |
 
 use firn_sys::io_uring;
@@ -40,6 +41,8 @@ pub enum Backing {
     AioRing,
     /// A part of an io_uring ring.
     IoUring,
+    /// A socket: the rings of a packet socket, or something that is not saved.
+    Socket,
     /// Nothing that is saved or restored: the page of user probes.
     Nothing,
 }
@@ -78,6 +81,9 @@ pub fn backing(mapping: &Mapping, shmem_device: (u32, u32)) -> Result<Backing, R
     }
     if aio::is_ring(mapping) {
         return Ok(Backing::AioRing);
+    }
+    if name.starts_with(b"socket:[") {
+        return Ok(Backing::Socket);
     }
     if let Some(refusal) = refusal_by_name(name) {
         return Err(refusal);
@@ -128,12 +134,7 @@ fn io_uring_part(mapping: &Mapping) -> Result<Backing, Refusal> {
 
 fn refusal_by_name(name: &[u8]) -> Option<Refusal> {
     let starts = |prefix: &str| name.starts_with(prefix.as_bytes());
-    let refusal: Refusal = if starts("socket:[") {
-        (
-            "rings of packet sockets are not supported",
-            Some("close the socket before the dump"),
-        )
-    } else if starts("anon_inode:[perf_event]") {
+    let refusal: Refusal = if starts("anon_inode:[perf_event]") {
         (
             "performance counters are not supported",
             Some("stop the profiler before the dump"),
@@ -175,6 +176,10 @@ pub fn describe(mapping: &Mapping, backing: Backing) -> Vma {
         }
         Backing::Kernel => describe_kernel(mapping, &mut vma),
         Backing::AioRing => vma.status = status::AIORING,
+        Backing::Socket => {
+            vma.offset = mapping.offset;
+            vma.status |= status::SOCKET;
+        }
         Backing::Segment => {
             vma.offset = mapping.offset;
             vma.flags |= map::ANONYMOUS;
@@ -368,7 +373,6 @@ mod tests {
             "anon_inode:[perf_event]",
             "/dev/mem",
             "/secretmem (deleted)",
-            "socket:[44]",
         ] {
             let (_, backing) = one(&format!("1000-2000 rw-s 0 00:05 9 {name}\n"));
             assert!(backing.is_err(), "{name}");
@@ -379,6 +383,14 @@ mod tests {
         assert!(backing.is_err());
         let (_, backing) = one("1000-2000 rw-s 0 00:14 9 /dev/shm/segment\nVmFlags: rd\n");
         assert_eq!(backing, Ok(Backing::File));
+    }
+
+    #[test]
+    fn rings_of_sockets_are_what_criu_says_of_them() {
+        let vma = described("1000-3000 rw-s 0 00:09 44 socket:[44]\nVmFlags: rd wr sh mm\n");
+        assert_eq!(vma.status, status::REGULAR | status::SOCKET);
+        assert_eq!((vma.flags, vma.open_flags), (map::SHARED, None));
+        assert!(!vma.has_own_pages() && vma.has_object());
     }
 
     #[test]

@@ -29,6 +29,10 @@ impl MappingFds for Descriptors<'_> {
             let missing = || format!("files.img has no io_uring ring {id}");
             return Ok(self.files.ring_fd(id).ok_or_else(missing)?);
         }
+        if vma.is(status::SOCKET) {
+            let missing = || format!("there is no packet socket {id}");
+            return Ok(self.files.packet_fd(id).ok_or_else(missing)?);
+        }
         let Some(inode_id) = self.files.memfd_inode(id) else {
             return Ok(self.files.link_fd(id, vma.open_flags)?);
         };

@@ -233,7 +233,7 @@ impl MemoryPlan {
         vma: &Vma,
         prot: u32,
     ) -> Result<(), MappingFdError> {
-        let has_object = vma.is_file() || vma.is(status::ANON_SHARED);
+        let has_object = vma.has_object();
         let fd = match has_object {
             true => fds.mapping_fd(vma).map_err(|source| MappingFdError {
                 pid: self.image.pid(),

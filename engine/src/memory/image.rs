@@ -313,6 +313,7 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
         | status::ANON_SHARED
         | status::ANON_PRIVATE
         | status::AIORING
+        | status::SOCKET
         | status::GUARD;
     let kinds = vma.status & KINDS;
     let size = vma.page_size();
@@ -338,7 +339,6 @@ fn ring_problem(vma: &Vma, mm: &MmEntry) -> Option<&'static str> {
 
 fn unsupported(vma: &Vma) -> Option<&'static str> {
     let kinds = [
-        (status::SOCKET, "rings of packet sockets can't be restored"),
         (status::SHSTK, "shadow stacks can't be restored"),
         (
             status::EXT_PLUGIN,
@@ -418,7 +418,7 @@ mod tests {
             (vec![entry(0x1000, 1 << 50)], "outside of user space"),
             (vec![huge], "huge pages"),
             (vec![kindless], "no kind"),
-            (vec![socket], "packet sockets"),
+            (vec![socket], "of several"),
         ];
         for (vmas, expected) in cases {
             let problem = problem_of(vmas);

@@ -85,8 +85,8 @@ fn can_inherit(parent: &Vma, child: &Vma) -> bool {
 }
 
 fn has_same_offset(parent: &Vma, child: &Vma) -> bool {
-    let in_object = child.is_file() || child.is(status::ANON_SHARED);
-    !in_object || child.offset.wrapping_sub(parent.offset) == child.range.start - parent.range.start
+    !child.has_object()
+        || child.offset.wrapping_sub(parent.offset) == child.range.start - parent.range.start
 }
 
 #[cfg(test)]

@@ -91,6 +91,11 @@ impl Vma {
         self.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
     }
 
+    /// Whether it is mapped from a descriptor of any kind.
+    pub fn has_object(&self) -> bool {
+        self.is_file() || self.status & (status::ANON_SHARED | status::SOCKET) != 0
+    }
+
     /// Whether its pages belong to the process alone and are saved with it.
     pub fn has_own_pages(&self) -> bool {
         let private = status::FILE_PRIVATE | status::ANON_PRIVATE | status::AIORING;
@@ -121,6 +126,7 @@ impl Vma {
             () if self.is(status::AIORING) => "aio ring",
             () if self.is(status::HEAP) => "heap",
             () if self.is_ring => "io_uring ring",
+            () if self.is(status::SOCKET) => "rings of a socket",
             () if self.is(status::MEMFD) => "memory file",
             () if self.is(status::FILE_PRIVATE) => "private file",
             () if self.is(status::FILE_SHARED) => "shared file",

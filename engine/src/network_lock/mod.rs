@@ -10,7 +10,10 @@
 //! iptables do the same. Packets with the mark of both programs pass.
 
 mod iptables;
+mod left;
 mod nft;
+
+pub use left::{UnlockError, left_runs, unlock_dump, unlock_run};
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -191,9 +194,8 @@ impl LockedNetwork {
         };
         if let Err(error) = result {
             tracing::error!(
-                "the network lock of run {} could not be lifted: {error}; until its rules are removed \
-                 (`nft delete table inet CRIU-{}`, or those in iptables) the connections stay silent",
-                self.run_id,
+                "the network lock of run {} could not be lifted: {error}; until `firn unlock` takes it \
+                 away the connections stay silent",
                 self.run_id
             );
         }

@@ -16,7 +16,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use firn_sys::netlink::{ACK, CREATE, EXCLUSIVE, NETFILTER, Netlink, REQUEST, Request};
+use firn_sys::netlink::{
+    ACK, Attributes, CREATE, DUMP, EXCLUSIVE, NETFILTER, Netlink, REQUEST, Request,
+};
 use firn_sys::{Errno, Result};
 
 use super::{Connection, PASS_MARK};
@@ -50,8 +52,11 @@ const KEYS_PER_MESSAGE: usize = 400;
 /// CRIU 4.2 composes the name in a buffer that holds so much of the run id, and lifts no other table.
 pub(super) const RUN_ID_LEN: usize = 21;
 
+/// How the names of all tables begin.
+const PREFIX: &str = "CRIU-";
+
 fn table(run_id: &str) -> String {
-    format!("CRIU-{run_id}")
+    format!("{PREFIX}{run_id}")
 }
 
 /// Names that the table of a dump may have: with the whole run id, or with what CRIU 4.2 keeps of it.
@@ -113,6 +118,27 @@ pub(super) fn is_locked(run_id: &str) -> bool {
             .and_then(|mut netlink| netlink.request(request))
             .is_ok()
     })
+}
+
+/// Runs whose tables are there.
+pub(super) fn runs() -> Result<Vec<String>> {
+    let header = [NFPROTO_INET, 0, 0, 0];
+    let request = Request::new(SUBSYSTEM << 8 | GET_TABLE, REQUEST | DUMP, &header);
+    let mut found = Vec::new();
+    Netlink::open(NETFILTER)?.dump(request, |payload| found.extend(run_of(payload)))?;
+    Ok(found)
+}
+
+/// The run that a table belongs to, if it is a lock.
+fn run_of(payload: &[u8]) -> Option<String> {
+    const NAME: u16 = 1;
+    if *payload.first()? != NFPROTO_INET {
+        return None;
+    }
+    let mut attributes = Attributes(payload.get(4..)?);
+    let (_, name) = attributes.find(|(kind, _)| *kind == NAME)?;
+    let name = std::str::from_utf8(name.strip_suffix(b"\0").unwrap_or(name)).ok()?;
+    name.strip_prefix(PREFIX).map(str::to_owned)
 }
 
 /// Runs a transaction.

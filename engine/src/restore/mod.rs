@@ -199,12 +199,15 @@ impl Operation<'_> {
         for (pid, task) in living(&checkpoint) {
             files.assign_table(pid, task.ids.files_id);
         }
-        let warnings = files.check(&self.options.file_options(), &executables)?;
+        let mut warnings = files.check(&self.options.file_options(), &executables)?;
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
         let mut shared = SharedRestore::load(images, memory_images)?;
         shared.open_all(&run::page_fill(written, self.cancel))?;
         files.open_all(&self.options.file_options(), &shared)?;
+        let lost = files.losses();
+        self.accept(&lost)?;
+        warnings.extend(lost);
 
         let mut used: Vec<AddressRange> = living(&checkpoint)
             .flat_map(|(_, task)| task.memory().used_ranges())
@@ -284,9 +287,12 @@ impl Operation<'_> {
 
     /// What can't come back as it was is only said, unless nothing may be lost.
     fn accept_losses(&self, losses: &Losses) -> Result<(), RestoreError> {
-        let sentences = losses.sentences();
-        if self.options.strict && !sentences.is_empty() {
-            return Err(RestoreError::Losses(sentences));
+        self.accept(&losses.sentences())
+    }
+
+    fn accept(&self, lost: &[String]) -> Result<(), RestoreError> {
+        if self.options.strict && !lost.is_empty() {
+            return Err(RestoreError::Losses(lost.to_vec()));
         }
         Ok(())
     }

@@ -242,8 +242,9 @@ pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.try_into().expect("four bytes")))
 }
 
-/// Attributes: type and value.
-pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+/// Attributes of a message one after the other: type, without the bits that say how it is written, and value.
+#[derive(Debug, Clone)]
+pub struct Attributes<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, &'a [u8]);

@@ -1,12 +1,12 @@
 //! What the kernel tells about sockets that it does not tell through their descriptors.
 //!
-//! Source: man 7 sock_diag; linux include/uapi/linux/unix_diag.h, packet_diag.h.
+//! Source: man 7 sock_diag; linux include/uapi/linux/unix_diag.h, packet_diag.h, netlink_diag.h.
 
 use std::collections::HashMap;
 
 use crate::Result;
 use crate::netlink::{Attributes, DUMP, Netlink, REQUEST, Request, SOCK_DIAG, word};
-use crate::socket::{AF_PACKET, AF_UNIX};
+use crate::socket::{AF_NETLINK, AF_PACKET, AF_UNIX};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
@@ -83,6 +83,63 @@ fn parse_unix(payload: &[u8]) -> Option<UnixSocket> {
     Some(socket)
 }
 
+/// A netlink socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NetlinkSocket {
+    /// Inode number.
+    pub ino: u32,
+    /// NETLINK_ROUTE and so on.
+    pub protocol: u32,
+    /// 1 for one that takes messages of its peer only.
+    pub state: u32,
+    /// Its own port; 0 for none.
+    pub port: u32,
+    /// Port of the peer; 0 for the kernel.
+    pub peer_port: u32,
+    /// Multicast group that it sends to; 0 for none.
+    pub peer_group: u32,
+    /// Whether the kernel still has parts of a long answer for it.
+    pub is_answered: bool,
+}
+
+/// Lists all netlink sockets of this network namespace with a port or a group, by inode number.
+///
+/// # Errors
+/// ENOENT without CONFIG_NETLINK_DIAG.
+pub fn netlink_sockets() -> Result<HashMap<u32, NetlinkSocket>> {
+    const ALL_PROTOCOLS: u8 = 255;
+    const SHOW_FLAGS: u32 = 8;
+    let mut fixed = vec![AF_NETLINK.to_ne_bytes()[0], ALL_PROTOCOLS, 0, 0];
+    fixed.extend(0u32.to_ne_bytes());
+    fixed.extend(SHOW_FLAGS.to_ne_bytes());
+    fixed.extend([0; 8]);
+    let mut found = HashMap::new();
+    let request = Request::new(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &fixed);
+    Netlink::open(SOCK_DIAG)?.dump(request, |payload| {
+        if let Some(socket) = parse_netlink(payload) {
+            found.insert(socket.ino, socket);
+        }
+    })?;
+    Ok(found)
+}
+
+fn parse_netlink(payload: &[u8]) -> Option<NetlinkSocket> {
+    const FLAGS: u16 = 4;
+    const CALLBACK_RUNS: u32 = 1;
+    let mut attributes = Attributes(payload.get(28..)?);
+    let flags = attributes.find(|(kind, _)| *kind == FLAGS);
+    let flags = flags.and_then(|(_, value)| word(value, 0)).unwrap_or(0);
+    Some(NetlinkSocket {
+        protocol: u32::from(*payload.get(2)?),
+        state: u32::from(*payload.get(3)?),
+        port: word(payload, 4)?,
+        peer_port: word(payload, 8)?,
+        peer_group: word(payload, 12)?,
+        ino: word(payload, 16)?,
+        is_answered: flags & CALLBACK_RUNS != 0,
+    })
+}
+
 /// A ring of a packet socket, as it was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PacketRing {
@@ -107,6 +164,8 @@ pub struct PacketRing {
 pub struct PacketMembership {
     /// Interface.
     pub index: u32,
+    /// How often it was joined.
+    pub count: u32,
     /// PACKET_MR_MULTICAST and so on.
     pub kind: u16,
     /// Hardware address.
@@ -118,6 +177,10 @@ pub struct PacketMembership {
 pub struct PacketSocket {
     /// Inode number.
     pub ino: u32,
+    /// SOCK_RAW and so on.
+    pub kind: u32,
+    /// Protocol of the frames; 0 for none.
+    pub protocol: u16,
     /// Interface; 0 for all.
     pub index: u32,
     /// PACKET_VERSION.
@@ -136,7 +199,7 @@ pub struct PacketSocket {
     pub rx_ring: Option<PacketRing>,
     /// The ring for sending.
     pub tx_ring: Option<PacketRing>,
-    /// Fanout group with its type.
+    /// Fanout group, with its way to choose in the third byte and its flags in the fourth.
     pub fanout: Option<u32>,
 }
 
@@ -162,6 +225,8 @@ pub fn packet_sockets() -> Result<HashMap<u32, PacketSocket>> {
 
 fn parse_packet(payload: &[u8]) -> Option<PacketSocket> {
     let mut socket = PacketSocket {
+        kind: u32::from(*payload.get(1)?),
+        protocol: u16::from_ne_bytes([*payload.get(2)?, *payload.get(3)?]),
         ino: word(payload, 4)?,
         ..PacketSocket::default()
     };
@@ -190,6 +255,7 @@ fn membership(bytes: &[u8]) -> Option<PacketMembership> {
     let len = usize::from(u16::from_ne_bytes([bytes[10], bytes[11]]));
     Some(PacketMembership {
         index: word(bytes, 0)?,
+        count: word(bytes, 4)?,
         kind: u16::from_ne_bytes([bytes[8], bytes[9]]),
         address: bytes.get(12..12 + len)?.to_vec(),
     })
@@ -233,5 +299,22 @@ mod tests {
         let (a, b) = (&all[&ino(&a)], &all[&ino(&b)]);
         assert_eq!((a.peer, b.peer), (Some(b.ino), Some(a.ino)));
         assert_eq!((a.kind, a.state, b.receive_queue), (1, 1, 3));
+    }
+
+    #[test]
+    fn a_netlink_socket_knows_its_port() {
+        const KOBJECT_UEVENT: i32 = 15;
+        let fd = socket::create(AF_NETLINK, socket::SOCK_DGRAM, KOBJECT_UEVENT).expect("a socket");
+        assert!(
+            !netlink_sockets()
+                .expect("netlink_diag")
+                .contains_key(&ino(&fd))
+        );
+        socket::bind(&fd, &[16, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]).expect("a free port");
+        let own = socket::local_address(&fd).expect("an address");
+        let found = netlink_sockets().expect("netlink_diag")[&ino(&fd)];
+        assert_eq!(Some(found.port), word(&own, 4));
+        assert_eq!((found.protocol, found.state), (15, 0));
+        assert!(!found.is_answered && found.port != 0);
     }
 }

@@ -290,6 +290,13 @@ impl MappedFiles for Files {
         None
     }
 
+    fn mapped_socket(
+        &mut self,
+        _: &smaps::Mapping,
+    ) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+        Err("no socket is mapped".into())
+    }
+
     fn mapped_memfd(&mut self, inode_id: u32, open_flags: u32) -> u32 {
         let id = u32::try_from(self.files.len() + self.memfds.len() + 1).expect("few");
         self.memfds.insert(id, (inode_id, open_flags));

@@ -4179,11 +4179,25 @@ pub struct NetlinkSkEntry {
     pub opts: SkOptsEntry,
     #[prost(uint32, optional, tag = "13")]
     pub ns_id: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnNetlinkSkEntry>,
 }
 impl ::prost::Name for NetlinkSkEntry {
 const NAME: &'static str = "netlink_sk_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "netlink_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/netlink_sk_entry".into() }}
+/// More about a netlink socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnNetlinkSkEntry {
+    /// SOCK_DGRAM; others are SOCK_RAW.
+    #[prost(uint32, optional, tag = "1")]
+    pub r#type: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnNetlinkSkEntry {
+const NAME: &'static str = "firn_netlink_sk_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_netlink_sk_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_netlink_sk_entry".into() }}
 /// Options that every socket kind has.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SkOptsEntry {

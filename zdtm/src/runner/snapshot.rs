@@ -127,13 +127,15 @@ impl Snapshot {
         self.add(pid, "mm", "auxv", auxv);
         for details in proc::smaps(pid)? {
             let vma = &details.vma;
-            let lasting = !vma.path.ends_with(" (deleted)")
-                && !vma.path.starts_with("/dev/zero")
-                && !vma.path.starts_with("anon_inode:");
+            let path = self.names.lasting(&vma.path);
+            let lasting = !path.ends_with(" (deleted)")
+                && !path.starts_with("/dev/zero")
+                && !path.starts_with("anon_inode:")
+                && path == vma.path;
             let inode = if lasting { vma.inode } else { 0 };
             let line = format!(
-                "-{:x} {} {:x} {inode} {}",
-                vma.end, vma.perms, vma.offset, vma.path
+                "-{:x} {} {:x} {inode} {path}",
+                vma.end, vma.perms, vma.offset
             );
             let start = format!("{:x}", vma.start);
             let flags = details.lines.get("VmFlags").cloned().unwrap_or_default();

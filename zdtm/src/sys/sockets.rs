@@ -63,6 +63,14 @@ pub fn send_message(
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Sends with `MSG_*` flags to the peer.
+pub fn send_flags(fd: impl AsFd, bytes: &[u8], flags: i32) -> io::Result<usize> {
+    let fd = fd.as_fd().as_raw_fd();
+    // SAFETY: the buffer is as long as told.
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
 /// Receives a message of at most `room` bytes; `flags` are `MSG_*`.
 pub fn receive_message(fd: impl AsFd, room: usize, flags: i32) -> io::Result<Received> {
     let mut bytes = vec![0u8; room];
@@ -246,17 +254,63 @@ pub fn unix_address(name: &[u8]) -> Vec<u8> {
     [&family, name, end].concat()
 }
 
+/// An instruction of classic BPF: code, jumps and constant.
+pub type Instruction = (u16, u8, u8, u32);
+
+/// Attaches a classic filter.
+pub fn attach_filter(fd: impl AsFd, program: &[Instruction]) -> io::Result<()> {
+    set_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)
+}
+
+/// Sets an option that is a classic BPF program.
+pub fn set_program(
+    fd: impl AsFd,
+    level: i32,
+    name: i32,
+    program: &[Instruction],
+) -> io::Result<()> {
+    let instruction = |&(code, jt, jf, k): &Instruction| libc::sock_filter { code, jt, jf, k };
+    let mut filter: Vec<libc::sock_filter> = program.iter().map(instruction).collect();
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).expect("filters are short"),
+        filter: filter.as_mut_ptr(),
+    };
+    let len = u32::try_from(size_of_val(&program)).expect("small");
+    // SAFETY: the program names its instructions, which outlive the call.
+    check(unsafe {
+        let (fd, value) = (fd.as_fd().as_raw_fd(), (&raw const program).cast());
+        libc::setsockopt(fd, level, name, value, len)
+    })
+    .map(drop)
+}
+
 /// Brings the loopback interface of this network namespace up.
 pub fn raise_loopback() -> io::Result<()> {
+    let flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("small");
+    change_interface("lo", libc::SIOCSIFFLAGS, |request| {
+        request.ifr_ifru.ifru_flags = flags
+    })
+}
+
+/// Sets the size of the largest packets of an interface.
+pub fn set_mtu(name: &str, bytes: i32) -> io::Result<()> {
+    change_interface(name, libc::SIOCSIFMTU, |request| {
+        request.ifr_ifru.ifru_mtu = bytes
+    })
+}
+
+fn change_interface(
+    name: &str,
+    action: libc::c_ulong,
+    fill: impl FnOnce(&mut libc::ifreq),
+) -> io::Result<()> {
     let socket = socket_of(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
     // SAFETY: all zero is a valid request.
     let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
     }
-    let flags = i16::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("small");
-    request.ifr_ifru.ifru_flags = flags;
+    fill(&mut request);
     // SAFETY: the request is read only.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
-        .map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), action, &raw const request) }).map(drop)
 }

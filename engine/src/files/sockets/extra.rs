@@ -9,10 +9,11 @@ use std::collections::hash_map::Entry;
 use std::os::fd::AsFd;
 
 use firn_proto::FirnSockoptEntry;
+use firn_sys::socket::packet::VNET_HDR_SZ;
 use firn_sys::socket::{
     self, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_TCP, IPPROTO_UDP,
-    IPPROTO_UDPLITE, SOCK_RAW, SOL_IP, SOL_IPV6, SOL_NETLINK, SOL_PACKET, SOL_SOCKET, SOL_TCP,
-    SOL_UDP, SOL_UDPLITE,
+    IPPROTO_UDPLITE, SOCK_RAW, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_NETLINK, SOL_PACKET, SOL_SOCKET,
+    SOL_TCP, SOL_UDP, SOL_UDPLITE,
 };
 use firn_sys::{Errno, Result};
 
@@ -110,9 +111,6 @@ static IPV4: &[Row] = &[
     row(SOL_IP, 24, "IP_BIND_ADDRESS_NO_PORT"),
     row(SOL_IP, 25, "IP_RECVFRAGSIZE"),
     row(SOL_IP, 26, "IP_RECVERR_RFC4884"),
-    row(SOL_IP, 32, "IP_MULTICAST_IF"),
-    row(SOL_IP, 33, "IP_MULTICAST_TTL"),
-    row(SOL_IP, 34, "IP_MULTICAST_LOOP"),
     row(SOL_IP, 49, "IP_MULTICAST_ALL"),
     row(SOL_IP, 50, "IP_UNICAST_IF"),
     row(SOL_IP, 51, "IP_LOCAL_PORT_RANGE"),
@@ -120,9 +118,6 @@ static IPV4: &[Row] = &[
 
 static IPV6: &[Row] = &[
     row(SOL_IPV6, 16, "IPV6_UNICAST_HOPS"),
-    row(SOL_IPV6, 17, "IPV6_MULTICAST_IF"),
-    row(SOL_IPV6, 18, "IPV6_MULTICAST_HOPS"),
-    row(SOL_IPV6, 19, "IPV6_MULTICAST_LOOP"),
     row(SOL_IPV6, 23, "IPV6_MTU_DISCOVER"),
     row(SOL_IPV6, 25, "IPV6_RECVERR"),
     row(SOL_IPV6, 29, "IPV6_MULTICAST_ALL"),
@@ -143,6 +138,20 @@ static IPV6: &[Row] = &[
     row(SOL_IPV6, 75, "IPV6_TRANSPARENT"),
     row(SOL_IPV6, 76, "IPV6_UNICAST_IF"),
     row(SOL_IPV6, 77, "IPV6_RECVFRAGSIZE"),
+];
+
+/// Streams have values of their own there (those of the last packet of the handshake) and take none.
+static MULTICAST_V4: &[Row] = &[
+    row(SOL_IP, 32, "IP_MULTICAST_IF"),
+    row(SOL_IP, 33, "IP_MULTICAST_TTL"),
+    row(SOL_IP, 34, "IP_MULTICAST_LOOP"),
+];
+
+/// As [`MULTICAST_V4`].
+static MULTICAST_V6: &[Row] = &[
+    row(SOL_IPV6, 17, "IPV6_MULTICAST_IF"),
+    row(SOL_IPV6, 18, "IPV6_MULTICAST_HOPS"),
+    row(SOL_IPV6, 19, "IPV6_MULTICAST_LOOP"),
 ];
 
 static TCP: &[Row] = &[
@@ -193,6 +202,7 @@ static PACKET: &[Row] = &[
     row(SOL_PACKET, 19, "PACKET_TX_HAS_OFF"),
     row(SOL_PACKET, 20, "PACKET_QDISC_BYPASS"),
     row(SOL_PACKET, 23, "PACKET_IGNORE_OUTGOING"),
+    row(SOL_PACKET, VNET_HDR_SZ, "PACKET_VNET_HDR_SZ"),
 ];
 
 /// The tables of a kind.
@@ -208,6 +218,12 @@ fn tables(of: SocketKind) -> Vec<&'static [Row]> {
     if !matches!(of.family, AF_INET | AF_INET6) {
         return tables;
     }
+    if of.kind != SOCK_STREAM {
+        tables.push(MULTICAST_V4);
+        if of.family == AF_INET6 {
+            tables.push(MULTICAST_V6);
+        }
+    }
     match of.protocol {
         _ if of.kind == SOCK_RAW && of.family == AF_INET6 => tables.push(RAW_IPV6),
         _ if of.kind == SOCK_RAW => {}
@@ -222,7 +238,17 @@ fn tables(of: SocketKind) -> Vec<&'static [Row]> {
 /// The name of an option, for messages.
 pub(super) fn label(level: i32, name: i32) -> String {
     let all = [
-        SOCKET, IPV4, IPV6, TCP, UDP, UDPLITE, RAW_IPV6, NETLINK, PACKET,
+        SOCKET,
+        IPV4,
+        IPV6,
+        MULTICAST_V4,
+        MULTICAST_V6,
+        TCP,
+        UDP,
+        UDPLITE,
+        RAW_IPV6,
+        NETLINK,
+        PACKET,
     ];
     let found = all.into_iter().flatten();
     let mut found = found.filter(|row| (row.level, row.name) == (level, name));
@@ -289,6 +315,19 @@ pub(super) fn restore(fd: impl AsFd, entries: &[FirnSockoptEntry]) -> Vec<(Strin
     refused
 }
 
+/// Names of the options that are not as an image has them.
+pub(super) fn lost(fd: impl AsFd, entries: &[FirnSockoptEntry]) -> Vec<String> {
+    let fd = fd.as_fd();
+    let differs = |entry: &&FirnSockoptEntry| {
+        let wanted = entry.value.as_deref().unwrap_or(&[]);
+        let (level, name) = (entry.level.unwrap_or(-1), entry.name.unwrap_or(-1));
+        socket::option(fd, level, name, wanted.len()).as_deref() != Ok(wanted)
+    };
+    let lost = entries.iter().filter(differs);
+    lost.map(|entry| label(entry.level.unwrap_or(-1), entry.name.unwrap_or(-1)))
+        .collect()
+}
+
 /// The kind of a socket.
 pub(super) fn kind_of(fd: impl AsFd) -> Result<SocketKind> {
     let fd = fd.as_fd();
@@ -313,7 +352,7 @@ mod tests {
     fn what_differs_is_found_and_set_again() {
         let kind = SocketKind {
             family: AF_INET,
-            kind: socket::SOCK_STREAM,
+            kind: SOCK_STREAM,
             protocol: IPPROTO_TCP,
         };
         let make = || socket::create(kind.family, kind.kind, kind.protocol).expect("a socket");

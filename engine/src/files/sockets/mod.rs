@@ -7,29 +7,36 @@
 
 mod extra;
 mod inet;
+mod netlink;
 mod options;
+mod packet;
 mod packets;
 mod settings;
 mod unix;
 
 pub(super) use inet::InetSocketKind;
+pub(super) use netlink::NetlinkSocketKind;
+pub(super) use packet::PacketSocketKind;
 pub(super) use packets::{PacketRestore, files_in_flight};
 pub use settings::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub(super) use unix::UnixSocketKind;
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageSetWriter};
-use firn_proto::{FdTypes, InventoryEntry};
+use firn_proto::{FdTypes, FileEntry, InventoryEntry};
 use firn_sys::file::{self, S_IFSOCK};
+use firn_sys::socket;
 
 use super::FileRestoreOptions;
+use super::dump::query;
 use super::entries::Entries;
 use super::error::{FileDumpError, FileRestoreError};
 use super::external::Inherited;
-use super::open_file::OpenFile;
-use crate::network_lock::LockedNetwork;
+use super::kind::Dumping;
+use super::open_file::{OpenFile, Trouble};
+use crate::network_lock::{Connection, LockedNetwork};
 
 /// Number of the network namespace in images: all tasks have the same one.
 const NET_NS_ID: u32 = 2;
@@ -60,10 +67,37 @@ pub(super) struct DumpedSockets {
     pub(super) unix: unix::DumpedUnix,
     pub(super) tcp: inet::DumpedTcp,
     pub(super) packets: packets::PacketDump,
+    netlink: netlink::DumpedNetlink,
+    pub(super) packet: packet::DumpedPacket,
     defaults: extra::Defaults,
+    /// Cookie of our own network namespace, once somebody has asked.
+    namespace: Option<u64>,
 }
 
 impl DumpedSockets {
+    /// Refuses a socket of another network namespace than ours.
+    fn check_namespace(
+        &mut self,
+        dumping: &Dumping<'_>,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), FileDumpError> {
+        let failed = |source| query(dumping.file, "the network namespace of the socket", source);
+        let own = match self.namespace {
+            Some(own) => own,
+            None => {
+                let probe = socket::create(socket::AF_UNIX, socket::SOCK_DGRAM, 0);
+                let own = probe.and_then(socket::namespace_cookie).map_err(failed)?;
+                *self.namespace.insert(own)
+            }
+        };
+        match socket::namespace_cookie(fd).map_err(failed)? == own {
+            true => Ok(()),
+            false => Err(FileDumpError::Obstacles(vec![
+                dumping.file.obstacle(foreign_namespace()),
+            ])),
+        }
+    }
+
     /// Writes the images of queues and connections.
     pub(super) fn write(&self, images: &ImageSetWriter) -> Result<(), FileDumpError> {
         self.packets.write(images)?;
@@ -71,11 +105,28 @@ impl DumpedSockets {
     }
 }
 
+/// What is wrong with a socket of another network namespace.
+fn foreign_namespace() -> Trouble {
+    Trouble::new(
+        "the socket belongs to another network namespace",
+        "dump it from the namespace that it belongs to",
+    )
+}
+
 /// The sockets of a restore.
 #[derive(Debug)]
 pub(super) struct SocketSet<'a> {
     unix: unix::RestoredUnix<'a>,
     inet: inet::RestoredInet<'a>,
+    /// What is not as it was, in sentences.
+    losses: Vec<String>,
+}
+
+/// All sockets made, and what is left to be done.
+#[derive(Debug)]
+pub(super) struct Finished {
+    resting: Vec<inet::Resting>,
+    losses: Vec<String>,
 }
 
 impl<'a> SocketSet<'a> {
@@ -96,6 +147,7 @@ impl<'a> SocketSet<'a> {
         Ok(SocketSet {
             unix: unix::RestoredUnix::make(unix.collect(), options)?,
             inet: inet::RestoredInet::make(inet, images, options, closes_tcp)?,
+            losses: Vec::new(),
         })
     }
 
@@ -114,11 +166,38 @@ impl<'a> SocketSet<'a> {
         self,
         images: &ImageDir,
         opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Result<Vec<inet::Resting>, FileRestoreError> {
+    ) -> Result<Finished, FileRestoreError> {
         let mut packets = PacketRestore::load(images)?;
-        self.unix.finish(&mut packets, opened)?;
-        self.inet.finish(&mut packets, opened)
+        let mut losses = self.losses;
+        losses.extend(self.unix.finish(&mut packets, opened)?);
+        let (resting, lost) = self.inet.finish(&mut packets, opened)?;
+        losses.extend(lost);
+        Ok(Finished { resting, losses })
     }
+}
+
+/// Options of a socket that are not as they were, in a sentence each. Options that this kernel does not
+/// know, or does not let us set, stay behind; the socket works without them.
+fn lost_options(entry: &FileEntry, fd: BorrowedFd<'_>) -> Vec<String> {
+    let (opts, name) = match entry {
+        FileEntry { usk: Some(usk), .. } => (&usk.opts, unix::shown(usk)),
+        FileEntry { isk: Some(isk), .. } => (&isk.opts, inet::shown(isk)),
+        FileEntry {
+            nlsk: Some(nlsk), ..
+        } => (&nlsk.opts, netlink::shown(nlsk)),
+        FileEntry { psk: Some(psk), .. } => (&psk.opts, packet::shown(psk)),
+        _ => return Vec::new(),
+    };
+    let lost = extra::lost(fd, &opts.firn).into_iter();
+    lost.map(|option| format!("{name}: {option} can't be set as it was"))
+        .collect()
+}
+
+/// The TCP connections of a set of images.
+pub(crate) fn connections(images: &ImageDir) -> Result<Vec<Connection>, FileRestoreError> {
+    let entries = Entries::read(images)?;
+    let inet = entries.all().filter_map(|entry| entry.isk.as_deref());
+    Ok(inet::connections(inet))
 }
 
 /// The network of a restore: locked until all connections have been made.
@@ -126,6 +205,7 @@ impl<'a> SocketSet<'a> {
 pub(super) struct RestoredNetwork {
     lock: Option<LockedNetwork>,
     resting: Vec<inet::Resting>,
+    losses: Vec<String>,
 }
 
 impl RestoredNetwork {
@@ -145,13 +225,37 @@ impl RestoredNetwork {
         let lock = LockedNetwork::take_over(run_id, method, &connections)?;
         Ok(RestoredNetwork {
             lock: Some(lock),
-            resting: Vec::new(),
+            ..RestoredNetwork::default()
         })
     }
 
-    /// Takes connections that are complete and do not run yet.
-    pub(super) fn rest(&mut self, resting: Vec<inet::Resting>) {
-        self.resting = resting;
+    /// What sockets have lost, in sentences. Connections that are given up lose everything.
+    pub(super) fn losses(
+        &self,
+        entries: &Entries,
+        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+    ) -> Vec<String> {
+        let resting = |id: u32| self.resting.iter().any(|one| one.id() == id);
+        let given_up = |entry: &FileEntry| {
+            let isk = entry.isk.as_ref();
+            isk.is_some_and(|isk| inet::is_connection(isk) && !resting(isk.id))
+        };
+        let found = opened
+            .iter()
+            .filter_map(|(key, fd)| Some((entries.get(key.0, key.1)?, fd)));
+        let kept = found.filter(|(entry, _)| !given_up(entry));
+        let mut lost: Vec<String> = kept
+            .flat_map(|(entry, fd)| lost_options(entry, fd.as_fd()))
+            .collect();
+        lost.sort_unstable();
+        lost.extend_from_slice(&self.losses);
+        lost
+    }
+
+    /// Takes sockets that are complete, with the connections that do not run yet.
+    pub(super) fn rest(&mut self, finished: Finished) {
+        self.resting = finished.resting;
+        self.losses = finished.losses;
     }
 
     /// Lifts the lock and lets all connections go on. The tasks do not run yet, so that nothing of theirs

@@ -275,10 +275,10 @@ fn late(fd: impl AsFd, opts: &SkOptsEntry) -> Result<()> {
     Ok(())
 }
 
-/// Says which options could not be set; the socket works without them.
+/// Notes why options could not be set; which ones were lost is told when all have been tried.
 fn report(refused: Vec<(String, Errno)>, name: &str) {
     for (option, errno) in refused {
-        tracing::warn!("{name}: {option} stays as it is: {errno}");
+        tracing::info!("{name}: {option} stays as it is: {errno}");
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod message;
 mod names;
+pub mod packet;
 pub mod tcp;
 
 pub use message::{Control, Message, Outgoing, peek, peek_stream, receive_urgent, send};
@@ -254,6 +255,16 @@ pub fn set_number(fd: impl AsFd, level: i32, name: i32, value: i32) -> Result<()
     set_option(fd, level, name, &value.to_ne_bytes())
 }
 
+/// What the network namespace of a socket is known by: different for each, as long as the machine runs.
+///
+/// # Errors
+/// ENOPROTOOPT before Linux 5.14.
+pub fn namespace_cookie(fd: impl AsFd) -> Result<u64> {
+    let value = option(fd, SOL_SOCKET, SO_NETNS_COOKIE, 8)?;
+    let bytes = value.try_into().map_err(|_| Errno::EINVAL)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
 /// SO_PEERCRED.
 ///
 /// # Errors
@@ -300,18 +311,29 @@ pub fn ioctl_number(fd: impl AsFd, request: u64) -> Result<i32> {
 /// # Errors
 /// EINTR.
 pub fn hang_ups(fd: impl AsFd) -> Result<(bool, bool)> {
+    let events = poll(fd, libc::POLLRDHUP)?;
+    Ok((events & libc::POLLRDHUP != 0, events & libc::POLLHUP != 0))
+}
+
+/// Whether something waits to be read, and whether an error waits to be told; neither is taken.
+///
+/// # Errors
+/// EINTR.
+pub fn waiting(fd: impl AsFd) -> Result<(bool, bool)> {
+    let events = poll(fd, libc::POLLIN)?;
+    Ok((events & libc::POLLIN != 0, events & libc::POLLERR != 0))
+}
+
+fn poll(fd: impl AsFd, events: i16) -> Result<i16> {
     let mut poll = libc::pollfd {
         fd: fd.as_fd().as_raw_fd(),
-        events: libc::POLLRDHUP,
+        events,
         revents: 0,
     };
     // SAFETY: one structure is told and given; no time is spent.
     let result = unsafe { libc::poll(&raw mut poll, 1, 0) };
     Errno::check(i64::from(result))?;
-    Ok((
-        poll.revents & libc::POLLRDHUP != 0,
-        poll.revents & libc::POLLHUP != 0,
-    ))
+    Ok(poll.revents)
 }
 
 /// Number of the interface with that name.

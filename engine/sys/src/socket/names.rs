@@ -17,6 +17,8 @@ pub use libc::{
     SOL_SOCKET,
 };
 
+/// Type of packet sockets as they were before Linux 2.2.
+pub const SOCK_PACKET: i32 = 10;
 /// Level of IPv4 options.
 pub const SOL_IP: i32 = 0;
 /// Level of IPv6 options.
@@ -35,6 +37,12 @@ pub const SOL_RAW: i32 = 255;
 pub const SOL_PACKET: i32 = 263;
 /// Level of netlink options.
 pub const SOL_NETLINK: i32 = 270;
+/// Joins a multicast group of netlink.
+pub const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+/// The groups of a netlink socket, a bit each.
+pub const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// The network namespace.
+pub(super) const SO_NETNS_COOKIE: i32 = 71;
 /// Which buffer sizes have been set by hand.
 pub const SO_BUF_LOCK: i32 = 72;
 /// IP_NODEFRAG.

@@ -10,11 +10,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Need, Stage, Workload, sys};
 
-static NETLINK_SOCKET: Workload =
-    Workload::new("refusals/netlink-socket", "a netlink socket", |stage| {
-        hold(stage, || sys::socket(libc::AF_NETLINK, libc::SOCK_RAW))
-    })
-    .refused(&["socket"]);
 static USERFAULTFD: Workload = Workload::new("refusals/userfaultfd", "a userfaultfd", |stage| {
     hold_call(stage, libc::SYS_userfaultfd, [0; 4])
 })
@@ -89,7 +84,6 @@ static TRACED: Workload =
     Workload::new("refusals/traced", "a task that another task traces", traced).refused(&["trac"]);
 
 pub static ALL: &[&Workload] = &[
-    &NETLINK_SOCKET,
     &USERFAULTFD,
     &PERF_EVENT,
     &SECRET,

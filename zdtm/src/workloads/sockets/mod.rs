@@ -1,6 +1,10 @@
 //! Sockets of all families.
 
+mod netlink;
+mod packet;
 mod tcp;
+mod tcp_states;
+mod udp;
 mod unix;
 mod unix_names;
 mod unix_queues;
@@ -28,4 +32,26 @@ pub static ALL: &[&Workload] = &[
     &tcp::HALF,
     &tcp::ACROSS,
     &tcp::CLOSED,
+    &tcp_states::ENDING,
+    &tcp_states::CONNECTING,
+    &tcp_states::OPTIONS,
+    &tcp_states::CLOSE,
+    &tcp_states::WAITING,
+    &tcp_states::URGENT,
+    &tcp_states::MPTCP,
+    &tcp_states::VSOCK,
+    &udp::QUEUES,
+    &udp::OPTIONS,
+    &udp::SHARED,
+    &udp::GROUPS,
+    &udp::RAW,
+    &udp::CORKED,
+    &netlink::PLACES,
+    &netlink::EVENTS,
+    &netlink::PEERS,
+    &netlink::UNREAD,
+    &packet::CAPTURE,
+    &packet::RINGS,
+    &packet::FANOUT,
+    &packet::BY_PROGRAM,
 ];

@@ -91,31 +91,28 @@ fn destination_of(message: &Message, port: u16) -> Option<SocketAddr> {
     })
 }
 
-/// Puts datagrams back; what can't be is counted and told.
+/// Puts datagrams back; what can't be is counted and returned in words.
 pub(super) fn restore(
     fd: BorrowedFd<'_>,
     entry: &InetSkEntry,
     waiting: &[Packet],
-) -> std::result::Result<(), FileRestoreError> {
+) -> std::result::Result<Option<String>, FileRestoreError> {
     if waiting.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let lost = waiting
         .iter()
         .filter(|packet| put_back(fd, entry, packet).is_err())
         .count();
-    if lost > 0 {
-        tracing::warn!(
-            "{}: {lost} of {} datagrams are lost",
-            shown(entry),
-            waiting.len()
-        );
-    }
+    let loss = (lost > 0).then(|| {
+        let nr = waiting.len();
+        format!("{}: {lost} of {nr} datagrams are lost", shown(entry))
+    });
     let refused = |action| FileRestoreError::refused(action, shown(entry));
-    match remote_of(entry).filter(|remote| remote.port() != 0) {
-        Some(remote) => socket::connect(fd, &address::to_raw(remote)).map_err(refused("connect")),
-        None => Ok(()),
+    if let Some(remote) = remote_of(entry).filter(|remote| remote.port() != 0) {
+        socket::connect(fd, &address::to_raw(remote)).map_err(refused("connect"))?;
     }
+    Ok(loss)
 }
 
 fn put_back(fd: BorrowedFd<'_>, entry: &InetSkEntry, packet: &Packet) -> Result<()> {

@@ -16,7 +16,8 @@ use firn_sys::{Errno, Result};
 
 use super::super::extra::{Defaults, SocketKind, kind_of};
 use super::super::{NET_NS_ID, inode_of, options};
-use super::{address, groups};
+use super::tcp_dump::SYN_SENT;
+use super::{address, groups, listed};
 use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
@@ -40,7 +41,8 @@ pub(super) fn describe(
     };
     let remote = match socket::peer_address(fd) {
         Ok(raw) => address::parse(&raw),
-        Err(_) => None,
+        Err(_) if is_tcp && state.state != SYN_SENT => None,
+        Err(_) => listed::peer(inode_of(file), kind),
     };
     let connected = remote.is_some() && state.state != socket::TCP_LISTEN;
     let local = address::parse(&socket::local_address(fd).map_err(failed)?);

@@ -5,6 +5,7 @@ mod datagrams;
 mod describe;
 mod groups;
 mod inject;
+mod listed;
 mod restore;
 mod tcp_dump;
 mod tcp_restore;
@@ -64,9 +65,13 @@ impl FileKind for InetSocketKind {
     ) -> Result<FileEntry, FileDumpError> {
         let options = state.collected.options.sockets.clone();
         let sockets = &mut state.collected.sockets;
+        if let Some(fd) = dumping.duplicate {
+            sockets.check_namespace(dumping, fd)?;
+        }
         let entry = describe::describe(dumping, &mut sockets.defaults)?;
         if is_tcp(&entry) {
-            sockets.tcp.add(dumping, &entry, &options)?;
+            let left_out = sockets.tcp.add(dumping, &entry, &options)?;
+            state.collected.warnings.extend(left_out);
         } else {
             datagrams::dump(dumping, &entry, sockets)?;
         }
@@ -92,8 +97,13 @@ fn is_tcp(entry: &InetSkEntry) -> bool {
     (entry.r#type, entry.proto) == (SOCK_STREAM.cast_unsigned(), IPPROTO_TCP.cast_unsigned())
 }
 
+/// True for a TCP socket with a connection.
+pub(super) fn is_connection(entry: &InetSkEntry) -> bool {
+    is_tcp(entry) && tcp_dump::is_connected(entry.state)
+}
+
 /// A socket in words.
-fn shown(entry: &InetSkEntry) -> String {
+pub(super) fn shown(entry: &InetSkEntry) -> String {
     let protocol = match (entry.r#type.cast_signed(), entry.proto.cast_signed()) {
         (SOCK_STREAM, IPPROTO_TCP) => "TCP",
         (firn_sys::socket::SOCK_RAW, _) => "raw",

@@ -21,9 +21,8 @@ use firn_sys::{Errno, Result};
 
 use super::super::options;
 use super::super::packets::PacketRestore;
-use super::tcp_dump::is_connected;
 use super::tcp_restore::{self, Resting, connection_of};
-use super::{address, datagrams, groups, is_tcp, local_of, remote_of, shown};
+use super::{address, datagrams, groups, is_connection, is_tcp, local_of, remote_of, shown};
 use crate::files::FileRestoreOptions;
 use crate::files::error::FileRestoreError;
 use crate::files::open;
@@ -38,13 +37,14 @@ pub(in crate::files) struct RestoredInet<'a> {
     made: HashMap<u32, OwnedFd>,
     resting: Vec<Resting>,
     gives_up: bool,
+    losses: Vec<String>,
 }
 
 /// The TCP connections among entries.
 pub(in crate::files) fn connections<'a>(
     entries: impl Iterator<Item = &'a InetSkEntry>,
 ) -> Vec<Connection> {
-    let connected = entries.filter(|entry| is_tcp(entry) && is_connected(entry.state));
+    let connected = entries.filter(|entry| is_connection(entry));
     connected.filter_map(connection_of).collect()
 }
 
@@ -63,18 +63,16 @@ impl<'a> RestoredInet<'a> {
             ..RestoredInet::default()
         };
         let ends_of = |entry: &InetSkEntry| connection_of(entry).map(Connection::on_the_wire);
-        let connected = |entry: &&InetSkEntry| is_tcp(entry) && is_connected(entry.state);
-        let here = entries.iter().copied().filter(connected);
+        let here = entries.iter().copied().filter(|entry| is_connection(entry));
         let here: HashMap<Connection, &InetSkEntry> = here
             .filter_map(|entry| Some((ends_of(entry)?, entry)))
             .collect();
         // Connections come last: in repair mode they may share an address with a listener.
-        let (connected, plain): (Vec<&InetSkEntry>, Vec<&InetSkEntry>) = entries
-            .into_iter()
-            .partition(|entry| is_tcp(entry) && is_connected(entry.state));
+        let (connected, plain): (Vec<&InetSkEntry>, Vec<&InetSkEntry>) =
+            entries.into_iter().partition(|entry| is_connection(entry));
         for entry in plain {
             let fd = create(entry)?;
-            set_up(&fd, entry)?;
+            set_up(&fd, entry, &mut set.losses)?;
             set.made.insert(entry.id, fd);
         }
         for entry in connected {
@@ -106,21 +104,22 @@ impl<'a> RestoredInet<'a> {
 
     /// Puts datagrams back and sets what remains.
     pub(in crate::files) fn finish(
-        self,
+        mut self,
         packets: &mut PacketRestore,
         opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Outcome<Vec<Resting>> {
+    ) -> Outcome<(Vec<Resting>, Vec<String>)> {
         for entry in &self.entries {
             let Some(fd) = opened.get(&(FdTypes::Inetsk, entry.id)) else {
                 continue;
             };
             if datagrams::is_udp(entry) {
-                datagrams::restore(fd.as_fd(), entry, &packets.take(entry.id))?;
+                let lost = datagrams::restore(fd.as_fd(), entry, &packets.take(entry.id))?;
+                self.losses.extend(lost);
             }
-            let closed = self.gives_up && is_tcp(entry) && is_connected(entry.state);
+            let closed = self.gives_up && is_connection(entry);
             finish_one(fd.as_fd(), entry, closed)?;
         }
-        Ok(self.resting)
+        Ok((self.resting, self.losses))
     }
 }
 
@@ -129,9 +128,8 @@ fn create(entry: &InetSkEntry) -> Outcome<OwnedFd> {
     let refused = |action| FileRestoreError::refused(action, name.clone());
     let (family, kind) = (entry.family.cast_signed(), entry.r#type.cast_signed());
     let fd = socket::create(family, kind, entry.proto.cast_signed()).map_err(refused("create"))?;
-    if entry.v6only.is_some() && family == AF_INET6 {
-        let value = i32::from(entry.v6only == Some(true));
-        socket::set_number(&fd, SOL_IPV6, IPV6_V6ONLY, value).map_err(refused("set up"))?;
+    if let Some(v6only) = entry.v6only.filter(|_| family == AF_INET6) {
+        set_v6only(&fd, v6only).map_err(refused("set up"))?;
     }
     options::restore_early(&fd, &entry.opts, &name)?;
     if let Some(opts) = &entry.ip_opts {
@@ -140,8 +138,18 @@ fn create(entry: &InetSkEntry) -> Outcome<OwnedFd> {
     Ok(fd)
 }
 
+/// Raw sockets refuse any change, even to what they have.
+fn set_v6only(fd: impl AsFd, value: bool) -> Result<()> {
+    let fd = fd.as_fd();
+    let value = i32::from(value);
+    match socket::number(fd, SOL_IPV6, IPV6_V6ONLY) {
+        Ok(present) if present == value => Ok(()),
+        _ => socket::set_number(fd, SOL_IPV6, IPV6_V6ONLY, value),
+    }
+}
+
 /// Gives a socket without a connection its addresses.
-fn set_up(fd: &OwnedFd, entry: &InetSkEntry) -> Outcome<()> {
+fn set_up(fd: &OwnedFd, entry: &InetSkEntry, losses: &mut Vec<String>) -> Outcome<()> {
     let name = shown(entry);
     let refused = |action| FileRestoreError::refused(action, name.clone());
     let corrupt = || FileRestoreError::corrupt(entry.id, "its address is not possible");
@@ -159,7 +167,9 @@ fn set_up(fd: &OwnedFd, entry: &InetSkEntry) -> Outcome<()> {
     }
     for membership in entry.firn.iter().flat_map(|firn| &firn.membership) {
         if let Err(errno) = groups::join(fd, entry.family, membership) {
-            tracing::warn!("{name} is no longer a member of a multicast group: {errno}");
+            losses.push(format!(
+                "{name} is no longer a member of a multicast group: {errno}"
+            ));
         }
     }
     if entry.state == TCP_LISTEN {
@@ -224,8 +234,7 @@ fn finish_one(fd: BorrowedFd<'_>, entry: &InetSkEntry, closed: bool) -> Outcome<
         SkShutdown::Write => Some(socket::SHUT_WR),
         SkShutdown::Both => Some(socket::SHUT_RDWR),
     };
-    let connected = is_tcp(entry) && is_connected(entry.state);
-    if let Some(how) = how.filter(|_| !connected) {
+    if let Some(how) = how.filter(|_| !is_connection(entry)) {
         // Sockets without a connection are marked although the call fails.
         let _ = socket::shutdown(fd, how);
     }

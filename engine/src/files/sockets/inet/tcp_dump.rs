@@ -20,7 +20,7 @@ use firn_sys::socket::{
 };
 use firn_sys::{Errno, Result};
 
-use super::{local_of, remote_of};
+use super::{listed, local_of, remote_of};
 use crate::files::SocketDumpOptions;
 use crate::files::dump::query;
 use crate::files::error::FileDumpError;
@@ -89,13 +89,13 @@ struct Stream {
 }
 
 impl DumpedTcp {
-    /// Notes a socket.
+    /// Notes a socket; returns what of it is left out, in words.
     pub(super) fn add(
         &mut self,
         dumping: &Dumping<'_>,
         entry: &InetSkEntry,
         options: &SocketDumpOptions,
-    ) -> std::result::Result<(), FileDumpError> {
+    ) -> std::result::Result<Option<String>, FileDumpError> {
         let file = dumping.file;
         let fd = dumping
             .duplicate
@@ -114,9 +114,15 @@ impl DumpedTcp {
             ));
         }
         let info = tcp::info(fd).map_err(failed)?;
-        if info.state == TCP_LISTEN && info.waiting > 0 && !options.skip_in_flight {
+        if info.state == TCP_LISTEN && info.waiting > 0 {
+            let port = local_of(entry).map_or(0, |local| local.port());
+            let waiting = listed::waiting(port, info.waiting);
+            if options.skip_in_flight {
+                let place = format!("task {}: {}", file.pid, file.place);
+                return Ok(Some(format!("{place}: {waiting} and are left out")));
+            }
             return refuse(Trouble::new(
-                format!("{} connections wait to be accepted", info.waiting),
+                waiting,
                 "dump when they have been accepted, or add --skip-in-flight, which leaves them out",
             ));
         }
@@ -127,7 +133,7 @@ impl DumpedTcp {
             ));
         }
         if !is_connected(info.state) {
-            return Ok(());
+            return Ok(None);
         }
         if !options.tcp_close && !matches!(socket::receive_urgent(fd), Ok(None)) {
             return refuse(Trouble::new(
@@ -150,7 +156,7 @@ impl DumpedTcp {
             reuses_address: socket::number(fd, SOL_SOCKET, SO_REUSEADDR).map_err(failed)?,
             in_repair: false,
         });
-        Ok(())
+        Ok(None)
     }
 
     /// Locks all connections and reads them; returns what is in the way.

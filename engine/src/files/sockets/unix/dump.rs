@@ -14,7 +14,7 @@ use firn_sys::{Errno, Pid, file};
 
 use super::super::extra::{Defaults, SocketKind};
 use super::super::packets::{self, to_image};
-use super::super::{NET_NS_ID, inode_of, options};
+use super::super::{NET_NS_ID, foreign_namespace, inode_of, options};
 use super::USK_EXTERN;
 use crate::files::SocketDumpOptions;
 use crate::files::dump::query;
@@ -35,6 +35,17 @@ pub(in crate::files) struct DumpedUnix {
     held: Vec<Held>,
     /// Sockets whose queues have not been read yet.
     unread: VecDeque<usize>,
+}
+
+/// What came of settling who the peers are.
+#[derive(Debug, Default)]
+pub(in crate::files) struct Settled {
+    /// What is in the way.
+    pub(in crate::files) obstacles: Vec<Obstacle>,
+    /// Entries that stand for peers outside.
+    pub(in crate::files) stubs: Vec<FileEntry>,
+    /// What is left out, in words.
+    pub(in crate::files) warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -105,12 +116,9 @@ impl DumpedUnix {
             self.known = Some(known.map_err(|source| query(file, "the list of sockets", source))?);
         }
         let known = self.known.as_ref().expect("just read");
-        known.get(&ino).ok_or_else(|| {
-            FileDumpError::Obstacles(vec![file.obstacle(Trouble::new(
-                "the socket belongs to another network namespace",
-                "dump it from the namespace that it belongs to",
-            ))])
-        })
+        known
+            .get(&ino)
+            .ok_or_else(|| FileDumpError::Obstacles(vec![file.obstacle(foreign_namespace())]))
     }
 
     /// The messages of the next socket that has not been asked for them: its number and what waits there.
@@ -148,16 +156,15 @@ impl DumpedUnix {
         Ok(None)
     }
 
-    /// Settles who the peers are, when all sockets are known. Returns what is in the way, and entries that
-    /// stand for peers outside.
+    /// Settles who the peers are, when all sockets are known.
     pub(in crate::files) fn settle_peers(
         &self,
         entries: &mut [FileEntry],
         options: &SocketDumpOptions,
         inside: &[Pid],
         new_id: NewId<'_>,
-    ) -> (Vec<Obstacle>, Vec<FileEntry>) {
-        let mut obstacles = Vec::new();
+    ) -> Settled {
+        let mut settled = Settled::default();
         let mut stubs: HashMap<u32, FileEntry> = HashMap::new();
         let held: HashMap<u32, &Held> = self.held.iter().map(|held| (held.ino, held)).collect();
         let inodes: HashSet<u32> = held.keys().copied().collect();
@@ -170,12 +177,19 @@ impl DumpedUnix {
             let diag = &known[&entry.ino];
             let is_outside = |ino: &u32| !inodes.contains(ino);
             let waits = entry.state == TCP_LISTEN && diag.waiting.iter().any(is_outside);
-            if waits && !options.skip_in_flight {
-                obstacles.push(held.file.obstacle(outside_client()));
+            if waits && options.skip_in_flight {
+                let (pid, place) = (held.file.pid, held.file.place);
+                let what = "clients that wait to be accepted are left out";
+                settled
+                    .warnings
+                    .push(format!("task {pid}: {place}: {what}"));
+            } else if waits {
+                settled.obstacles.push(held.file.obstacle(outside_client()));
             }
             let connected = entry.state == TCP_ESTABLISHED;
             if connected && entry.peer == 0 && entry.r#type != kind_number(SOCK_DGRAM) {
-                obstacles.extend(self.find_listener(entry, diag, held));
+                let found = self.find_listener(entry, diag, held);
+                settled.obstacles.extend(found);
             }
             if entry.peer == 0 || inodes.contains(&entry.peer) {
                 continue;
@@ -188,8 +202,10 @@ impl DumpedUnix {
             let peer = known.get(&entry.peer);
             stand_in_for_peer(entry, peer, &mut stubs, new_id);
         }
-        obstacles.extend(outside_obstacles(&outside, inside));
-        (obstacles, stubs.into_values().collect())
+        let held = outside_obstacles(&outside, inside);
+        settled.obstacles.extend(held);
+        settled.stubs = stubs.into_values().collect();
+        settled
     }
 
     /// Finds who a connected socket without a peer waits for.

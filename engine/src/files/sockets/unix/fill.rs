@@ -3,6 +3,7 @@
 //! A message in a queue tells who sent it, so it is sent again by a socket with the name of the sender: by
 //! that very socket where the tree has it, else by one that has the name for a moment.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -34,6 +35,8 @@ pub(super) struct Queues<'a> {
     pub(super) reach: &'a HashMap<u32, Reach>,
     pub(super) binder: &'a Binder<'a>,
     pub(super) opened: &'a HashMap<(FdTypes, u32), OwnedFd>,
+    /// Counts messages that no longer tell who sent them.
+    pub(super) nameless: &'a Cell<u32>,
 }
 
 impl Queues<'_> {
@@ -166,7 +169,7 @@ impl Queues<'_> {
                 // Who sent it is not there yet.
                 Err(Errno::ESRCH) => {
                     let who = packet.credentials.expect("only credentials name a process");
-                    self.receiving_credentials(entry, || send_as(who, from, &message))
+                    self.receiving_credentials(entry, || self.send_as(who, from, &message))
                 }
                 sent => sent,
             };
@@ -181,25 +184,26 @@ impl Queues<'_> {
             }
         }
     }
-}
 
-/// Sends in the name of a process that does not exist at the moment.
-fn send_as(
-    who: socket::Credentials,
-    from: BorrowedFd<'_>,
-    message: &Outgoing<'_>,
-) -> firn_sys::Result<usize> {
-    if message.rights.is_empty()
-        && stand_in::send(who, from, message.bytes, message.destination).is_ok()
-    {
-        return Ok(message.bytes.len());
+    /// Sends in the name of a process that does not exist at the moment.
+    fn send_as(
+        &self,
+        who: socket::Credentials,
+        from: BorrowedFd<'_>,
+        message: &Outgoing<'_>,
+    ) -> firn_sys::Result<usize> {
+        if message.rights.is_empty()
+            && stand_in::send(who, from, message.bytes, message.destination).is_ok()
+        {
+            return Ok(message.bytes.len());
+        }
+        self.nameless.set(self.nameless.get() + 1);
+        let nameless = Outgoing {
+            credentials: None,
+            ..*message
+        };
+        socket::send(from, &nameless)
     }
-    tracing::warn!(pid = who.pid, "a message in a unix socket loses its sender");
-    let nameless = Outgoing {
-        credentials: None,
-        ..*message
-    };
-    socket::send(from, &nameless)
 }
 
 fn is_stream(entry: &UnixSkEntry) -> bool {

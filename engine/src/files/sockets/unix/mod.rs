@@ -6,12 +6,16 @@
 //!
 //! Not kept: messages of somebody who waits to be accepted (no call shows them), which refuses the dump.
 
+mod connect;
 mod dump;
 mod fill;
+mod finish;
+mod makers;
 mod names;
 mod restore;
 
 pub(in crate::files) use dump::DumpedUnix;
+pub(super) use names::shown;
 pub(in crate::files) use restore::RestoredUnix;
 
 use std::os::fd::OwnedFd;

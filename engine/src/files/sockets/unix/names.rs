@@ -173,7 +173,7 @@ fn kernel_place(stat: &Stat) -> (u32, u32) {
 }
 
 /// A socket in words.
-pub(super) fn shown(entry: &UnixSkEntry) -> String {
+pub(in crate::files::sockets) fn shown(entry: &UnixSkEntry) -> String {
     match entry.name.split_first() {
         None => format!("unix socket {}", entry.id),
         Some((0, name)) => format!("unix socket @{}", String::from_utf8_lossy(name)),

@@ -1,0 +1,186 @@
+//! Connections of unix sockets: through the listener whose name the accepting end has, as a pair where there
+//! is none, anew to a peer outside, or waiting to be accepted.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use firn_proto::UnixSkEntry;
+use firn_sys::socket::{self, TCP_LISTEN};
+
+use super::super::options;
+use super::makers::{connect, listen, make_pair};
+use super::names::{address_of, shown};
+use super::restore::{MANY, Outcome, RestoredUnix, is_stream, kind_of, peer_of};
+use crate::files::OutsidePeer;
+use crate::files::error::FileRestoreError;
+use crate::files::external::take_over;
+
+impl<'a> RestoredUnix<'a> {
+    pub(super) fn make_connection(&mut self, entry: &'a UnixSkEntry) -> Outcome<()> {
+        match self.by_ino.get(&entry.peer).copied() {
+            Some(listener) if listener.state == TCP_LISTEN => self.wait_at(entry, listener),
+            Some(peer) if is_stream(peer) && peer.id != entry.id => {
+                let (one, other) = if self.is_acceptor(entry, Some(peer)) {
+                    let (accepted, client) = self.through_listener(entry, Some(peer))?;
+                    (accepted, client)
+                } else if self.is_acceptor(peer, Some(entry)) {
+                    let (accepted, client) = self.through_listener(peer, Some(entry))?;
+                    (client, accepted)
+                } else {
+                    self.as_pair(entry, Some(peer))?
+                };
+                self.made.insert(entry.id, one);
+                self.made.insert(peer.id, other);
+                Ok(())
+            }
+            _ => self.without_peer(entry),
+        }
+    }
+
+    /// One end of a connection whose other end is gone, or outside.
+    fn without_peer(&mut self, entry: &'a UnixSkEntry) -> Outcome<()> {
+        let outside = entry
+            .firn
+            .as_ref()
+            .and_then(|firn| firn.outside_peer.as_deref());
+        if let Some(name) = outside
+            && let Some(fd) = self.reconnect(entry, name)?
+        {
+            self.made.insert(entry.id, fd);
+            return Ok(());
+        }
+        let (own, other) = if self.is_acceptor(entry, None) {
+            self.through_listener(entry, None)?
+        } else {
+            self.as_pair(entry, None)?
+        };
+        self.made.insert(entry.id, own);
+        self.others.insert(entry.id, other);
+        Ok(())
+    }
+
+    /// A new connection to a peer outside, where the user wants one.
+    fn reconnect(&mut self, entry: &UnixSkEntry, name: &[u8]) -> Outcome<Option<OwnedFd>> {
+        match self.options.sockets.outside_peer(name, is_stream(entry)) {
+            OutsidePeer::EndOfFile => Ok(None),
+            OutsidePeer::Inherit(fd) => {
+                tracing::debug!("{} is descriptor {fd}", shown(entry));
+                take_over(fd).map(Some)
+            }
+            OutsidePeer::Reconnect => {
+                let fd = self.create(entry)?;
+                self.bind(&fd, entry)?;
+                let refused = FileRestoreError::refused("connect again", shown(entry));
+                socket::connect(&fd, &address_of(name)).map_err(refused)?;
+                Ok(Some(fd))
+            }
+        }
+    }
+
+    /// Whether a connection's end was made by accept(): it has the name of a listener, or one that
+    /// several ends have.
+    fn is_acceptor(&self, entry: &UnixSkEntry, peer: Option<&UnixSkEntry>) -> bool {
+        if entry.name.is_empty() {
+            return false;
+        }
+        let same = |other: &&&UnixSkEntry| other.name == entry.name && other.id != entry.id;
+        let mut others = self.entries.values().filter(same);
+        let peer = peer.map(|peer| peer.id);
+        self.listener_of(entry).is_some() || others.any(|other| Some(other.id) != peer)
+    }
+
+    fn listener_of(&self, entry: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
+        let mut all = self.entries.values().copied();
+        all.find(|other| {
+            let same = other.name == entry.name && other.name_dir == entry.name_dir;
+            same && other.state == TCP_LISTEN && other.r#type == entry.r#type
+        })
+    }
+
+    /// Connects through the listener with the name of the accepting end: the accepted end, the client.
+    fn through_listener(
+        &mut self,
+        accepted: &'a UnixSkEntry,
+        client: Option<&'a UnixSkEntry>,
+    ) -> Outcome<(OwnedFd, OwnedFd)> {
+        let from = match client {
+            Some(client) => {
+                let fd = self.create(client)?;
+                self.bind(&fd, client)?;
+                fd
+            }
+            None => self.create_bare(accepted)?,
+        };
+        let noted = client.and_then(peer_of);
+        let (listener, address) = match self.listener_of(accepted) {
+            Some(listener) => {
+                if self.listens_as.get(&listener.id) != Some(&noted) && noted.is_some() {
+                    listen(&self.made[&listener.id], noted, MANY, listener)?;
+                    self.listens_as.insert(listener.id, noted);
+                }
+                (
+                    self.made[&listener.id].as_fd(),
+                    self.reach[&listener.id].address(),
+                )
+            }
+            None => {
+                self.make_stand_in(accepted)?;
+                let (fd, reach) = &self.stand_ins[&accepted.name];
+                listen(fd, noted, MANY, accepted)?;
+                (fd.as_fd(), reach.address())
+            }
+        };
+        let what = || shown(accepted);
+        connect(&from, peer_of(accepted), &address)
+            .map_err(FileRestoreError::refused("connect to", what()))?;
+        let end = socket::accept(listener)
+            .map_err(FileRestoreError::refused("accept a connection of", what()))?;
+        options::restore_early(&end, &accepted.opts, &what())?;
+        Ok((end, from))
+    }
+
+    fn create_bare(&self, entry: &UnixSkEntry) -> Outcome<OwnedFd> {
+        let refused = FileRestoreError::refused("create a peer of", shown(entry));
+        socket::create(socket::AF_UNIX, kind_of(entry), 0).map_err(refused)
+    }
+
+    /// A listener for accepted sockets whose own is gone.
+    fn make_stand_in(&mut self, accepted: &UnixSkEntry) -> Outcome<()> {
+        if !self.stand_ins.contains_key(&accepted.name) {
+            let fd = self.create_bare(accepted)?;
+            let reach = self.binder.bind(&fd, accepted)?;
+            self.stand_ins.insert(accepted.name.clone(), (fd, reach));
+        }
+        Ok(())
+    }
+
+    pub(super) fn as_pair(
+        &mut self,
+        entry: &UnixSkEntry,
+        peer: Option<&UnixSkEntry>,
+    ) -> Outcome<(OwnedFd, OwnedFd)> {
+        let (one, other) = make_pair(peer_of(entry), entry)?;
+        options::restore_early(&one, &entry.opts, &shown(entry))?;
+        self.bind(&one, entry)?;
+        if let Some(peer) = peer {
+            options::restore_early(&other, &peer.opts, &shown(peer))?;
+            self.bind(&other, peer)?;
+        }
+        Ok((one, other))
+    }
+
+    /// A connection that waits to be accepted.
+    fn wait_at(&mut self, entry: &'a UnixSkEntry, listener: &UnixSkEntry) -> Outcome<()> {
+        let fd = self.create(entry)?;
+        self.bind(&fd, entry)?;
+        let Some(reach) = self.reach.get(&listener.id) else {
+            return Err(FileRestoreError::corrupt(
+                entry.id,
+                "its listener has no name",
+            ));
+        };
+        let refused = FileRestoreError::refused("connect", shown(entry));
+        socket::connect(&fd, &reach.address()).map_err(refused)?;
+        self.made.insert(entry.id, fd);
+        Ok(())
+    }
+}

@@ -1,0 +1,146 @@
+//! What ends the making of unix sockets, when all files are open: queues, peers of datagram sockets,
+//! shutdowns, options.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use firn_proto::{FdTypes, UnixSkEntry};
+use firn_sys::socket::{self, SO_PEEK_OFF, SOL_SOCKET, TCP_LISTEN};
+
+use super::super::options;
+use super::super::packets::PacketRestore;
+use super::USK_EXTERN;
+use super::fill::{Fill, Queues};
+use super::makers::listen;
+use super::names::{address_of, shown};
+use super::restore::{Outcome, RestoredUnix, has_lost_peer, is_stream, peer_of};
+use crate::files::OutsidePeer;
+use crate::files::error::FileRestoreError;
+use crate::files::open;
+
+impl RestoredUnix<'_> {
+    /// Fills queues and sets what remains, when all files are open. Returns what is lost, in words.
+    pub(in crate::files) fn finish(
+        mut self,
+        packets: &mut PacketRestore,
+        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+    ) -> Outcome<Option<String>> {
+        let nameless = Cell::new(0);
+        let mut ids: Vec<u32> = self.entries.keys().copied().collect();
+        ids.sort_unstable();
+        let mut queues = Queues {
+            entries: &self.entries,
+            by_ino: &self.by_ino,
+            others: &self.others,
+            reach: &self.reach,
+            binder: &self.binder,
+            opened,
+            nameless: &nameless,
+        };
+        let mut after = Vec::new();
+        for &id in &ids {
+            let entry = self.entries[&id];
+            let waiting = packets.take(id);
+            match queues.fill(entry, waiting)? {
+                Fill::Done => {}
+                Fill::AfterConnect(waiting) => after.push((entry, waiting)),
+            }
+        }
+        let mut connected = Vec::new();
+        for &id in &ids {
+            self.connect_datagrams(self.entries[&id], opened, &mut connected)?;
+        }
+        let queues = Queues {
+            entries: &self.entries,
+            by_ino: &self.by_ino,
+            others: &self.others,
+            reach: &self.reach,
+            binder: &self.binder,
+            opened,
+            nameless: &nameless,
+        };
+        for (entry, waiting) in after {
+            queues.send_all(entry, &waiting)?;
+        }
+        drop(std::mem::take(&mut self.others));
+        for &id in &ids {
+            if let Some(fd) = opened.get(&(FdTypes::Unixsk, id)) {
+                self.finish_one(self.entries[&id], fd.as_fd())?;
+            }
+        }
+        Ok(match nameless.get() {
+            0 => None,
+            nr => Some(format!(
+                "{nr} messages in unix sockets have lost their senders"
+            )),
+        })
+    }
+
+    /// Connects a datagram socket to its peer, after all those that are connected to it: a socket with
+    /// a peer takes no other.
+    fn connect_datagrams(
+        &self,
+        entry: &UnixSkEntry,
+        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+        connected: &mut Vec<u32>,
+    ) -> Outcome<()> {
+        if is_stream(entry) || entry.peer == 0 || connected.contains(&entry.id) {
+            return Ok(());
+        }
+        connected.push(entry.id);
+        for other in self.entries.values() {
+            if other.peer == entry.ino && entry.peer != other.ino {
+                self.connect_datagrams(other, opened, connected)?;
+            }
+        }
+        let fd = opened.get(&(FdTypes::Unixsk, entry.id));
+        let (Some(fd), Some(peer)) = (fd, self.by_ino.get(&entry.peer)) else {
+            return Ok(());
+        };
+        let address = if peer.uflags & USK_EXTERN != 0 {
+            match self.options.sockets.outside_peer(&peer.name, false) {
+                OutsidePeer::Reconnect => address_of(&peer.name),
+                OutsidePeer::EndOfFile | OutsidePeer::Inherit(_) => return Ok(()),
+            }
+        } else {
+            match self.reach.get(&peer.id) {
+                Some(reach) => reach.address(),
+                // A pair has been connected from the beginning.
+                None => return Ok(()),
+            }
+        };
+        let refused = FileRestoreError::refused("connect", shown(entry));
+        socket::connect(fd, &address).map_err(refused)
+    }
+
+    fn finish_one(&self, entry: &UnixSkEntry, fd: BorrowedFd<'_>) -> Outcome<()> {
+        let name = shown(entry);
+        // One of a pair that was made for its messages, or that was connected to nobody.
+        let unconnected = entry.peer == 0 && !has_lost_peer(entry);
+        if !is_stream(entry) && unconnected && socket::peer_address(fd).is_ok() {
+            let refused = FileRestoreError::refused("disconnect", name.clone());
+            socket::disconnect(fd).map_err(refused)?;
+        }
+        if entry.state == TCP_LISTEN {
+            listen(fd, peer_of(entry), entry.backlog, entry)?;
+        }
+        let how = match entry.shutdown() {
+            firn_proto::SkShutdown::None => None,
+            firn_proto::SkShutdown::Read => Some(socket::SHUT_RD),
+            firn_proto::SkShutdown::Write => Some(socket::SHUT_WR),
+            firn_proto::SkShutdown::Both => Some(socket::SHUT_RDWR),
+        };
+        if let Some(how) = how {
+            // Sockets without a connection are marked although the call fails.
+            let _ = socket::shutdown(fd, how);
+        }
+        options::restore_late(fd, &entry.opts, &name)?;
+        if let Some(offset) = entry.firn.as_ref().and_then(|firn| firn.peek_off) {
+            socket::set_number(fd, SOL_SOCKET, SO_PEEK_OFF, offset).map_err(
+                FileRestoreError::refused("set the peek offset of", name.clone()),
+            )?;
+        }
+        open::set_flags(fd, entry.flags, &name)
+    }
+}

@@ -1,0 +1,105 @@
+//! A program for the tests of connections.
+//!
+//! `talk echo NUMBER`: listens on all addresses, writes the port to the file `port`, accepts that many
+//! connections, and sends back whatever comes, each until its end.
+//!
+//! `talk pour BYTES`: accepts one connection and writes that many bytes of a sequence into it.
+//!
+//! `talk hold`: listens and accepts nothing until there is a file `go`.
+//!
+//! `talk ask PATH`: asks a unix socket again and again until that ends, and counts the answers in the file
+//! `answers`.
+//!
+//! `talk log PATH`: sends datagrams to a unix socket for ever.
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use firn_tests::sequence;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+fn main() -> Outcome {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["ask", path] => ask(UnixStream::connect(path)?),
+        ["log", path] => log(path),
+        ref listening => listen(listening),
+    }
+}
+
+fn listen(arguments: &[&str]) -> Outcome {
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+    let port = listener.local_addr()?.port();
+    std::fs::write("port.new", port.to_string())?;
+    std::fs::rename("port.new", "port")?;
+    match *arguments {
+        ["echo", number] => echo(&listener, number.parse()?),
+        ["pour", bytes] => pour(listener.accept()?.0, bytes.parse()?),
+        ["hold"] => hold(&listener),
+        _ => Err("usage: talk echo NUMBER | pour BYTES | hold | ask PATH | log PATH".into()),
+    }
+}
+
+fn echo(listener: &TcpListener, number: usize) -> Outcome {
+    let mut threads = Vec::new();
+    for _ in 0..number {
+        let mut stream = listener.accept()?.0;
+        threads.push(thread::spawn(move || -> std::io::Result<()> {
+            let mut room = vec![0; 1 << 16];
+            loop {
+                match stream.read(&mut room)? {
+                    0 => return Ok(()),
+                    len => stream.write_all(&room[..len])?,
+                }
+            }
+        }));
+    }
+    for thread in threads {
+        thread.join().map_err(|_| "a connection panicked")??;
+    }
+    Ok(())
+}
+
+fn pour(mut stream: TcpStream, bytes: u64) -> Outcome {
+    for start in (0..bytes).step_by(1 << 12) {
+        stream.write_all(&sequence(start, 1 << 12))?;
+    }
+    Ok(())
+}
+
+fn hold(listener: &TcpListener) -> Outcome {
+    while !Path::new("go").exists() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut stream = listener.accept()?.0;
+    stream.write_all(b"welcome")?;
+    Ok(())
+}
+
+fn ask(mut stream: UnixStream) -> Outcome {
+    for nr in 1u32.. {
+        // Whoever is gone does not listen either.
+        let _ = stream.write_all(b"ping\n");
+        let mut answer = [0; 5];
+        if stream.read_exact(&mut answer).is_err() {
+            break;
+        }
+        std::fs::write("answers.new", nr.to_string())?;
+        std::fs::rename("answers.new", "answers")?;
+    }
+    Ok(())
+}
+
+fn log(path: &str) -> Outcome {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect(path)?;
+    loop {
+        socket.send(b"a line of a log")?;
+        thread::sleep(Duration::from_millis(20));
+    }
+}
