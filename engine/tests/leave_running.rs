@@ -155,9 +155,8 @@ fn pending_and_blocked_signals_stay() {
 #[test]
 fn a_failed_dump_leaves_task_and_directory_as_they_were() {
     let victim = Victim::start(
-        // Two netlink sockets.
-        "pipe(R, W); use Socket; \
-        socket(A, 16, SOCK_RAW, 0); socket(B, 16, SOCK_RAW, 0); sleep",
+        // Two userfaultfds.
+        "pipe(R, W); syscall(323, 0); syscall(323, 0); sleep",
     );
     let before = victim.snapshot();
     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use firn_tests::{Sandbox, Task, image_files, isolated};
+use firn_tests::{Sandbox, Task, image_files, isolated_server};
 use serde_json::Value;
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
@@ -109,7 +109,8 @@ fn compare(at: &str, theirs: &Value, ours: &Value, differences: &mut Vec<String>
 
 #[test]
 fn crit_decodes_what_we_dump() {
-    isolated(
+    // The dump's network lock stays, and goes with the network.
+    isolated_server(
         "crit_decodes_what_we_dump",
         &["crit", "python3"],
         |sandbox| {
@@ -151,7 +152,8 @@ fn crit_decodes_what_we_dump() {
 
 #[test]
 fn our_own_check_finds_the_directory_whole() {
-    isolated(
+    // The dump's network lock stays, and goes with the network.
+    isolated_server(
         "our_own_check_finds_the_directory_whole",
         &["python3"],
         |sandbox| {
