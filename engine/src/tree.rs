@@ -2,6 +2,8 @@
 
 use firn_sys::Pid;
 
+use crate::arch::Abi;
+
 /// A process tree, parents before their children, depth first; the root stands first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
@@ -22,6 +24,8 @@ pub struct Task {
     pub sid: Pid,
     /// Whether it runs, is stopped, or waits to be reaped.
     pub state: TaskState,
+    /// Which kind of program it runs; unknown of a zombie.
+    pub abi: Abi,
     /// Tids of all threads, the leader first. Only the leader for a zombie.
     pub threads: Vec<Pid>,
 }

@@ -9,6 +9,9 @@ use firn_sys::probe::{self, IdleChild};
 use firn_sys::process_vm::{self, RemoteRange};
 use firn_sys::{Errno, Pid, pidfd, ptrace, wait};
 
+use crate::memory::KernelVdso;
+use crate::memory::vdso::VdsoError;
+
 use super::{Feature, Verdict, cgroup, needed, replaceable};
 
 const CAP_SYS_PTRACE: u32 = 19;
@@ -111,6 +114,7 @@ fn probe_extra(feature: Feature) -> Verdict {
             probe::memfd_hugetlb(),
             "tasks with anonymous huge page files can't be restored",
         ),
+        Feature::Ia32 => needed(ia32(), "32-bit programs can't be restored"),
         Feature::Collapse => replaceable(
             collapse(),
             "the kernel's own collapsing",
@@ -174,6 +178,17 @@ fn probe_experimental(feature: Feature) -> Verdict {
         ),
         core => probe(core),
     }
+}
+
+/// A vdso for 32-bit programs in place of the own one, and their calls.
+fn ia32() -> Result<(), Errno> {
+    probe::ia32_calls()?;
+    KernelVdso::read_ia32()
+        .map(drop)
+        .map_err(|error| match error {
+            VdsoError::Ia32(errno) | VdsoError::Own(errno) => errno,
+            _ => Errno::EINVAL,
+        })
 }
 
 fn capability(number: u32) -> Result<(), Errno> {

@@ -223,7 +223,7 @@ impl Operation<'_> {
             let spaces = spaces.expect("the programs have ended");
             Ok::<_, DumpError>((answers, spaces?))
         })?;
-        memory::settle_aio(&spaces)?;
+        memory::settle_aio(tree, &spaces)?;
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();
@@ -356,7 +356,12 @@ impl Operation<'_> {
         images: &ImageSetWriter,
     ) -> Result<(), DumpError> {
         let mut seccomp = SeccompDump::collect(tree, outside).map_err(CoreDumpError::from)?;
-        let found = seccomp.take_obstacles();
+        let mut found = seccomp.take_obstacles();
+        found.extend(
+            answers
+                .iter()
+                .filter_map(|answers| answers.obstacle.clone()),
+        );
         if !found.is_empty() {
             return Err(DumpError::Obstacles(found));
         }

@@ -10,6 +10,7 @@ use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 use super::cgroup::FrozenGroup;
 use super::seize::{self, Deputy, Seized};
 use super::{FreezeError, FrozenTree, walk};
+use crate::task::ia32;
 use crate::task::status::{Stat, Status};
 use crate::tree::{Task, TaskState, Tree};
 
@@ -307,6 +308,7 @@ impl Stopper<'_> {
         if threads.is_empty() {
             threads.push(pid);
         }
+        let abi = ia32::abi(&threads);
         self.known.insert(pid);
         self.frozen.add(Task {
             pid,
@@ -314,6 +316,7 @@ impl Stopper<'_> {
             pgid: stat.pgid,
             sid: stat.sid,
             state,
+            abi,
             threads,
         });
         Ok(())

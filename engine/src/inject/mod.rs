@@ -1,7 +1,7 @@
 //! Running a syscall program inside stopped tasks, and leaving no trace of it.
 //!
 //! ```text
-//! stopped thread ── mmap by its vdso's `syscall` ──> arena in the task, mapped here as well
+//! stopped thread ── mmap by its vdso's call ──────> arena in the task, mapped here as well
 //!                ── all threads run their programs and park
 //!                ── interrupted again, arena unmapped, registers and masks put back
 //! ```
@@ -22,12 +22,12 @@ use std::time::Duration;
 
 use firn_sys::mapping::SharedMapping;
 use firn_sys::ptrace::{DispatchConfig, GeneralRegs};
-use firn_sys::{Errno, Pid, nr, process_vm, ptrace, task as sys_task, wait};
+use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task, wait};
 
-use crate::arch::regs;
+use crate::arch::{self, Abi};
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
-pub use remote::{RemoteCall, call_all, find_syscall_instruction};
+pub use remote::{CallSpec, RemoteCall, call_all, find_syscall_instruction};
 
 /// How long the programs of one task may take; they hold nothing but calls that answer at once.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
@@ -59,7 +59,7 @@ pub enum InjectError {
         /// ptrace event.
         event: i32,
     },
-    /// No executable memory of the task holds a `syscall` instruction.
+    /// No executable memory of the task holds an instruction that makes a system call.
     #[error("task {0} has no executable mapping with a system call instruction to start from")]
     NoSyscallInstruction(Pid),
     /// A remote call failed.
@@ -93,6 +93,8 @@ pub enum InjectError {
 pub struct Job {
     /// The process.
     pub pid: Pid,
+    /// Whose calls bring the arena; the programs run as 64-bit code in any case.
+    pub abi: Abi,
     /// Threads and their programs.
     pub threads: Vec<(Pid, ProgramId)>,
     /// The programs.
@@ -249,15 +251,15 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     let mut calls = Vec::with_capacity(jobs.len());
     for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
         let leader = &threads[0];
-        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.regs) {
+        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.regs, job.abi) {
             Some(address) => address,
-            None => find_syscall_instruction(job.pid)?,
+            None => find_syscall_instruction(job.pid, job.abi)?,
         };
         calls.push(RemoteCall::new(
             leader.tid,
             leader.regs,
             syscall_at,
-            remote::map_arena(*len),
+            CallSpec::map_arena(job.abi, *len),
         ));
     }
     call_all(&mut calls)?;
@@ -319,7 +321,7 @@ fn see(pid: Pid, address: u64, len: usize) -> Result<SharedMapping, InjectError>
 fn start(job: &Job, task: &Entered) -> Result<(), InjectError> {
     for (saved, (tid, program)) in task.saved.iter().zip(&job.threads) {
         let (record, context) = task.arena.entry(*program);
-        let regs = regs::at_executor(&saved.regs, task.address, record, context);
+        let regs = arch::at_executor(&saved.regs, task.address, record, context);
         ptrace::set_general_regs(*tid, &regs).map_err(trace(*tid, "set the registers"))?;
         ptrace::cont(*tid, 0).map_err(trace(*tid, "start the program"))?;
     }
@@ -373,10 +375,11 @@ fn stop_again(jobs: &[Job]) -> Result<(), InjectError> {
 fn leave(jobs: &[Job], entered: &mut [Entered]) -> Result<Vec<Pid>, InjectError> {
     let mut calls: Vec<RemoteCall> = entered
         .iter()
-        .map(|task| {
+        .zip(jobs)
+        .map(|(task, job)| {
             let len = u64::try_from(task.arena.placed().len()).expect("lengths fit 64 bits");
             let leader = &task.saved[0];
-            let munmap = (nr::MUNMAP, [task.address, len, 0, 0, 0, 0]);
+            let munmap = CallSpec::unmap(job.abi, task.address, len);
             RemoteCall::new(leader.tid, leader.regs, task.syscall_at, munmap)
         })
         .collect();

@@ -6,10 +6,50 @@ use firn_sys::wait::Status;
 use firn_sys::{Errno, Pid, nr, procfs, ptrace, wait};
 
 use super::{InjectError, trace};
-use crate::arch::regs;
+use crate::arch::{Abi, regs};
 
-/// Number and arguments of a call.
-pub type CallSpec = (i64, [u64; 6]);
+/// One system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallSpec {
+    /// Whose numbers and registers it has.
+    pub abi: Abi,
+    /// Its number.
+    pub nr: i64,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+
+impl CallSpec {
+    fn mmap(abi: Abi, address: u64, len: u64, prot: u64, flags: u64) -> CallSpec {
+        let nr = match abi {
+            Abi::Native => nr::MMAP,
+            Abi::Ia32 => nr::ia32::MMAP2,
+        };
+        let args = [address, len, prot, flags, NO_FILE, 0];
+        CallSpec { abi, nr, args }
+    }
+
+    /// The call that makes an arena: shared, so that it can be seen from here. That of 32-bit code gives
+    /// an address below 4 GiB.
+    pub fn map_arena(abi: Abi, len: usize) -> CallSpec {
+        let prot = PROT_READ | PROT_WRITE | PROT_EXEC;
+        CallSpec::mmap(abi, 0, in_64_bits(len), prot, MAP_SHARED | MAP_ANONYMOUS)
+    }
+
+    /// munmap.
+    pub fn unmap(abi: Abi, address: u64, len: u64) -> CallSpec {
+        let nr = match abi {
+            Abi::Native => nr::MUNMAP,
+            Abi::Ia32 => nr::ia32::MUNMAP,
+        };
+        let args = [address, len, 0, 0, 0, 0];
+        CallSpec { abi, nr, args }
+    }
+}
+
+fn in_64_bits(len: usize) -> u64 {
+    u64::try_from(len).expect("lengths fit 64 bits")
+}
 
 const PROT_READ: u64 = 1;
 const PROT_WRITE: u64 = 2;
@@ -18,6 +58,8 @@ const MAP_SHARED: u64 = 1;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
 const PAGE: u64 = 4096;
+/// The descriptor -1, as 32-bit code has it, too.
+const NO_FILE: u64 = u64::MAX;
 /// The one stop signal that a mask can't hold back.
 pub const SIGSTOP: i32 = 19;
 /// No more than this much of one mapping is searched for an instruction.
@@ -85,8 +127,9 @@ impl RemoteCall {
 /// Every thread is in a ptrace stop of the calling thread, with all signals blocked.
 pub fn call_all(calls: &mut [RemoteCall]) -> Result<(), InjectError> {
     for call in calls.iter() {
-        let number = u64::try_from(call.call.0).expect("call numbers are positive");
-        let regs = regs::at_syscall(&call.old, call.instruction, number, call.call.1);
+        let CallSpec { abi, nr, args } = call.call;
+        let number = u64::try_from(nr).expect("call numbers are positive");
+        let regs = abi.at_call(&call.old, call.instruction, number, args);
         ptrace::set_general_regs(call.tid, &regs).map_err(trace(call.tid, "set the registers"))?;
         go_on(call.tid)?;
     }
@@ -137,23 +180,13 @@ fn await_syscall_stop(tid: Pid) -> Result<bool, InjectError> {
     }
 }
 
-/// The call that makes an arena: shared, so that it can be seen from here.
-pub fn map_arena(len: usize) -> CallSpec {
-    let len = u64::try_from(len).expect("lengths fit 64 bits");
-    let prot = PROT_READ | PROT_WRITE | PROT_EXEC;
-    (
-        nr::MMAP,
-        [0, len, prot, MAP_SHARED | MAP_ANONYMOUS, u64::MAX, 0],
-    )
-}
-
 /// Makes an arena where memory that is both writable and executable is refused (PR_SET_MDWE, SELinux):
 /// writable memory, then an executable first page in its place.
 ///
 /// # Errors
 /// The calls were refused.
 pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectError> {
-    let len = u64::try_from(len).expect("lengths fit 64 bits");
+    let len = in_64_bits(len);
     let one = |call: CallSpec, what| -> Result<u64, InjectError> {
         let mut calls = [RemoteCall::new(
             refused.tid,
@@ -168,42 +201,38 @@ pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectE
             source,
         })
     };
-    let shared = MAP_SHARED | MAP_ANONYMOUS;
-    let writable = (
-        nr::MMAP,
-        [0, len, PROT_READ | PROT_WRITE, shared, u64::MAX, 0],
-    );
+    let (abi, shared) = (refused.call.abi, MAP_SHARED | MAP_ANONYMOUS);
+    let writable = CallSpec::mmap(abi, 0, len, PROT_READ | PROT_WRITE, shared);
     let address = one(writable, "mapping the arena")?;
     let prot = PROT_READ | PROT_EXEC;
-    let code = (
-        nr::MMAP,
-        [address, PAGE, prot, shared | MAP_FIXED, u64::MAX, 0],
-    );
+    let code = CallSpec::mmap(abi, address, PAGE, prot, shared | MAP_FIXED);
     one(code, "mapping the executor's page")?;
     Ok(address)
 }
 
-/// The `syscall` instruction by which a stopped thread has entered the call it was stopped in: known
-/// without a look at the memory map, which takes the kernel much longer than all the rest.
-pub fn instruction_just_used(tid: Pid, regs: &GeneralRegs) -> Option<u64> {
+/// The instruction by which a stopped thread has entered the call it was stopped in, if it is that of this
+/// kind of code: known without a look at the memory map, which takes the kernel much longer than all the
+/// rest.
+pub fn instruction_just_used(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<u64> {
     let address = regs::call_instruction(regs)?;
-    let mut bytes = [0u8; regs::SYSCALL_INSTRUCTION.len()];
-    let len = bytes.len();
+    let wanted = abi.call_instruction();
+    let (mut bytes, len) = ([0u8; 2], wanted.len());
     process_vm::read(tid, &[RemoteRange { address, len }], &mut bytes).ok()?;
-    (bytes == regs::SYSCALL_INSTRUCTION).then_some(address)
+    (bytes == wanted).then_some(address)
 }
 
-/// Finds a `syscall` instruction in the task's executable memory: in its vdso as a rule.
+/// Finds an instruction of this kind that makes a system call in the task's executable memory: in its
+/// vdso as a rule.
 ///
 /// # Errors
 /// The task has none, or its maps can't be read.
-pub fn find_syscall_instruction(pid: Pid) -> Result<u64, InjectError> {
+pub fn find_syscall_instruction(pid: Pid, abi: Abi) -> Result<u64, InjectError> {
     let maps = procfs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let mut executable: Vec<(u64, u64, bool)> = maps.lines().filter_map(executable_range).collect();
     executable.sort_by_key(|(.., is_vdso)| !is_vdso);
     executable
         .into_iter()
-        .find_map(|(start, end, _)| search(pid, start, end))
+        .find_map(|(start, end, _)| search(pid, start, end, abi.call_instruction()))
         .ok_or(InjectError::NoSyscallInstruction(pid))
 }
 
@@ -217,7 +246,7 @@ fn executable_range(line: &str) -> Option<(u64, u64, bool)> {
     Some((parse(start)?, parse(end)?, line.ends_with("[vdso]")))
 }
 
-fn search(pid: Pid, start: u64, end: u64) -> Option<u64> {
+fn search(pid: Pid, start: u64, end: u64, instruction: [u8; 2]) -> Option<u64> {
     let len = usize::try_from((end - start).min(SEARCH_LIMIT)).ok()?;
     let mut bytes = vec![0u8; len];
     let got = process_vm::read(
@@ -231,7 +260,7 @@ fn search(pid: Pid, start: u64, end: u64) -> Option<u64> {
     .ok()?;
     let at = bytes[..got]
         .windows(2)
-        .position(|pair| pair == regs::SYSCALL_INSTRUCTION)?;
+        .position(|pair| pair == instruction)?;
     Some(start + u64::try_from(at).ok()?)
 }
 
@@ -256,29 +285,38 @@ mod tests {
 
     #[test]
     fn finds_an_instruction_in_this_process() {
-        let at = find_syscall_instruction(Pid::this()).unwrap();
+        let at = find_syscall_instruction(Pid::this(), Abi::Native).unwrap();
         let mut bytes = [0u8; 2];
         let range = RemoteRange {
             address: at,
             len: 2,
         };
         process_vm::read(Pid::this(), &[range], &mut bytes).unwrap();
-        assert_eq!(bytes, regs::SYSCALL_INSTRUCTION);
+        assert_eq!(bytes, Abi::Native.call_instruction());
         let inside = GeneralRegs {
             rip: at + 2,
             orig_rax: 35,
             ..regs::from_image(&UserX86RegsEntry::default(), Resumption::AsStored)
         };
-        assert_eq!(instruction_just_used(Pid::this(), &inside), Some(at));
+        assert_eq!(
+            instruction_just_used(Pid::this(), &inside, Abi::Native),
+            Some(at)
+        );
         let elsewhere = GeneralRegs {
             rip: at + 3,
             ..inside
         };
-        assert_eq!(instruction_just_used(Pid::this(), &elsewhere), None);
+        assert_eq!(
+            instruction_just_used(Pid::this(), &elsewhere, Abi::Native),
+            None
+        );
         let outside = GeneralRegs {
             orig_rax: u64::MAX,
             ..inside
         };
-        assert_eq!(instruction_just_used(Pid::this(), &outside), None);
+        assert_eq!(
+            instruction_just_used(Pid::this(), &outside, Abi::Native),
+            None
+        );
     }
 }

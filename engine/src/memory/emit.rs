@@ -95,10 +95,10 @@ impl MemoryPlan {
         }
     }
 
-    /// Moves the vdso into place from where it was parked, at `parked_at`. After
+    /// Puts the vdso into place; the native one, where there is one, was parked at `parked_at`. After
     /// [`MemoryPlan::unmap_not_inherited`].
-    pub fn place_vdso(&self, p: &mut Program, kernel: &KernelVdso, parked_at: u64) {
-        self.vdso.place(p, kernel, parked_at);
+    pub fn place_vdso(&self, p: &mut Program, native: Option<&KernelVdso>, parked_at: u64) {
+        self.vdso.place(p, native, parked_at);
     }
 
     /// Maps everything else at its final place, and reads the pages that the task reads itself. As

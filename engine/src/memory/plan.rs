@@ -14,6 +14,7 @@
 //! costs no round trip. Large memory is filled by the coordinator with all cores.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use firn_sys::mm::prot;
 use firn_sys::{Errno, Pid};
@@ -25,7 +26,7 @@ use super::image::MemoryImage;
 use super::inherit::{self, Inheritance};
 use super::piece::{self, Piece};
 use super::range::{self, AddressRange};
-use super::vdso::{self, KernelVdso, VdsoChoice, VdsoError, VdsoPlan};
+use super::vdso::{self, KernelVdso, KernelVdsos, VdsoChoice, VdsoError, VdsoPlan};
 use super::vma::{Vma, status};
 
 /// Tasks with more page bytes than this are filled by the coordinator.
@@ -71,21 +72,28 @@ pub struct TaskMemory {
 pub struct MemoryFacts {
     /// How fresh memory can be filled.
     pub fresh: FreshFacts,
-    /// The running kernel's vdso, where it gives one.
-    pub vdso: Option<KernelVdso>,
+    /// The running kernel's vdsos.
+    pub vdsos: KernelVdsos,
     /// How vdsos are put into place.
     pub vdso_choice: VdsoChoice,
 }
 
 impl MemoryFacts {
-    /// Looks at the machine.
+    /// Looks at the machine; at what it has for 32-bit programs only where there are some.
     ///
     /// # Errors
-    /// The own vdso can't be read.
-    pub fn probe() -> Result<MemoryFacts, VdsoError> {
+    /// A vdso can't be read.
+    pub fn probe(has_ia32: bool) -> Result<MemoryFacts, VdsoError> {
+        let ia32 = match has_ia32 {
+            true => KernelVdso::read_ia32()?,
+            false => None,
+        };
         Ok(MemoryFacts {
             fresh: FreshFacts::probe(),
-            vdso: KernelVdso::read()?,
+            vdsos: KernelVdsos {
+                native: KernelVdso::read()?,
+                ia32: ia32.map(Arc::new),
+            },
             vdso_choice: VdsoChoice::ByContent,
         })
     }
@@ -154,7 +162,7 @@ pub fn plan_tree(
     for (task, mut draft) in tasks.into_iter().zip(drafts) {
         let vdso = vdso::plan(
             &task.image,
-            facts.vdso.as_ref(),
+            &facts.vdsos,
             hole,
             &task.instruction_pointers,
             facts.vdso_choice,

@@ -7,6 +7,9 @@ pub const PAGE_SIZE: u64 = firn_images::PAGE_SIZE;
 /// Bytes of a transparent huge page.
 pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
+/// End of what 32-bit programs can map: 4 GiB less two pages.
+pub const IA32_END: u64 = 0xffff_e000;
+
 /// A range of addresses, `end` excluded.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AddressRange {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::record::{Op, Rule};
+use super::record::{FLAG_IA32, FLAG_RETRY, Op, Rule};
 
 /// Number of a program in its [`ProgramSet`](super::ProgramSet).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,7 +117,7 @@ pub(super) enum Step {
         args: [Arg; 6],
         rule: Rule,
         out: Option<Slot>,
-        retry: bool,
+        flags: u8,
     },
     Wait {
         word: Word,
@@ -250,7 +250,7 @@ impl Program {
         rule: Rule,
         why: impl Into<Cow<'static, str>>,
     ) -> &mut Program {
-        self.push_call(nr, args, rule, None, false, why.into());
+        self.push_call(nr, args, rule, None, 0, why.into());
         self
     }
 
@@ -262,7 +262,24 @@ impl Program {
         rule: Rule,
         why: impl Into<Cow<'static, str>>,
     ) -> &mut Program {
-        self.push_call(nr, args, rule, None, true, why.into());
+        self.push_call(nr, args, rule, None, FLAG_RETRY, why.into());
+        self
+    }
+
+    /// Adds a 32-bit call: number, arguments and structures are those of 32-bit code, and the arena has
+    /// to stand below 4 GiB.
+    ///
+    /// # Panics
+    /// For more than five arguments, which the executor has no register for.
+    pub fn call_ia32(
+        &mut self,
+        nr: i64,
+        args: &[Arg],
+        rule: Rule,
+        why: impl Into<Cow<'static, str>>,
+    ) -> &mut Program {
+        assert!(args.len() <= 5, "a 32-bit call of at most five arguments");
+        self.push_call(nr, args, rule, None, FLAG_IA32, why.into());
         self
     }
 
@@ -279,7 +296,7 @@ impl Program {
             .nr_slots
             .checked_add(1)
             .expect("a program has under 65,535 slots");
-        self.push_call(nr, args, rule, Some(slot), false, why.into());
+        self.push_call(nr, args, rule, Some(slot), 0, why.into());
         slot
     }
 
@@ -289,7 +306,7 @@ impl Program {
         args: &[Arg],
         rule: Rule,
         out: Option<Slot>,
-        retry: bool,
+        flags: u8,
         why: Cow<'static, str>,
     ) {
         let mut full = [Arg::Imm(0); 6];
@@ -301,7 +318,7 @@ impl Program {
                 args: full,
                 rule,
                 out,
-                retry,
+                flags,
             },
             why,
         );

@@ -28,5 +28,5 @@ mod set;
 
 pub use arena::{Arena, ArenaError, ProgramFailure, WaitOutcome};
 pub use build::{Arg, CloneSpec, Data, Program, ProgramId, Slot, Word};
-pub use record::{CONTEXT_SIZE, FLAG_RETRY, Op, RECORD_SIZE, Record, Rule, context};
+pub use record::{CONTEXT_SIZE, FLAG_IA32, FLAG_RETRY, Op, RECORD_SIZE, Record, Rule, context};
 pub use set::{Placed, ProgramSet};

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 
 use super::build::{Arg, Program, Step};
-use super::record::Rule;
+use super::record::{FLAG_IA32, Rule};
 use super::set::ProgramSet;
 use crate::arch;
 
@@ -31,12 +31,15 @@ fn describe(out: &mut String, step: &Step) -> fmt::Result {
             args,
             rule,
             out: slot,
-            ..
+            flags,
         } => {
             if let Some(slot) = slot {
                 write!(out, "s{} = ", slot.0)?;
             }
-            write!(out, "{}(", arch::syscall_name(*nr))?;
+            match flags & FLAG_IA32 {
+                0 => write!(out, "{}(", arch::syscall_name(*nr))?,
+                _ => write!(out, "ia32 {}(", arch::ia32_syscall_name(*nr))?,
+            }
             let used = 6 - args
                 .iter()
                 .rev()

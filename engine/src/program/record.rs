@@ -5,7 +5,7 @@
 //!      0     1  op        Op
 //!      1     1  rule      what result counts as success
 //!      2     1  indirect  bit i: args[i] is the address of the value, not the value
-//!      3     1  flags     bit 0: repeat the call on EINTR and EAGAIN
+//!      3     1  flags     bit 0: repeat the call on EINTR and EAGAIN; bit 1: a 32-bit call
 //!      4     2  nr        system call number
 //!      6     2  out       0, or 1 + index of the slot that takes the result
 //!      8    48  args      six arguments
@@ -57,6 +57,8 @@ impl Rule {
 
 /// Flag bit: repeat the call when it returns EINTR or EAGAIN.
 pub const FLAG_RETRY: u8 = 1;
+/// Flag bit: make the call by `int 0x80`, with the numbers and structures of 32-bit code.
+pub const FLAG_IA32: u8 = 2;
 
 /// One record as it stands in the arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +70,7 @@ pub struct Record {
     pub rule: u8,
     /// Which arguments are loaded through a pointer.
     pub indirect: u8,
-    /// [`FLAG_RETRY`] or 0.
+    /// [`FLAG_RETRY`] and [`FLAG_IA32`].
     pub flags: u8,
     /// System call number.
     pub nr: u16,

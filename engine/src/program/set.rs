@@ -1,7 +1,7 @@
 //! All programs of one arena, and how they are laid out in it.
 
 use super::build::{Arg, Program, ProgramId, Slot, Step, Word};
-use super::record::{CONTEXT_SIZE, FLAG_RETRY, RECORD_SIZE, Record, context};
+use super::record::{CONTEXT_SIZE, RECORD_SIZE, Record, context};
 use super::{Data, Op};
 use crate::arch;
 
@@ -256,12 +256,12 @@ impl Placed {
                 args,
                 rule,
                 out,
-                retry,
+                flags,
             } => {
                 record.nr = *nr;
                 (record.rule, record.expect) = rule.encode();
                 record.out = out.map_or(0, |slot| slot.0 + 1);
-                record.flags = if *retry { FLAG_RETRY } else { 0 };
+                record.flags = *flags;
                 for (i, arg) in args.iter().enumerate() {
                     record.args[i] = self.value(id, *arg);
                     if matches!(arg, Arg::Slot(_) | Arg::Held(_)) {

@@ -96,6 +96,12 @@ pub enum RestoreError {
         /// Who has it.
         by: String,
     },
+    /// The kernel runs no 32-bit code.
+    #[error("task {pid} runs a 32-bit program, which this kernel does not")]
+    NoIa32 {
+        /// The task.
+        pid: Pid,
+    },
     /// No free place for the arena.
     #[error("there is no address range that is free in all tasks and in this process")]
     NoHole,
@@ -219,6 +225,7 @@ impl RestoreError {
             | RestoreError::Namespace { .. }
             | RestoreError::Timers(_)
             | RestoreError::SharedTable { .. }
+            | RestoreError::NoIa32 { .. }
             | RestoreError::Cpu { .. } => ErrorClass::Unsupported,
             RestoreError::PidTaken { .. } | RestoreError::Died(_) => ErrorClass::Gone,
             RestoreError::Relations(_) => ErrorClass::Usage,
@@ -242,6 +249,9 @@ impl RestoreError {
             RestoreError::SuspendSeccomp { .. } => {
                 Some("run firn with CAP_SYS_ADMIN and without seccomp filters".to_owned())
             }
+            RestoreError::NoIa32 { .. } => Some(
+                "boot a kernel with CONFIG_IA32_EMULATION, and with ia32_emulation=1".to_owned(),
+            ),
             RestoreError::Losses(_) => Some("leave out --strict to do without".to_owned()),
             other => hint_for(other),
         }

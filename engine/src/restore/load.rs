@@ -7,6 +7,7 @@ use firn_proto::{CoreEntry, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntr
 use firn_sys::Pid;
 
 use super::RestoreError;
+use crate::arch::{Abi, regs};
 use crate::crew;
 use crate::memory::MemoryImage;
 use crate::tree::{Task, TaskState, Tree};
@@ -147,6 +148,7 @@ fn tree_of(entries: &[PstreeEntry]) -> Result<Tree, RestoreError> {
             pgid: Pid::from_image(entry.pgid),
             sid: Pid::from_image(entry.sid),
             state: TaskState::Alive,
+            abi: Abi::Native,
             threads,
         });
     }
@@ -200,6 +202,8 @@ fn load_task(
             });
         }
     }
+    let info = cores[0].thread_info.as_ref();
+    task.abi = info.map_or(Abi::Native, |info| regs::abi_of_image(&info.gpregs));
     let ids: TaskKobjIdsEntry = images.read_one(ImageKind::Ids, pid)?;
     check_namespaces(task.pid, &ids, root_ids)?;
     Ok(LoadedTask::Living(Box::new(LivingTask {

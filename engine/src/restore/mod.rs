@@ -35,6 +35,7 @@ use firn_images::{ImageDir, ImageKind};
 use firn_proto::{CredsEntry, SeccompEntry};
 use firn_sys::Pid;
 
+use crate::arch::Abi;
 use crate::cancel::CancelFlag;
 use crate::files::{FileRestoreError, FileStore};
 use crate::memory::{AddressRange, MemoryFacts, MemoryPlan, SharedRestore, TaskMemory, plan_tree};
@@ -135,6 +136,10 @@ impl Operation<'_> {
             .programs
             .set
             .place(prepared.hole.start + PARKING_LEN);
+        let len = u64::try_from(placed.len()).expect("lengths fit 64 bits");
+        if placed.base() + len > prepared.hole.end {
+            return Err(RestoreError::NoHole);
+        }
         let arena = Arena::create(&prepared.programs.set, placed)?;
         let how = run::page_fill(&written, self.cancel);
         let tree = NewTree::spawn(
@@ -213,11 +218,16 @@ impl Operation<'_> {
             .flat_map(|(_, task)| task.memory().used_ranges())
             .collect();
         used.extend(hole::own_ranges());
-        let hole = hole::find(&used).ok_or(RestoreError::NoHole)?;
+        let has_ia32 = has_ia32(&checkpoint)?;
+        let reach = match has_ia32 {
+            true => hole::Reach::Ia32,
+            false => hole::Reach::Native,
+        };
+        let hole = hole::find(&used, reach).ok_or(RestoreError::NoHole)?;
         let directories = open_directories(&checkpoint, &mut files)?;
         let facts = MemoryFacts {
             vdso_choice: self.options.vdso,
-            ..MemoryFacts::probe()?
+            ..MemoryFacts::probe(has_ia32)?
         };
         let memory = plan_memory(&mut checkpoint, &family, hole, &facts)?;
         let own = inherited()?;
@@ -231,7 +241,7 @@ impl Operation<'_> {
             checkpoint: &checkpoint,
             family: &family,
             memory: &memory,
-            kernel_vdso: facts.vdso.as_ref(),
+            kernel_vdso: facts.vdsos.native.as_ref(),
             parked_vdso: hole.start,
             hole,
             shared: &shared,
@@ -355,6 +365,18 @@ impl Operation<'_> {
             tracing::error!("{action} script: {error}");
         }
     }
+}
+
+/// Whether there are 32-bit programs, which the kernel has to run then.
+fn has_ia32(checkpoint: &Checkpoint) -> Result<bool, RestoreError> {
+    let mut alive = checkpoint.tree.alive();
+    let Some(task) = alive.find(|task| task.abi == Abi::Ia32) else {
+        return Ok(false);
+    };
+    let pid = task.pid;
+    let is_run = firn_sys::probe::ia32_calls();
+    is_run.map_err(|_| RestoreError::NoIa32 { pid })?;
+    Ok(true)
 }
 
 fn living(checkpoint: &Checkpoint) -> impl Iterator<Item = (Pid, &load::LivingTask)> {

@@ -279,9 +279,7 @@ impl<'a> Builder<'a> {
         self.make_children(p, id);
         self.plan_groups(p, id);
         let uffd = memory.map(p, &mut self.descriptors())?;
-        if let Some(kernel) = from.kernel_vdso {
-            memory.place_vdso(p, kernel, from.parked_vdso);
-        }
+        memory.place_vdso(p, from.kernel_vdso, from.parked_vdso);
         if memory.needs_fill() {
             p.post(words.late.mapped, "saying that everything is mapped");
             p.wait(words.late.filled, 1, "waiting until it is filled");

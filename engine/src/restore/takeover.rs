@@ -14,17 +14,18 @@ use std::time::Duration;
 use firn_proto::CoreEntry;
 use firn_sys::ptrace::{self, DispatchConfig, GeneralRegs};
 use firn_sys::wait::Status as WaitStatus;
-use firn_sys::{Errno, Pid, nr, task as sys_task, wait};
+use firn_sys::{Errno, Pid, task as sys_task, wait};
 
 use super::RestoreError;
 use super::load::{LivingTask, LoadedTask};
 use super::run::{NewTree, SEIZE_OPTIONS};
 use super::thread;
 use crate::arch::regs::{self, Resumption};
-use crate::arch::{self, XsaveLayout};
+use crate::arch::{self, Abi, XsaveLayout};
 use crate::crew;
-use crate::inject::{RemoteCall, call_all};
+use crate::inject::{CallSpec, RemoteCall, call_all};
 use crate::memory::AddressRange;
+use crate::task::ia32;
 use crate::tree::{Task, TaskState};
 
 const SIGSTOP: i32 = 19;
@@ -164,7 +165,7 @@ impl TakenOver<'_> {
         for (_, task, _) in self.living() {
             let regs =
                 ptrace::general_regs(task.pid).map_err(failed(task.pid, "read the registers"))?;
-            let munmap = (nr::MUNMAP, [hole.start, hole.len(), 0, 0, 0, 0]);
+            let munmap = CallSpec::unmap(Abi::Native, hole.start, hole.len());
             calls.push(RemoteCall::new(task.pid, regs, instruction, munmap));
         }
         call_all(&mut calls)?;
@@ -179,7 +180,7 @@ impl TakenOver<'_> {
     fn settle_sleepers(&self) -> Result<(), RestoreError> {
         for (nth, task, living) in self.living() {
             for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
-                if matches!(thread::resumption(core), Resumption::Sleep { .. }) {
+                if sleeps(core) && thread::abi(core) == Abi::Native {
                     let program = self.tree.programs.of_threads[nth][at];
                     self.settle(*tid, || self.tree.arena.is_parked(program))?;
                 }
@@ -208,8 +209,15 @@ impl TakenOver<'_> {
         for (nth, task, living) in self.living() {
             for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
                 let program = self.tree.programs.of_threads[nth][at];
-                let regs = final_registers(core, self.tree.arena.is_parked(program));
+                let has_slept = match thread::abi(core) {
+                    Abi::Native => self.tree.arena.is_parked(program),
+                    Abi::Ia32 => sleeps(core) && fall_asleep(*tid, core)?,
+                };
+                let regs = final_registers(core, has_slept);
                 ptrace::set_general_regs(*tid, &regs).map_err(failed(*tid, "set the registers"))?;
+                let info = core.thread_info.as_ref().expect("checked while loading");
+                ia32::set_segments(*tid, info)
+                    .map_err(failed(*tid, "set the thread-local segments"))?;
                 ptrace::set_xstate(*tid, &xstate[nth][at])
                     .map_err(failed(*tid, "set the extended state"))?;
                 ptrace::set_signal_mask(*tid, mask_of(living, core))
@@ -243,6 +251,44 @@ impl TakenOver<'_> {
             let _ = ptrace::detach(*tid, 0);
         }
         self.tree.keep();
+    }
+}
+
+/// Whether the thread was stopped in a sleep that goes on.
+fn sleeps(core: &CoreEntry) -> bool {
+    matches!(thread::resumption(core), Resumption::Sleep { .. })
+}
+
+/// Brings a thread of 32-bit code back into its sleep, so that the kernel's restart block is the real one
+/// again, and tells whether the sleep has ended. Its program could not: the kernel notes that the call was
+/// a 32-bit one, and where in 32-bit memory it writes what is left.
+///
+/// The call is the one that the thread was in, made by its own instruction with all signals blocked; both
+/// of its ends are stops, so that nothing of the thread's own code runs.
+fn fall_asleep(tid: Pid, core: &CoreEntry) -> Result<bool, RestoreError> {
+    let info = core.thread_info.as_ref().expect("checked while loading");
+    let regs = regs::ia32_sleep(&info.gpregs);
+    ptrace::set_general_regs(tid, &regs).map_err(failed(tid, "set the registers"))?;
+    let go_on = || ptrace::cont_to_syscall(tid).map_err(failed(tid, "resume the thread"));
+    go_on()?;
+    await_call_stop(tid)?;
+    go_on()?;
+    ptrace::interrupt(tid).map_err(failed(tid, "interrupt the thread"))?;
+    await_call_stop(tid)?;
+    let regs = ptrace::general_regs(tid).map_err(failed(tid, "read the registers"))?;
+    Ok(!regs::is_asleep(&regs))
+}
+
+fn await_call_stop(tid: Pid) -> Result<(), RestoreError> {
+    match wait::wait(tid).map_err(failed(tid, "wait for the thread"))? {
+        WaitStatus::Stopped {
+            signal: ptrace::SYSCALL_STOP,
+            ..
+        } => Ok(()),
+        WaitStatus::Stopped { .. } => Err(RestoreError::Stuck(format!(
+            "thread {tid} does not make its call"
+        ))),
+        WaitStatus::Ended(_) | WaitStatus::Continued => Err(RestoreError::Died(tid)),
     }
 }
 

@@ -3,6 +3,7 @@
 use firn_proto::{CoreEntry, CredsEntry, ThreadCoreEntry};
 use firn_sys::nr;
 
+use crate::arch::Abi;
 use crate::arch::regs::{self, Resumption};
 use crate::program::{Program, Rule, Word};
 use crate::task::modes::{self, ThreadModes};
@@ -13,8 +14,9 @@ const RSEQ_UNREGISTERED: u64 = 0;
 /// The thread is on its alternate stack right now: told, never set.
 const SS_ONSTACK: u32 = 1;
 const SS_DISABLE: u32 = 2;
-/// The only length of a robust list head that the kernel takes.
+/// The only lengths of a robust list head that the kernel takes, of 64-bit and of 32-bit code.
 const ROBUST_LIST_LEN: u32 = 24;
+const IA32_ROBUST_LIST_LEN: u32 = 12;
 
 /// State of the restoring thread that every restored one inherits.
 #[derive(Debug, Clone)]
@@ -41,6 +43,12 @@ pub(super) fn resumption(core: &CoreEntry) -> Resumption {
     regs::resumption(part(core).firn_restart.as_ref())
 }
 
+/// Which kind of program the thread belongs to.
+pub(super) fn abi(core: &CoreEntry) -> Abi {
+    let info = core.thread_info.as_ref();
+    info.map_or(Abi::Native, |info| regs::abi_of_image(&info.gpregs))
+}
+
 /// Adds what any thread does: robust list, name, rseq, alternate stack, scheduling, modes, what
 /// `before_rights_go` adds, and last its credentials.
 pub(super) fn plan_tail(
@@ -50,15 +58,7 @@ pub(super) fn plan_tail(
     before_rights_go: impl FnOnce(&mut Program),
 ) {
     let thread = part(core);
-    if thread.futex_rla != 0 && thread.futex_rla_len == ROBUST_LIST_LEN {
-        let args = [thread.futex_rla.into(), thread.futex_rla_len.into()];
-        p.call(
-            nr::SET_ROBUST_LIST,
-            &args,
-            Rule::Ok,
-            "setting the robust futex list",
-        );
-    }
+    plan_robust_list(p, thread);
     let process_name = core.tc.as_ref().map(|process| process.comm.as_slice());
     if let Some(name) = thread.comm.as_deref().or(process_name) {
         attributes::plan_name(p, name);
@@ -72,6 +72,21 @@ pub(super) fn plan_tail(
     before_rights_go(p);
     if let Some(wanted) = &thread.creds {
         creds::plan(p, wanted, &own.creds);
+    }
+}
+
+fn plan_robust_list(p: &mut Program, thread: &ThreadCoreEntry) {
+    let args = [thread.futex_rla.into(), thread.futex_rla_len.into()];
+    let why = "setting the robust futex list";
+    match thread.futex_rla_len {
+        _ if thread.futex_rla == 0 => {}
+        ROBUST_LIST_LEN => {
+            p.call(nr::SET_ROBUST_LIST, &args, Rule::Ok, why);
+        }
+        IA32_ROBUST_LIST_LEN => {
+            p.call_ia32(nr::ia32::SET_ROBUST_LIST, &args, Rule::Ok, why);
+        }
+        _ => {}
     }
 }
 
@@ -115,10 +130,16 @@ fn plan_altstack(p: &mut Program, thread: &ThreadCoreEntry) {
 /// Adds the sleep that an interrupted `nanosleep` goes on with: the coordinator stops the thread in the
 /// middle of it, so that the kernel's restart block is the real one again. A sleep that is over before
 /// goes on to the Park record.
+///
+/// Not that of 32-bit code, which the kernel would go on with as if it were 64-bit code's: the coordinator
+/// brings it about.
 pub(super) fn plan_sleep(p: &mut Program, core: &CoreEntry, asleep: Word) {
     let Resumption::Sleep { sec, nsec } = resumption(core) else {
         return;
     };
+    if abi(core) == Abi::Ia32 {
+        return;
+    }
     let Some(info) = &core.thread_info else {
         return;
     };

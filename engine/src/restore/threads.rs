@@ -19,6 +19,7 @@ use super::RestoreError;
 use super::load::{Checkpoint, LivingTask, LoadedTask};
 use super::programs::{Builder, CLONE_CHILD_CLEARTID, CLONE_THREAD, count};
 use super::thread;
+use crate::arch::Abi;
 use crate::arch::regs::Resumption;
 use crate::memory::MemoryPlan;
 use crate::program::{CloneSpec, Program, ProgramId, Rule};
@@ -31,7 +32,8 @@ impl Builder<'_> {
     pub(super) fn plan_process(&mut self, p: &mut Program, nth: usize, task: &LivingTask) {
         let process = task.process();
         signals::plan_forget_sigchld(p);
-        signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals);
+        let abi = self.from.checkpoint.tree.tasks[nth].abi;
+        signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals, abi);
         attributes::plan_personality(p, process.personality, self.from.own.personality);
         let id = self.from.family.of_task(nth);
         let subreaper = process.child_subreaper == Some(true);
@@ -278,11 +280,14 @@ impl Losses {
     }
 }
 
-/// Number of threads that sleep on instead of parking.
+/// Number of threads whose programs end with a sleep that goes on, instead of parking.
 pub(super) fn nr_sleepers(checkpoint: &Checkpoint) -> u32 {
     let sleeps = |task: &LoadedTask| match task {
         LoadedTask::Living(task) => {
-            let is_sleep = |core| matches!(thread::resumption(core), Resumption::Sleep { .. });
+            let is_sleep = |core| {
+                let resumption = thread::resumption(core);
+                matches!(resumption, Resumption::Sleep { .. }) && thread::abi(core) == Abi::Native
+            };
             task.cores.iter().filter(|core| is_sleep(core)).count()
         }
         LoadedTask::Dead(_) => 0,

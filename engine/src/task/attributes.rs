@@ -8,6 +8,7 @@ use std::fs;
 use firn_sys::{Pid, nr, procfs};
 
 use super::modes::{self, ProcessModeQuestions, ProcessModes, ThreadModeQuestions, ThreadModes};
+use crate::arch::Abi;
 use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
 
 const PR_SET_PDEATHSIG: u32 = 1;
@@ -61,7 +62,7 @@ pub struct ProcessAnswers {
 }
 
 /// Adds the questions about a process.
-pub fn ask_process(p: &mut Program) -> ProcessQuestions {
+pub fn ask_process(p: &mut Program, abi: Abi) -> ProcessQuestions {
     let brk = p.call_to_slot(nr::BRK, &[0.into()], Rule::Ok, "reading the heap's end");
     let dumpable = p.call_to_slot(
         nr::PRCTL,
@@ -87,7 +88,7 @@ pub fn ask_process(p: &mut Program) -> ProcessQuestions {
         Rule::Ok,
         "reading the subreaper attribute",
     );
-    let (locked, resident) = ask_lock_future(p);
+    let (locked, resident) = ask_lock_future(p, abi);
     let modes = modes::ask_process(p);
     ProcessQuestions {
         modes,
@@ -105,16 +106,22 @@ pub fn ask_process(p: &mut Program) -> ProcessQuestions {
 /// force: a locked page refuses MS_INVALIDATE, and one that was not locked on fault is there at once.
 ///
 /// Source: man 2 mlockall, msync (EBUSY), mincore.
-fn ask_lock_future(p: &mut Program) -> (Slot, Data) {
+fn ask_lock_future(p: &mut Program, abi: Abi) -> (Slot, Data) {
     const READ_WRITE: u32 = 3;
     const PRIVATE_ANONYMOUS: u32 = 0x22;
+    const BELOW_2_GIB: u32 = 0x40;
     const MS_INVALIDATE: u32 = 2;
     const PAGE: u32 = 4096;
+    let flags = match abi {
+        Abi::Native => PRIVATE_ANONYMOUS,
+        // A 64-bit call finds places that the address space of a 32-bit program does not have.
+        Abi::Ia32 => PRIVATE_ANONYMOUS | BELOW_2_GIB,
+    };
     let args = [
         0.into(),
         PAGE.into(),
         READ_WRITE.into(),
-        PRIVATE_ANONYMOUS.into(),
+        flags.into(),
         (-1).into(),
         0.into(),
     ];
@@ -172,6 +179,7 @@ pub struct ThreadQuestions {
     pdeath_signal: Data,
     altstack: Data,
     securebits: Slot,
+    robust_list: Option<Data>,
     modes: ThreadModeQuestions,
 }
 
@@ -184,6 +192,8 @@ pub struct ThreadAnswers {
     pub pdeath_signal: u32,
     /// Alternate signal stack: address, flags, size.
     pub altstack: (u64, u32, u64),
+    /// The robust futex list of a 32-bit program: address and length of its head.
+    pub ia32_robust_list: Option<(u64, u64)>,
     /// Secure bits.
     pub securebits: u32,
     /// What prctl keeps for the thread.
@@ -191,7 +201,7 @@ pub struct ThreadAnswers {
 }
 
 /// Adds the questions about a thread.
-pub fn ask_thread(p: &mut Program) -> ThreadQuestions {
+pub fn ask_thread(p: &mut Program, abi: Abi) -> ThreadQuestions {
     let tid_address = p.space(8);
     let args = [PR_GET_TID_ADDRESS.into(), tid_address.into()];
     p.call(nr::PRCTL, &args, Rule::Ok, "reading the tid address");
@@ -212,14 +222,28 @@ pub fn ask_thread(p: &mut Program) -> ThreadQuestions {
     );
     let bits = [PR_GET_SECUREBITS.into()];
     let securebits = p.call_to_slot(nr::PRCTL, &bits, Rule::Ok, "reading secure bits");
+    let robust_list = (abi == Abi::Ia32).then(|| ask_ia32_robust_list(p));
     let modes = modes::ask_thread(p);
     ThreadQuestions {
+        robust_list,
         tid_address,
         pdeath_signal,
         altstack,
         securebits,
         modes,
     }
+}
+
+/// Asks for the list that 32-bit calls have set, which no other call tells.
+fn ask_ia32_robust_list(p: &mut Program) -> Data {
+    let list = p.space(8);
+    p.call_ia32(
+        nr::ia32::GET_ROBUST_LIST,
+        &[0.into(), list.into(), list.at(4).into()],
+        Rule::Ok,
+        "reading the robust futex list",
+    );
+    list
 }
 
 impl ThreadQuestions {
@@ -236,6 +260,10 @@ impl ThreadQuestions {
             tid_address: u64_at(&arena.read(id, self.tid_address), 0),
             pdeath_signal: u32_at(&arena.read(id, self.pdeath_signal), 0),
             altstack: (u64_at(&stack, 0), u32_at(&stack, 8), u64_at(&stack, 16)),
+            ia32_robust_list: self.robust_list.map(|list| {
+                let list = arena.read(id, list);
+                (u32_at(&list, 0).into(), u32_at(&list, 4).into())
+            }),
             securebits: u32::try_from(arena.slot(id, self.securebits)).unwrap_or(0),
             modes: self.modes.answers(arena, id),
         }

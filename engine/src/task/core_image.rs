@@ -16,8 +16,9 @@ use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
-use super::{creds, scheduling, signals};
-use crate::arch::{XsaveError, XsaveLayout, regs};
+use super::{creds, ia32, scheduling, signals};
+use crate::arch::regs::Remainder;
+use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
 use crate::tree::{Task, TaskState};
 
 /// States as images number them.
@@ -91,7 +92,7 @@ pub fn dump(
         .zip(&answers.threads)
         .zip(&outside.threads);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let state = dump_thread(*tid, thread, status, layout, seccomp)?;
+        let state = dump_thread(*tid, task.abi, thread, status, layout, seccomp)?;
         let tc = if nth == 0 {
             Some(dump_process(task, answers, outside, &state)?)
         } else {
@@ -138,6 +139,7 @@ pub fn dump_zombie(pid: Pid, status: i32, images: &ImageSetWriter) -> Result<(),
 
 fn dump_thread(
     tid: Pid,
+    abi: Abi,
     answers: &ThreadAnswers,
     status: &Status,
     layout: &XsaveLayout,
@@ -152,8 +154,10 @@ fn dump_thread(
     let mask = ptrace::signal_mask(tid).map_err(failed("the signal mask"))?;
     let queue =
         ptrace::pending_signals(tid, SignalQueue::Thread).map_err(failed("the pending signals"))?;
-    let (robust, robust_len) =
-        sys_task::robust_list(tid).map_err(failed("the robust futex list"))?;
+    let (robust, robust_len) = match answers.ia32_robust_list {
+        Some(list) => list,
+        None => sys_task::robust_list(tid).map_err(failed("the robust futex list"))?,
+    };
     let (sp, flags, size) = answers.altstack;
     let mut core = ThreadCoreEntry {
         futex_rla: robust,
@@ -170,7 +174,7 @@ fn dump_thread(
         comm: Some(status.name.clone()),
         rseq_entry: dump_rseq(tid),
         cg_set: Some(ROOT_CG_SET),
-        firn_restart: restart(tid, &regs),
+        firn_restart: restart(tid, &regs, abi),
         ..ThreadCoreEntry::default()
     };
     scheduling::dump(tid, &mut core).map_err(failed("the scheduling"))?;
@@ -178,12 +182,13 @@ fn dump_thread(
     answers.modes.describe(extension);
     extension.dispatch = dump_dispatch(tid);
     seccomp.describe(tid, &mut core);
-    let info = ThreadInfoX86 {
+    let mut info = ThreadInfoX86 {
         clear_tid_addr: answers.tid_address,
-        gpregs: regs::to_image(&regs),
+        gpregs: regs::to_image(&regs, abi),
         fpregs,
         tls: Vec::new(),
     };
+    ia32::dump_segments(tid, abi, &mut info).map_err(failed("the thread-local segments"))?;
     Ok(ThreadState { core, info })
 }
 
@@ -212,9 +217,9 @@ fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
 }
 
 /// What the kernel has promised to a thread interrupted in a system call.
-fn restart(tid: Pid, regs: &GeneralRegs) -> Option<FirnRestartEntry> {
+fn restart(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<FirnRestartEntry> {
     let restart = regs::pending_restart(regs)?;
-    let remaining = regs::sleep_remainder_address(regs).and_then(|at| read_timespec(tid, at));
+    let remaining = regs::sleep_remainder(regs, abi).and_then(|at| read_timespec(tid, at));
     Some(FirnRestartEntry {
         nr: restart.nr,
         result: restart.result,
@@ -223,12 +228,19 @@ fn restart(tid: Pid, regs: &GeneralRegs) -> Option<FirnRestartEntry> {
     })
 }
 
-fn read_timespec(tid: Pid, address: u64) -> Option<(u64, u64)> {
-    let mut bytes = [0u8; 16];
-    let range = process_vm::RemoteRange { address, len: 16 };
-    let got = process_vm::read(tid, &[range], &mut bytes).ok()?;
-    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    (got == 16 && word(8) < 1_000_000_000).then(|| (word(0), word(8)))
+/// Seconds and nanoseconds of a timespec in the task's memory.
+fn read_timespec(tid: Pid, at: Remainder) -> Option<(u64, u64)> {
+    let (mut bytes, len) = ([0u8; 16], 2 * at.width);
+    let address = at.address;
+    let range = process_vm::RemoteRange { address, len };
+    let got = process_vm::read(tid, &[range], &mut bytes[..len]).ok()?;
+    let number = |from: usize| {
+        let mut number = [0u8; 8];
+        number[..at.width].copy_from_slice(&bytes[from..from + at.width]);
+        u64::from_le_bytes(number)
+    };
+    let (sec, nsec) = (number(0), number(at.width));
+    (got == len && nsec < 1_000_000_000).then_some((sec, nsec))
 }
 
 fn dump_process(
@@ -264,7 +276,7 @@ fn dump_process(
         signals_s: Some(signals::queue_to_image(&queue)),
         loginuid: Some(outside.loginuid),
         oom_score_adj: outside.oom_score_adj,
-        sigactions: signals::actions_to_image(&answers.actions),
+        sigactions: signals::actions_to_image(&answers.actions, task.abi),
         child_subreaper: answers.process.subreaper.then_some(true),
         stop_signo,
         membarrier_registration_mask: (membarrier != 0).then_some(membarrier),

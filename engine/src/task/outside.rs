@@ -75,6 +75,7 @@ fn cmdline(pid: Pid) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Abi;
     use crate::tree::TaskState;
 
     #[test]
@@ -86,6 +87,7 @@ mod tests {
             pgid: me,
             sid: me,
             state: TaskState::Alive,
+            abi: Abi::Native,
             threads: vec![me],
         };
         let outside = Outside::read(&task).unwrap();

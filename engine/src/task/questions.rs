@@ -3,10 +3,12 @@
 use firn_proto::TaskTimersEntry;
 
 use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
+use super::ia32::{self, LocalTableQuestion};
 use super::posix_timers::{self, TimerQuestions};
 use super::status::StatusError;
 use super::{itimers, signals};
 use crate::inject::{self, InjectError, Job};
+use crate::obstacle::Obstacle;
 use crate::program::{Data, Program, ProgramId, ProgramSet};
 use crate::tree::{Task, Tree};
 
@@ -19,6 +21,8 @@ pub struct TaskAnswers {
     pub actions: Vec<u8>,
     /// Its interval timers.
     pub timers: TaskTimersEntry,
+    /// What the process itself says that can't be dumped.
+    pub obstacle: Option<Obstacle>,
     /// About each thread, in the order of the task's threads.
     pub threads: Vec<ThreadAnswers>,
 }
@@ -29,6 +33,7 @@ struct Questions {
     actions: Data,
     timers: Data,
     posix_timers: TimerQuestions,
+    local_table: LocalTableQuestion,
     threads: Vec<(ProgramId, ThreadQuestions)>,
 }
 
@@ -53,22 +58,24 @@ pub enum AskError {
 pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
     let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree)?;
     let arenas = inject::run(&jobs)?;
-    let answers = questions
-        .iter()
-        .zip(&arenas)
-        .map(|(asked, arena)| TaskAnswers {
-            process: asked.process.answers(arena, asked.leader),
-            actions: arena.read(asked.leader, asked.actions),
-            timers: TaskTimersEntry {
-                posix: asked.posix_timers.answers(arena, asked.leader),
-                ..itimers::to_image(&arena.read(asked.leader, asked.timers))
-            },
-            threads: asked
-                .threads
-                .iter()
-                .map(|(id, thread)| thread.answers(arena, *id))
-                .collect(),
-        });
+    let answers =
+        questions
+            .iter()
+            .zip(arenas.iter().zip(tree.alive()))
+            .map(|(asked, (arena, task))| TaskAnswers {
+                process: asked.process.answers(arena, asked.leader),
+                actions: arena.read(asked.leader, asked.actions),
+                timers: TaskTimersEntry {
+                    posix: asked.posix_timers.answers(arena, asked.leader),
+                    ..itimers::to_image(&arena.read(asked.leader, asked.timers))
+                },
+                obstacle: asked.local_table.obstacle(arena, asked.leader, task.pid),
+                threads: asked
+                    .threads
+                    .iter()
+                    .map(|(id, thread)| thread.answers(arena, *id))
+                    .collect(),
+            });
     Ok(answers.collect())
 }
 
@@ -79,10 +86,11 @@ fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
 fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
     let mut set = ProgramSet::new();
     let mut leader = Program::new(format!("task {}", task.pid));
-    let process = attributes::ask_process(&mut leader);
+    let process = attributes::ask_process(&mut leader, task.abi);
     let actions = signals::ask_actions(&mut leader);
     let timers = itimers::ask(&mut leader);
     let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.pid)?);
+    let local_table = ia32::ask_local_table(&mut leader);
     let mut programs = Vec::with_capacity(task.threads.len());
     let mut threads = Vec::with_capacity(task.threads.len());
     let mut own = Some(leader);
@@ -90,7 +98,7 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
         let mut program = own
             .take()
             .unwrap_or_else(|| Program::new(format!("thread {tid}")));
-        let asked = attributes::ask_thread(&mut program);
+        let asked = attributes::ask_thread(&mut program, task.abi);
         program.park();
         let id = set.add(program);
         programs.push((*tid, id));
@@ -99,6 +107,7 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
     let leader = programs[0].1;
     let job = Job {
         pid: task.pid,
+        abi: task.abi,
         threads: programs,
         set,
     };
@@ -110,6 +119,7 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
             actions,
             timers,
             posix_timers,
+            local_table,
             threads,
         },
     ))

@@ -383,6 +383,7 @@ fn unreachable(task: &Task) -> RelationError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Abi;
     use crate::tree::TaskState;
 
     fn tree(tasks: &[(i32, i32, i32, i32)]) -> Tree {
@@ -393,6 +394,7 @@ mod tests {
             pgid: pid(pgid),
             sid: pid(sid),
             state: TaskState::Alive,
+            abi: Abi::Native,
             threads: vec![pid(own)],
         };
         Tree {

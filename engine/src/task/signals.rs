@@ -11,6 +11,7 @@ use firn_proto::{SaEntry, SiginfoEntry, SignalQueueEntry};
 use firn_sys::ptrace::SiginfoBytes;
 use firn_sys::{Pid, nr};
 
+use crate::arch::Abi;
 use crate::program::{Data, Program, Rule};
 
 /// Signals that have no action to read or set.
@@ -43,7 +44,7 @@ pub fn ask_actions(program: &mut Program) -> Data {
 }
 
 /// Converts the answers of [`ask_actions`] to the image's form.
-pub fn actions_to_image(answers: &[u8]) -> Vec<SaEntry> {
+pub fn actions_to_image(answers: &[u8], abi: Abi) -> Vec<SaEntry> {
     let word = |action: &[u8], nth: usize| {
         u64::from_le_bytes(
             action[8 * nth..8 * nth + 8]
@@ -58,7 +59,7 @@ pub fn actions_to_image(answers: &[u8]) -> Vec<SaEntry> {
             flags: word(action, 1),
             restorer: word(action, 2),
             mask: word(action, 3),
-            compat_sigaction: Some(false),
+            compat_sigaction: Some(abi == Abi::Ia32),
             mask_extended: None,
         })
         .collect()
@@ -68,21 +69,33 @@ pub fn actions_to_image(answers: &[u8]) -> Vec<SaEntry> {
 ///
 /// A task is born with default actions but for the signals that this process ignores (`ignored`; bit 0 is
 /// signal 1), so most need no call.
-pub fn plan_actions(program: &mut Program, actions: &[SaEntry], ignored: u64) {
+pub fn plan_actions(program: &mut Program, actions: &[SaEntry], ignored: u64, abi: Abi) {
     for (signal, action) in catchable().zip(actions) {
         let fields = [action.sigaction, action.flags, action.restorer, action.mask];
         let is_changed = signal == SIGCHLD || ignored & 1 << (signal - 1) != 0;
         if !is_changed && fields == [0; 4] {
             continue;
         }
-        let bytes: Vec<u8> = fields
-            .iter()
-            .flat_map(|field| field.to_le_bytes())
-            .collect();
-        let data = program.data(&bytes);
+        let words = fields.iter().map(|field| field.to_le_bytes());
+        let data = match abi {
+            Abi::Native => program.data(&words.flatten().collect::<Vec<u8>>()),
+            Abi::Ia32 => program.data(&ia32_action(fields)),
+        };
         let args = [signal.into(), data.into(), 0.into(), SET_SIZE.into()];
-        program.call(nr::RT_SIGACTION, &args, Rule::Ok, "setting a signal action");
+        let why = "setting a signal action";
+        match abi {
+            Abi::Native => program.call(nr::RT_SIGACTION, &args, Rule::Ok, why),
+            // The kernel remembers with the action which kind of frame it needs.
+            Abi::Ia32 => program.call_ia32(nr::ia32::RT_SIGACTION, &args, Rule::Ok, why),
+        };
     }
+}
+
+/// The struct sigaction of 32-bit code: handler, flags and restorer of 32 bits, the mask of 64.
+fn ia32_action([handler, flags, restorer, mask]: [u64; 4]) -> Vec<u8> {
+    let low = |value: u64| value.to_le_bytes().into_iter().take(4);
+    let words = [handler, flags, restorer].into_iter().flat_map(low);
+    words.chain(mask.to_le_bytes()).collect()
 }
 
 /// Throws away the SIGCHLDs that dead helpers and zombies of the restore have queued.
@@ -175,17 +188,17 @@ mod tests {
         let mut answers = vec![0u8; NR_ACTIONS * ACTION_SIZE];
         answers[ACTION_SIZE..ACTION_SIZE + 8].copy_from_slice(&7u64.to_le_bytes());
         answers[ACTION_SIZE + 24..ACTION_SIZE + 32].copy_from_slice(&9u64.to_le_bytes());
-        let image = actions_to_image(&answers);
+        let image = actions_to_image(&answers, Abi::Native);
         assert_eq!(image.len(), NR_ACTIONS);
         assert_eq!((image[1].sigaction, image[1].mask), (7, 9));
     }
 
     #[test]
     fn only_actions_that_differ_are_set() {
-        let mut actions = actions_to_image(&vec![0u8; NR_ACTIONS * ACTION_SIZE]);
+        let mut actions = actions_to_image(&vec![0u8; NR_ACTIONS * ACTION_SIZE], Abi::Native);
         actions[9].flags = 0x400_0000;
         let mut program = Program::new("test");
-        plan_actions(&mut program, &actions, 1 << 12);
+        plan_actions(&mut program, &actions, 1 << 12, Abi::Native);
         let calls: Vec<String> = (0..program.len())
             .map(|nth| program.describe(nth))
             .collect();
@@ -212,5 +225,18 @@ mod tests {
                 .describe(0)
                 .starts_with("rt_tgsigqueueinfo(7, 8, 34, ")
         );
+    }
+    #[test]
+    fn actions_of_32_bit_programs_are_set_by_their_own_call() {
+        let mut program = Program::new("test");
+        let mut actions = actions_to_image(&vec![0u8; NR_ACTIONS * ACTION_SIZE], Abi::Ia32);
+        assert_eq!(actions[0].compat_sigaction, Some(true));
+        actions[0].sigaction = 0x5655_6000;
+        plan_actions(&mut program, &actions, 0, Abi::Ia32);
+        assert!(program.describe(0).starts_with("ia32 rt_sigaction(1, "));
+        let bytes = ia32_action([0x5655_6000, 0x0400_0004, 0xf7f0_0010, 1 << 63]);
+        assert_eq!(bytes.len(), 20);
+        assert_eq!(bytes[8..12], 0xf7f0_0010u32.to_le_bytes());
+        assert_eq!(bytes[12..], (1u64 << 63).to_le_bytes());
     }
 }

@@ -11,11 +11,11 @@ pub use libc::{
     SYS_io_uring_setup as IO_URING_SETUP, SYS_ioctl as IOCTL, SYS_ioprio_set as IOPRIO_SET,
     SYS_kill as KILL, SYS_madvise as MADVISE, SYS_membarrier as MEMBARRIER, SYS_mincore as MINCORE,
     SYS_mlock as MLOCK, SYS_mlock2 as MLOCK2, SYS_mlockall as MLOCKALL, SYS_mmap as MMAP,
-    SYS_mprotect as MPROTECT, SYS_mremap as MREMAP, SYS_msync as MSYNC, SYS_munmap as MUNMAP,
-    SYS_openat as OPENAT, SYS_personality as PERSONALITY, SYS_pidfd_getfd as PIDFD_GETFD,
-    SYS_pidfd_open as PIDFD_OPEN, SYS_prctl as PRCTL, SYS_preadv as PREADV,
-    SYS_prlimit64 as PRLIMIT64, SYS_process_vm_readv as PROCESS_VM_READV, SYS_rseq as RSEQ,
-    SYS_rt_sigaction as RT_SIGACTION, SYS_rt_sigprocmask as RT_SIGPROCMASK,
+    SYS_modify_ldt as MODIFY_LDT, SYS_mprotect as MPROTECT, SYS_mremap as MREMAP,
+    SYS_msync as MSYNC, SYS_munmap as MUNMAP, SYS_openat as OPENAT, SYS_personality as PERSONALITY,
+    SYS_pidfd_getfd as PIDFD_GETFD, SYS_pidfd_open as PIDFD_OPEN, SYS_prctl as PRCTL,
+    SYS_preadv as PREADV, SYS_prlimit64 as PRLIMIT64, SYS_process_vm_readv as PROCESS_VM_READV,
+    SYS_rseq as RSEQ, SYS_rt_sigaction as RT_SIGACTION, SYS_rt_sigprocmask as RT_SIGPROCMASK,
     SYS_rt_sigqueueinfo as RT_SIGQUEUEINFO, SYS_rt_sigtimedwait as RT_SIGTIMEDWAIT,
     SYS_rt_tgsigqueueinfo as RT_TGSIGQUEUEINFO, SYS_sched_setaffinity as SCHED_SETAFFINITY,
     SYS_sched_setattr as SCHED_SETATTR, SYS_seccomp as SECCOMP,
@@ -29,3 +29,19 @@ pub use libc::{
     SYS_timer_settime as TIMER_SETTIME, SYS_umask as UMASK, SYS_userfaultfd as USERFAULTFD,
     SYS_wait4 as WAIT4, SYS_waitid as WAITID, SYS_write as WRITE,
 };
+
+/// Numbers of the calls that 32-bit code makes by `int 0x80`.
+///
+/// Source: linux arch/x86/entry/syscalls/syscall_32.tbl.
+pub mod ia32 {
+    /// set_robust_list.
+    pub const SET_ROBUST_LIST: i64 = 311;
+    /// get_robust_list.
+    pub const GET_ROBUST_LIST: i64 = 312;
+    /// mmap2: the offset counts pages.
+    pub const MMAP2: i64 = 192;
+    /// munmap.
+    pub const MUNMAP: i64 = 91;
+    /// rt_sigaction.
+    pub const RT_SIGACTION: i64 = 174;
+}

@@ -10,11 +10,12 @@ use std::ptr::{null_mut, without_provenance_mut};
 
 use crate::{Errno, Pid, Result};
 
-/// General registers, in the layout of the NT_PRSTATUS regset.
+/// General registers, as PTRACE_GETREGS gives them to a 64-bit tracer.
 pub type GeneralRegs = libc::user_regs_struct;
 
-const NT_PRSTATUS: usize = 1;
 const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GET_THREAD_AREA: u32 = 25;
+const PTRACE_SET_THREAD_AREA: u32 = 26;
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
 const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
@@ -116,57 +117,80 @@ pub fn detach(tid: Pid, signal: i32) -> Result<()> {
     .map(drop)
 }
 
-/// Reads the general registers.
+/// Reads the general registers, all 64 bits of them also in 32-bit code.
 ///
 /// # Errors
 /// ESRCH: gone or not stopped.
 pub fn general_regs(tid: Pid) -> Result<GeneralRegs> {
     // SAFETY: all-zero bytes are a valid user_regs_struct, which holds integers only.
     let mut regs: GeneralRegs = unsafe { std::mem::zeroed() };
-    let mut iov = iovec((&raw mut regs).cast(), size_of::<GeneralRegs>());
+    // The regset has the layout of the code that the task runs, PTRACE_GETREGS that of the tracer.
     request(
-        libc::PTRACE_GETREGSET,
+        libc::PTRACE_GETREGS,
         tid,
-        number(NT_PRSTATUS),
-        (&raw mut iov).cast(),
+        null_mut(),
+        (&raw mut regs).cast(),
     )?;
-    if iov.iov_len != size_of::<GeneralRegs>() {
-        return Err(Errno::EINVAL);
-    }
     Ok(regs)
 }
 
-/// Size of the general regset that the kernel reports for the task: 216 bytes for a 64-bit one, 68 for a
-/// 32-bit one.
-///
-/// # Errors
-/// ESRCH: gone or not stopped.
-pub fn general_regs_size(tid: Pid) -> Result<usize> {
-    let mut buffer = [0u8; size_of::<GeneralRegs>()];
-    let mut iov = iovec(buffer.as_mut_ptr().cast(), buffer.len());
-    request(
-        libc::PTRACE_GETREGSET,
-        tid,
-        number(NT_PRSTATUS),
-        (&raw mut iov).cast(),
-    )?;
-    Ok(iov.iov_len)
-}
-
-/// Sets the general registers, fs and gs base included.
+/// Sets the general registers, fs and gs base included; the code segment decides whether the task goes
+/// on in 64-bit or in 32-bit code.
 ///
 /// # Errors
 /// ESRCH; EIO or EINVAL for values the kernel refuses.
 pub fn set_general_regs(tid: Pid, regs: &GeneralRegs) -> Result<()> {
-    let mut iov = iovec(
-        std::ptr::from_ref(regs).cast_mut().cast(),
-        size_of::<GeneralRegs>(),
-    );
     request(
-        libc::PTRACE_SETREGSET,
+        libc::PTRACE_SETREGS,
         tid,
-        number(NT_PRSTATUS),
-        (&raw mut iov).cast(),
+        null_mut(),
+        std::ptr::from_ref(regs).cast_mut().cast(),
+    )
+    .map(drop)
+}
+
+/// A segment descriptor as set_thread_area(2) takes it.
+///
+/// Source: linux arch/x86/include/uapi/asm/ldt.h, struct user_desc.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct SegmentDescriptor {
+    /// Number of the entry in the global descriptor table.
+    pub entry: u32,
+    /// Address of its first byte.
+    pub base: u32,
+    /// Largest offset, in bytes or pages.
+    pub limit: u32,
+    /// Bit 0 seg_32bit, 1 and 2 contents, 3 read_exec_only, 4 limit_in_pages, 5 seg_not_present,
+    /// 6 useable.
+    pub flags: u32,
+}
+
+/// Reads a thread-local segment: an entry of the global descriptor table that each thread has for itself.
+///
+/// # Errors
+/// ESRCH; EIO on kernels without 32-bit programs.
+pub fn thread_area(tid: Pid, entry: u32) -> Result<SegmentDescriptor> {
+    let mut descriptor = SegmentDescriptor::default();
+    request(
+        PTRACE_GET_THREAD_AREA,
+        tid,
+        bits(entry),
+        (&raw mut descriptor).cast(),
+    )?;
+    Ok(descriptor)
+}
+
+/// Sets a thread-local segment, and the base of the segment register that has it selected.
+///
+/// # Errors
+/// As [`thread_area`]; EINVAL for descriptors that the kernel refuses.
+pub fn set_thread_area(tid: Pid, mut descriptor: SegmentDescriptor) -> Result<()> {
+    request(
+        PTRACE_SET_THREAD_AREA,
+        tid,
+        bits(descriptor.entry),
+        (&raw mut descriptor).cast(),
     )
     .map(drop)
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use firn_engine::arch::Abi;
 use firn_engine::files::{
     FileDumpError, FileDumpOptions, FileRestoreError, FileRestoreOptions, FileStats, FileStore,
     FileTable, MemfdRestore,
@@ -86,6 +87,7 @@ pub fn tree_of(pids: &[Pid]) -> Tree {
         pgid: pids[0],
         sid: pids[0],
         state: TaskState::Alive,
+        abi: Abi::Native,
         threads: vec![pid],
     };
     Tree {

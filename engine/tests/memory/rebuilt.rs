@@ -9,8 +9,8 @@ use std::time::Duration;
 use firn_engine::cancel::CancelFlag;
 use firn_engine::memory::fresh::FreshFacts;
 use firn_engine::memory::{
-    AddressRange, Filling, KernelVdso, MappingFds, MemoryFacts, MemoryImage, MemoryPlan, PageFill,
-    SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
+    AddressRange, Filling, KernelVdso, KernelVdsos, MappingFds, MemoryFacts, MemoryImage,
+    MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
 };
 use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Slot, Word};
 use firn_images::ImageDir;
@@ -75,7 +75,7 @@ impl Stage<'_> {
         plan: &MemoryPlan,
         fds: &mut Descriptors<'_>,
     ) -> Option<Slot> {
-        plan.place_vdso(p, self.vdso, parked_at(self.hole));
+        plan.place_vdso(p, Some(self.vdso), parked_at(self.hole));
         let uffd = plan.map(p, fds).expect("descriptors");
         p.post(self.mapped, "mapped");
         p.wait(self.filled, 1, "filled");
@@ -213,7 +213,10 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
     let hole = new_hole();
     let facts = MemoryFacts {
         fresh: FreshFacts::probe(),
-        vdso: KernelVdso::read().expect("maps"),
+        vdsos: KernelVdsos {
+            native: KernelVdso::read().expect("maps"),
+            ia32: None,
+        },
         vdso_choice: choice,
     };
     let tasks: Vec<TaskMemory> = dumped
@@ -242,7 +245,11 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
     };
 
     let mut set = ProgramSet::new();
-    let vdso = facts.vdso.as_ref().expect("these tests need a vdso");
+    let vdso = facts
+        .vdsos
+        .native
+        .as_ref()
+        .expect("these tests need a vdso");
     let stage = Stage {
         vdso,
         hole,

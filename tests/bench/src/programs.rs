@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use firn_engine::Pid;
-use firn_engine::inject::{self, Job, RemoteCall, call_all};
+use firn_engine::arch::Abi;
+use firn_engine::inject::{self, CallSpec, Job, RemoteCall, call_all};
 use firn_engine::program::{Program, ProgramSet, Rule};
 use firn_sys::{nr, ptrace, wait};
 
@@ -72,7 +73,12 @@ fn one_program(pid: Pid) -> Result<Duration> {
     let id = set.add(program);
     let threads = vec![(pid, id)];
     let begun = Instant::now();
-    let arenas = inject::run(&[Job { pid, threads, set }])?;
+    let arenas = inject::run(&[Job {
+        pid,
+        abi: Abi::Native,
+        threads,
+        set,
+    }])?;
     let taken = begun.elapsed();
     let last = slot.context("there are calls")?;
     ensure!(
@@ -84,10 +90,15 @@ fn one_program(pid: Pid) -> Result<Duration> {
 
 fn single_calls(pid: Pid) -> Result<Duration> {
     let regs = ptrace::general_regs(pid)?;
-    let at = inject::find_syscall_instruction(pid)?;
+    let at = inject::find_syscall_instruction(pid, Abi::Native)?;
     let begun = Instant::now();
     for _ in 0..CALLS {
-        let mut calls = [RemoteCall::new(pid, regs, at, (nr::GETPID, [0; 6]))];
+        let call = CallSpec {
+            abi: Abi::Native,
+            nr: nr::GETPID,
+            args: [0; 6],
+        };
+        let mut calls = [RemoteCall::new(pid, regs, at, call)];
         call_all(&mut calls)?;
         ensure!(
             calls[0].result()? == u64::from(pid.to_image()),

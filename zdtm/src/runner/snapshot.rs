@@ -127,6 +127,11 @@ impl Snapshot {
         self.add(pid, "mm", "auxv", auxv);
         for details in proc::smaps(pid)? {
             let vma = &details.vma;
+            // The kernel's page for all 64-bit programs is nobody's mapping. A 32-bit program has none, but
+            // its restored task is one that has begun as a 64-bit program.
+            if vma.path == "[vsyscall]" {
+                continue;
+            }
             let path = self.names.lasting(&vma.path);
             let lasting = !path.ends_with(" (deleted)")
                 && !path.starts_with("/dev/zero")

@@ -1,6 +1,7 @@
 //! All workloads, one module per area.
 
 mod files;
+mod ia32;
 mod memory;
 mod odd;
 mod refusals;
@@ -30,6 +31,7 @@ static AREAS: &[&[&Workload]] = &[
     requests::ALL,
     sockets::ALL,
     odd::ALL,
+    ia32::ALL,
     scripts::ALL,
     refusals::ALL,
 ];

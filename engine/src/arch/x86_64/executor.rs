@@ -1,7 +1,7 @@
 //! The executor: the only code of Firn that ever runs inside another task.
 //!
 //! It has no stack (`rsp` is 0 while it runs), touches no memory but the arena, and keeps its state in
-//! registers that `syscall` preserves:
+//! registers that `syscall` and `int 0x80` preserve:
 //!
 //! | register | holds |
 //! |---|---|
@@ -15,7 +15,7 @@
 
 use std::arch::global_asm;
 
-use super::regs::SYSCALL_INSTRUCTION;
+use super::abi::Abi;
 
 global_asm!(
     ".pushsection .rodata.firn_executor, \"a\", @progbits",
@@ -65,6 +65,8 @@ global_asm!(
     "    jz 22f",
     "    mov r9, [r9]",
     "22: movzx eax, word ptr [rbp + 4]",
+    "    test byte ptr [rbp + 3], 2",
+    "    jnz 80f",
     "    syscall",
     // Check the result in rax: keep it, retry it, or hold it against the rule.
     "23: movzx ecx, word ptr [rbp + 6]",
@@ -141,6 +143,13 @@ global_asm!(
     "    mov dword ptr [r15], 2",
     "    mov rdi, [r15 + 40]",
     "    jmp 61b",
+    // A 32-bit call, of at most five arguments: the sixth would take the record's register.
+    "80: mov ebx, edi",
+    "    mov ecx, esi",
+    "    mov esi, r10d",
+    "    mov edi, r8d",
+    "    int 0x80",
+    "    jmp 23b",
     ".globl firn_executor_end",
     ".hidden firn_executor_end",
     "firn_executor_end:",
@@ -167,7 +176,8 @@ pub fn executor_code() -> &'static [u8] {
 /// Never: the executor does little else.
 pub fn executor_syscall_offset() -> u64 {
     let code = executor_code();
-    let at = code.windows(2).position(|pair| pair == SYSCALL_INSTRUCTION);
+    let instruction = Abi::Native.call_instruction();
+    let at = code.windows(2).position(|pair| pair == instruction);
     u64::try_from(at.expect("the executor makes system calls")).expect("a small offset")
 }
 

@@ -1,5 +1,6 @@
 //! x86-64: the executor, jumps, system call names, registers and extended state.
 
+mod abi;
 mod cpu;
 mod executor;
 mod jump;
@@ -7,8 +8,9 @@ pub mod regs;
 mod syscalls;
 mod xsave;
 
+pub use abi::{Abi, at_executor, uses_local_segments};
 pub use cpu::cpu_model;
 pub use executor::{executor_code, executor_syscall_offset};
 pub use jump::jump;
-pub use syscalls::syscall_name;
+pub use syscalls::{ia32_syscall_name, syscall_name};
 pub use xsave::{XsaveError, XsaveLayout};

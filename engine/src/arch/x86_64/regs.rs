@@ -11,6 +11,8 @@
 use firn_proto::{FirnRestartEntry, UserX86RegsEntry, UserX86RegsMode};
 use firn_sys::ptrace::GeneralRegs;
 
+use super::abi::Abi;
+
 /// Kernel-private: restart with the same arguments, if the handler says SA_RESTART.
 const ERESTARTSYS: i64 = 512;
 /// Kernel-private: restart always.
@@ -20,8 +22,14 @@ const ERESTARTNOHAND: i64 = 514;
 /// Kernel-private: restart through `restart_syscall`, with what is left of the timeout.
 const ERESTART_RESTARTBLOCK: i64 = 516;
 const EINTR: i64 = 4;
-/// Length of the `syscall` instruction.
-const SYSCALL_LEN: u64 = 2;
+/// Numbers of sleeps, of both kinds of code.
+const NANOSLEEP: u64 = 35;
+const CLOCK_NANOSLEEP: u64 = 230;
+const IA32_NANOSLEEP: u64 = 162;
+const IA32_CLOCK_NANOSLEEP: u64 = 267;
+const IA32_CLOCK_NANOSLEEP_TIME64: u64 = 407;
+/// Length of the `syscall` instruction, and of `int 0x80`.
+const CALL_LEN: u64 = 2;
 
 /// Which restart the kernel has promised to a task stopped in a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +63,9 @@ pub fn pending_restart(regs: &GeneralRegs) -> Option<Restart> {
     })
 }
 
-/// Converts registers of a stopped task to the image's form, winding back an interrupted call.
-pub fn to_image(regs: &GeneralRegs) -> UserX86RegsEntry {
+/// Converts registers of a stopped task to the image's form, winding back an interrupted call. The image
+/// says of all threads of a 32-bit program that they are 32-bit ones.
+pub fn to_image(regs: &GeneralRegs, abi: Abi) -> UserX86RegsEntry {
     let mut image = UserX86RegsEntry {
         r15: regs.r15,
         r14: regs.r14,
@@ -92,12 +101,55 @@ pub fn to_image(regs: &GeneralRegs) -> UserX86RegsEntry {
         Some(restart) => rewind(&mut image, restart.nr),
         None => {}
     }
-    image
+    match (abi, Abi::of_code(regs)) {
+        (Abi::Native, _) => image,
+        (Abi::Ia32, Abi::Native) => UserX86RegsEntry {
+            mode: Some(UserX86RegsMode::Compat.into()),
+            ..image
+        },
+        (Abi::Ia32, Abi::Ia32) => ia32_half(&image),
+    }
+}
+
+/// What 32-bit code sees of the registers; the rest is left over from the kernel.
+fn ia32_half(image: &UserX86RegsEntry) -> UserX86RegsEntry {
+    let low = |value: u64| value & u64::from(u32::MAX);
+    UserX86RegsEntry {
+        r15: 0,
+        r14: 0,
+        r13: 0,
+        r12: 0,
+        r11: 0,
+        r10: 0,
+        r9: 0,
+        r8: 0,
+        bp: low(image.bp),
+        bx: low(image.bx),
+        ax: low(image.ax),
+        cx: low(image.cx),
+        dx: low(image.dx),
+        si: low(image.si),
+        di: low(image.di),
+        orig_ax: low(image.orig_ax),
+        ip: low(image.ip),
+        flags: low(image.flags),
+        sp: low(image.sp),
+        mode: Some(UserX86RegsMode::Compat.into()),
+        ..*image
+    }
+}
+
+/// Which kind of program a thread with these registers belongs to.
+pub fn abi_of_image(image: &UserX86RegsEntry) -> Abi {
+    match image.mode {
+        Some(mode) if mode == i32::from(UserX86RegsMode::Compat) => Abi::Ia32,
+        _ => Abi::Native,
+    }
 }
 
 fn rewind(image: &mut UserX86RegsEntry, nr: u64) {
     image.ax = nr;
-    image.ip = image.ip.wrapping_sub(SYSCALL_LEN);
+    image.ip = image.ip.wrapping_sub(CALL_LEN);
 }
 
 /// How a restored task gets on with the call it was interrupted in.
@@ -173,25 +225,51 @@ pub fn from_image(image: &UserX86RegsEntry, resumption: Resumption) -> GeneralRe
     }
 }
 
-/// Where `nanosleep` and `clock_nanosleep` write the time that is left: the address of the timespec, if
-/// the stopped call is a relative sleep that was given one.
+/// Where the kernel writes what is left of a sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remainder {
+    /// Address of the timespec.
+    pub address: u64,
+    /// Bytes of each of its two numbers: 4 or 8.
+    pub width: usize,
+}
+
+/// Where `nanosleep` and `clock_nanosleep` write the time that is left, if the stopped call is a relative
+/// sleep that was given a place for it.
 ///
-/// Source: man 2 clock_nanosleep.
-pub fn sleep_remainder_address(regs: &GeneralRegs) -> Option<u64> {
-    const NANOSLEEP: u64 = 35;
-    const CLOCK_NANOSLEEP: u64 = 230;
+/// Source: man 2 clock_nanosleep; linux arch/x86/entry/syscalls/syscall_32.tbl.
+pub fn sleep_remainder(regs: &GeneralRegs, abi: Abi) -> Option<Remainder> {
     let restart = pending_restart(regs)?;
-    let address = match restart.nr {
-        NANOSLEEP => regs.rsi,
-        CLOCK_NANOSLEEP if regs.rdx == 0 => regs.r10,
+    let (address, width) = match (abi, restart.nr) {
+        (Abi::Native, NANOSLEEP) => (regs.rsi, 8),
+        (Abi::Native, CLOCK_NANOSLEEP) if regs.rdx == 0 => (regs.r10, 8),
+        (Abi::Ia32, IA32_NANOSLEEP) => (regs.rcx, 4),
+        (Abi::Ia32, IA32_CLOCK_NANOSLEEP) if regs.rcx == 0 => (regs.rsi, 4),
+        (Abi::Ia32, IA32_CLOCK_NANOSLEEP_TIME64) if regs.rcx == 0 => (regs.rsi, 8),
         _ => return None,
     };
-    (restart.is_restart_block() && address != 0).then_some(address)
+    let is_told = restart.is_restart_block() && address != 0;
+    is_told.then_some(Remainder { address, width })
+}
+
+/// Registers with which an interrupted sleep of 32-bit code goes on: the call is made again by itself,
+/// with what is left as the request, which stands in the memory of the task.
+pub fn ia32_sleep(image: &UserX86RegsEntry) -> GeneralRegs {
+    let regs = from_image(image, Resumption::Again);
+    match image.orig_ax {
+        IA32_NANOSLEEP => GeneralRegs {
+            rbx: regs.rcx,
+            ..regs
+        },
+        _ => GeneralRegs {
+            rdx: regs.rsi,
+            ..regs
+        },
+    }
 }
 
 /// The clock that an interrupted sleep runs on.
 pub fn sleep_clock(image: &UserX86RegsEntry) -> u64 {
-    const CLOCK_NANOSLEEP: u64 = 230;
     const CLOCK_MONOTONIC: u64 = 1;
     if image.orig_ax == CLOCK_NANOSLEEP {
         image.di
@@ -202,7 +280,6 @@ pub fn sleep_clock(image: &UserX86RegsEntry) -> u64 {
 
 /// The remaining-time pointer of an interrupted sleep.
 pub fn sleep_remainder_pointer(image: &UserX86RegsEntry) -> u64 {
-    const CLOCK_NANOSLEEP: u64 = 230;
     if image.orig_ax == CLOCK_NANOSLEEP {
         image.r10
     } else {
@@ -215,43 +292,9 @@ pub fn is_asleep(regs: &GeneralRegs) -> bool {
     regs.rax.cast_signed() == -ERESTART_RESTARTBLOCK
 }
 
-/// Registers that make a stopped task run the executor from its first instruction.
-pub fn at_executor(old: &GeneralRegs, executor: u64, record: u64, context: u64) -> GeneralRegs {
-    GeneralRegs {
-        rip: executor,
-        rbp: record,
-        r15: context,
-        rsp: 0,
-        rax: 0,
-        orig_rax: u64::MAX,
-        eflags: 0x202,
-        ..*old
-    }
-}
-
-/// Registers that make a stopped task execute one system call at `instruction`.
-pub fn at_syscall(old: &GeneralRegs, instruction: u64, nr: u64, args: [u64; 6]) -> GeneralRegs {
-    GeneralRegs {
-        rip: instruction,
-        rax: nr,
-        orig_rax: u64::MAX,
-        rdi: args[0],
-        rsi: args[1],
-        rdx: args[2],
-        r10: args[3],
-        r8: args[4],
-        r9: args[5],
-        eflags: 0x202,
-        ..*old
-    }
-}
-
-/// The bytes of the instruction that makes a system call.
-pub const SYSCALL_INSTRUCTION: [u8; 2] = [0x0f, 0x05];
-
 /// Where the instruction stands by which a stopped thread has entered the call that it is in, if it is.
 pub fn call_instruction(regs: &GeneralRegs) -> Option<u64> {
-    (regs.orig_rax.cast_signed() >= 0).then(|| regs.rip.wrapping_sub(SYSCALL_LEN))
+    (regs.orig_rax.cast_signed() >= 0).then(|| regs.rip.wrapping_sub(CALL_LEN))
 }
 
 /// Result of a system call at its exit stop.
@@ -276,13 +319,13 @@ mod tests {
 
     #[test]
     fn an_interrupted_read_is_wound_back() {
-        let image = to_image(&stopped(-512, 0));
+        let image = to_image(&stopped(-512, 0), Abi::Native);
         assert_eq!((image.ax, image.ip), (0, 0xffe));
     }
 
     #[test]
     fn a_sleep_becomes_eintr_for_other_engines() {
-        let image = to_image(&stopped(-516, 35));
+        let image = to_image(&stopped(-516, 35), Abi::Native);
         assert_eq!((image.ax.cast_signed(), image.ip), (-4, 0x1000));
     }
 
@@ -297,7 +340,7 @@ mod tests {
         };
         let how = resumption(Some(&entry));
         assert_eq!(how, Resumption::Sleep { sec: 1, nsec: 2 });
-        let restored = from_image(&to_image(&regs), how);
+        let restored = from_image(&to_image(&regs, Abi::Native), how);
         assert_eq!((restored.rax.cast_signed(), restored.orig_rax), (-516, 35));
         assert_eq!(restored.rip, 0x1000);
     }
@@ -310,7 +353,10 @@ mod tests {
             remaining_sec: None,
             remaining_nsec: None,
         };
-        let restored = from_image(&to_image(&stopped(-516, 7)), resumption(Some(&entry)));
+        let restored = from_image(
+            &to_image(&stopped(-516, 7), Abi::Native),
+            resumption(Some(&entry)),
+        );
         assert_eq!(
             (restored.rax, restored.rip, restored.orig_rax),
             (7, 0xffe, u64::MAX)
@@ -321,6 +367,40 @@ mod tests {
     fn a_task_outside_a_call_is_left_alone() {
         let regs = stopped(-512, -1);
         assert_eq!(pending_restart(&regs), None);
-        assert_eq!(to_image(&regs).ip, 0x1000);
+        assert_eq!(to_image(&regs, Abi::Native).ip, 0x1000);
+    }
+    fn in_ia32_code(rax: i64, orig: i64) -> GeneralRegs {
+        GeneralRegs {
+            cs: 0x23,
+            rcx: 0xff80_1000,
+            rsp: 0xff80_0000,
+            r11: 0x246,
+            ..stopped(rax, orig)
+        }
+    }
+
+    #[test]
+    fn of_32_bit_code_the_image_has_what_it_sees() {
+        let image = to_image(&in_ia32_code(-1, -1), Abi::Ia32);
+        assert_eq!((image.ax, image.orig_ax), (0xffff_ffff, 0xffff_ffff));
+        assert_eq!((image.r11, image.sp), (0, 0xff80_0000));
+        assert_eq!(abi_of_image(&image), Abi::Ia32);
+        let native = to_image(&in_ia32_code(-1, -1), Abi::Native);
+        assert_eq!((native.r11, abi_of_image(&native)), (0x246, Abi::Native));
+    }
+
+    #[test]
+    fn a_32_bit_sleep_goes_on_with_its_remainder_as_the_request() {
+        let regs = in_ia32_code(-516, 162);
+        let at = Remainder {
+            address: 0xff80_1000,
+            width: 4,
+        };
+        assert_eq!(sleep_remainder(&regs, Abi::Ia32), Some(at));
+        assert_eq!(sleep_remainder(&regs, Abi::Native), None);
+        let image = to_image(&regs, Abi::Ia32);
+        let again = ia32_sleep(&image);
+        assert_eq!((again.rip, again.rax), (0xffe, 162));
+        assert_eq!((again.rbx, again.rcx), (0xff80_1000, 0xff80_1000));
     }
 }

@@ -2,11 +2,23 @@
 //!
 //! Source: linux arch/x86/entry/syscalls/syscall_64.tbl.
 
+use firn_sys::nr::ia32;
+
 /// The call's name, or `syscall N` for a number this table does not know.
 pub fn syscall_name(nr: u16) -> String {
     match NAMES.binary_search_by_key(&nr, |(known, _)| *known) {
         Ok(at) => NAMES[at].1.to_owned(),
         Err(_) => format!("syscall {nr}"),
+    }
+}
+
+/// The name of a 32-bit call that programs make, or `syscall N` for any other.
+pub fn ia32_syscall_name(nr: u16) -> String {
+    match i64::from(nr) {
+        ia32::RT_SIGACTION => "rt_sigaction".to_owned(),
+        ia32::SET_ROBUST_LIST => "set_robust_list".to_owned(),
+        ia32::GET_ROBUST_LIST => "get_robust_list".to_owned(),
+        _ => format!("syscall {nr}"),
     }
 }
 

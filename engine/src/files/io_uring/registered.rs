@@ -102,6 +102,7 @@ fn question(task: &Task) -> (Job, Vec<Vec<Slot>>) {
     }
     let job = Job {
         pid: task.pid,
+        abi: task.abi,
         threads,
         set,
     };

@@ -12,6 +12,7 @@ use crate::memory::error::MemoryDumpError;
 use crate::memory::smaps::Mapping;
 use crate::obstacle::Obstacle;
 use crate::program::{Program, ProgramSet, Rule, Slot};
+use crate::tree::{Task, Tree};
 
 /// How long requests may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -27,16 +28,19 @@ const EINVAL: i64 = -22;
 /// block device behind a file that the task has open with O_DIRECT is at work. A request that polls
 /// (IOCB_CMD_POLL) is seen nowhere, and lost.
 ///
+/// `spaces` are those of the living tasks, in the tree's order.
+///
 /// **Preconditions**: all tasks are in ptrace stops of the calling thread.
 ///
 /// # Errors
 /// `Obstacles` with mappings that are no context of their task, and with tasks whose requests do not end.
-pub fn settle(spaces: &[AddressSpace]) -> Result<(), MemoryDumpError> {
-    let with_rings: Vec<(Pid, Vec<&Mapping>)> = spaces
-        .iter()
-        .map(|space| {
+pub fn settle(tree: &Tree, spaces: &[AddressSpace]) -> Result<(), MemoryDumpError> {
+    let with_rings: Vec<(&Task, Vec<&Mapping>)> = tree
+        .alive()
+        .zip(spaces)
+        .map(|(task, space)| {
             let rings = space.mappings().iter().filter(|mapping| is_ring(mapping));
-            (space.pid(), rings.collect::<Vec<_>>())
+            (task, rings.collect::<Vec<_>>())
         })
         .filter(|(_, rings)| !rings.is_empty())
         .collect();
@@ -44,9 +48,9 @@ pub fn settle(spaces: &[AddressSpace]) -> Result<(), MemoryDumpError> {
         return Ok(());
     }
     let mut found = copies(&with_rings)?;
-    for (pid, rings) in &with_rings {
-        found.extend(rings.iter().filter_map(|ring| broken(*pid, ring)));
-        found.extend(busy(*pid, rings));
+    for (task, rings) in &with_rings {
+        found.extend(rings.iter().filter_map(|ring| broken(task.pid, ring)));
+        found.extend(busy(task.pid, rings));
     }
     match found.is_empty() {
         true => Ok(()),
@@ -55,11 +59,11 @@ pub fn settle(spaces: &[AddressSpace]) -> Result<(), MemoryDumpError> {
 }
 
 /// Rings that a fork has left in a child, which has no context there: only the task itself can tell.
-fn copies(tasks: &[(Pid, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpError> {
+fn copies(tasks: &[(&Task, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpError> {
     let mut jobs = Vec::with_capacity(tasks.len());
     let mut asked: Vec<Vec<Slot>> = Vec::with_capacity(tasks.len());
-    for (pid, rings) in tasks {
-        let mut program = Program::new(format!("task {pid}"));
+    for (task, rings) in tasks {
+        let mut program = Program::new(format!("task {}", task.pid));
         let ask = |ring: &&Mapping| {
             let args = [
                 ring.range.start.into(),
@@ -74,16 +78,17 @@ fn copies(tasks: &[(Pid, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpErr
         asked.push(rings.iter().map(ask).collect());
         program.park();
         let mut set = ProgramSet::new();
-        let threads = vec![(*pid, set.add(program))];
+        let threads = vec![(task.pid, set.add(program))];
         jobs.push(Job {
-            pid: *pid,
+            pid: task.pid,
+            abi: task.abi,
             threads,
             set,
         });
     }
     let arenas = inject::run(&jobs)?;
     let mut found = Vec::new();
-    for (((pid, rings), slots), (job, arena)) in
+    for (((task, rings), slots), (job, arena)) in
         tasks.iter().zip(&asked).zip(jobs.iter().zip(&arenas))
     {
         for (ring, slot) in rings.iter().zip(slots) {
@@ -91,7 +96,7 @@ fn copies(tasks: &[(Pid, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpErr
                 let reason =
                     "it is a copy that fork left of another task's asynchronous I/O context";
                 let hint = "let the task unmap it, or call io_destroy before it forks";
-                found.push(obstacle(*pid, ring, reason, hint));
+                found.push(obstacle(task.pid, ring, reason, hint));
             }
         }
     }

@@ -4,25 +4,29 @@
 //! for byte, and lies behind its data (vvar, vvar_vclock) at the same distance; how many parts there
 //! are and how large they are is the kernel's business. Otherwise the old code stays as ordinary
 //! memory, because return addresses and looked-up functions point into it; its entry points jump to
-//! the new vdso, which is put somewhere else.
+//! the new vdso, which is put somewhere else. A 32-bit program has a vdso of 32-bit code, which is mapped
+//! anew where its task had inherited the 64-bit one, and then goes the same way.
 
 pub mod elf;
+mod kernel;
 pub mod redirect;
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use firn_sys::mm::{map, prot, remap};
-use firn_sys::process_vm::{self, RemoteRange};
-use firn_sys::{Errno, Pid, memfd, nr, procfs};
+use firn_sys::mm::{map, prot};
+use firn_sys::{Errno, Pid, memfd, nr};
 
 use super::image::MemoryImage;
 use super::piece;
 use super::range::{self, AddressRange};
-use super::smaps;
 use super::vma::status;
+use crate::arch::Abi;
 use crate::program::{Program, Rule};
+
+pub use kernel::KernelVdso;
 
 /// A vdso of more pages than this is none.
 const MAX_CODE_BYTES: u64 = 1 << 20;
@@ -33,6 +37,9 @@ pub enum VdsoError {
     /// The own one can't be read.
     #[error("can't read the vdso of this process")]
     Own(#[source] Errno),
+    /// The one of 32-bit programs can't be mapped or read.
+    #[error("can't get the vdso that this kernel gives to 32-bit programs")]
+    Ia32(#[source] Errno),
     /// The one of the image can't be read.
     #[error("can't read the vdso of task {pid} out of its image")]
     Image {
@@ -50,7 +57,7 @@ pub enum VdsoError {
         source: Errno,
     },
     /// The task had a vdso, this kernel has none.
-    #[error("task {pid} uses a vdso, and this kernel gives none (boot it with vdso=1)")]
+    #[error("task {pid} uses a vdso, and this kernel gives none (boot it with vdso=1 vdso32=1)")]
     Missing {
         /// The task.
         pid: Pid,
@@ -63,129 +70,16 @@ pub enum VdsoError {
     },
 }
 
-/// The running kernel's vdso, as this process has it.
-#[derive(Debug, Clone)]
-pub struct KernelVdso {
-    /// vvar, vvar_vclock, vdso: all parts, ascending.
-    parts: Vec<AddressRange>,
-    /// The part with the code.
-    code_range: AddressRange,
-    code: Vec<u8>,
-}
-
-impl KernelVdso {
-    /// Finds and reads the own vdso; None where the kernel gives none.
-    ///
-    /// # Errors
-    /// The own memory map can't be read.
-    pub fn read() -> Result<Option<KernelVdso>, VdsoError> {
-        let text = procfs::read("/proc/self/maps").map_err(|e| VdsoError::Own(e.into()))?;
-        let mappings = smaps::parse(&text).map_err(|_| VdsoError::Own(Errno::EINVAL))?;
-        let names: [&[u8]; 3] = [b"[vvar]", b"[vvar_vclock]", b"[vdso]"];
-        let mine = mappings
-            .iter()
-            .filter(|mapping| names.contains(&mapping.name.as_slice()));
-        let parts: Vec<AddressRange> = mine.map(|mapping| mapping.range).collect();
-        let code = mappings.iter().find(|mapping| mapping.name == b"[vdso]");
-        let Some(code_range) = code.map(|mapping| mapping.range) else {
-            return Ok(None);
-        };
-        if code_range.len() > MAX_CODE_BYTES {
-            return Err(VdsoError::Own(Errno::EINVAL));
-        }
-        let len = usize::try_from(code_range.len()).expect("checked");
-        let mut code = vec![0; len];
-        let range = RemoteRange {
-            address: code_range.start,
-            len,
-        };
-        match process_vm::read(Pid::this(), &[range], &mut code) {
-            Ok(read) if read == len => {}
-            Ok(_) => return Err(VdsoError::Own(Errno::EFAULT)),
-            Err(error) => return Err(VdsoError::Own(error)),
-        }
-        Ok(Some(KernelVdso {
-            parts,
-            code_range,
-            code,
-        }))
-    }
-
-    /// Its code.
-    pub fn code(&self) -> &[u8] {
-        &self.code
-    }
-
-    /// Bytes from the first to the last part: so much has to be free where it is parked.
-    pub fn len(&self) -> u64 {
-        self.block().len()
-    }
-
-    /// Never true: there is at least the code.
-    pub fn is_empty(&self) -> bool {
-        self.parts.is_empty()
-    }
-
-    /// Moves all parts from where this process has them to `at`, in a task just forked from it.
-    ///
-    /// Nothing else may use the addresses; the parts keep their distances.
-    pub fn park(&self, p: &mut Program, at: u64) {
-        self.move_parts(p, self.block().start, at);
-    }
-
-    fn move_parts(&self, p: &mut Program, from: u64, to: u64) {
-        for part in &self.parts {
-            let offset = part.start - self.block().start;
-            let (source, target, len) = (from + offset, to + offset, part.len());
-            let what = match *part == self.code_range {
-                true => "vdso",
-                false => "vvar",
-            };
-            let flags = remap::MAYMOVE | remap::FIXED;
-            p.call(
-                nr::MREMAP,
-                &[
-                    source.into(),
-                    len.into(),
-                    len.into(),
-                    flags.into(),
-                    target.into(),
-                ],
-                Rule::Exact(target.cast_signed()),
-                format!("mremap of {what} to [{target:#x}]"),
-            );
-        }
-    }
-
-    fn block(&self) -> AddressRange {
-        let first = self.parts.first().expect("there is at least the code");
-        let last = self.parts.last().expect("there is at least the code");
-        AddressRange::new(first.start, last.end)
-    }
-
-    fn code_offset(&self) -> u64 {
-        self.code_range.start - self.block().start
-    }
-
-    /// Whether it can simply take the place of the image's.
-    fn fits(&self, image: &MemoryImage, code_range: AddressRange, code: &[u8]) -> bool {
-        let data = AddressRange::new(
-            code_range.start.wrapping_sub(self.code_offset()),
-            code_range.start,
-        );
-        let has_data = !data.is_empty();
-        let is_in_order = self.code_range.end == self.block().end;
-        let data_fits = match image.vvar() {
-            Some(vvar) => vvar == data,
-            None => !has_data,
-        };
-        is_in_order && data_fits && code == self.code
-    }
-}
-
 /// What happens to the vdso of a task.
 #[derive(Debug, Default)]
-pub enum VdsoPlan {
+pub struct VdsoPlan {
+    /// The vdso of a 32-bit program, if it is one.
+    ia32: Option<Arc<KernelVdso>>,
+    way: Way,
+}
+
+#[derive(Debug, Default)]
+enum Way {
     /// The task has none.
     #[default]
     None,
@@ -204,40 +98,58 @@ pub enum VdsoPlan {
     },
 }
 
+/// The vdsos that the running kernel gives.
+#[derive(Debug, Default)]
+pub struct KernelVdsos {
+    /// To this process and other 64-bit programs.
+    pub native: Option<KernelVdso>,
+    /// To 32-bit programs, if it was read.
+    pub ia32: Option<Arc<KernelVdso>>,
+}
+
 /// Decides what happens to the vdso of a task. `inside` are the instruction pointers of its threads.
 ///
 /// # Errors
 /// The image's vdso can't be read, or there is no room.
 pub fn plan(
     image: &MemoryImage,
-    kernel: Option<&KernelVdso>,
+    kernel: &KernelVdsos,
     hole: AddressRange,
     inside: &[u64],
     choice: VdsoChoice,
 ) -> Result<VdsoPlan, VdsoError> {
     let Some(code_range) = image.vdso() else {
-        return Ok(VdsoPlan::None);
+        return Ok(VdsoPlan::default());
     };
     let pid = image.pid();
-    let kernel = kernel.ok_or(VdsoError::Missing { pid })?;
     let old = read_code(image, code_range).map_err(|source| VdsoError::Image { pid, source })?;
+    let abi = elf::abi(&old);
+    let ia32 = kernel.ia32.clone().filter(|_| abi == Abi::Ia32);
+    let kernel = match abi {
+        Abi::Native => kernel.native.as_ref(),
+        Abi::Ia32 => ia32.as_deref(),
+    };
+    let kernel = kernel.ok_or(VdsoError::Missing { pid })?;
     if choice == VdsoChoice::ByContent && kernel.fits(image, code_range, &old) {
-        return Ok(VdsoPlan::Move(code_range.start - kernel.code_offset()));
+        let way = Way::Move(code_range.start - kernel.code_offset());
+        return Ok(VdsoPlan { ia32, way });
     }
-    let to = find_room(image, hole, code_range, kernel.len()).ok_or(VdsoError::NoRoom { pid })?;
+    let room = find_room(image, hole, code_range, kernel.len(), abi);
+    let to = room.ok_or(VdsoError::NoRoom { pid })?;
     let new_at = to + kernel.code_offset();
-    let redirected = redirect::redirect(&old, code_range.start, &kernel.code, new_at, inside);
+    let redirected = redirect::redirect(&old, code_range.start, kernel.code(), new_at, inside);
     let code = keep(&redirected.code).map_err(|source| VdsoError::Redirected { pid, source })?;
     tracing::debug!(
         "task {pid}: vdso of another kernel redirected, {} functions keep their code",
         redirected.kept.len()
     );
-    Ok(VdsoPlan::Redirect {
+    let way = Way::Redirect {
         to,
         code,
         code_range,
         data: image.vvar(),
-    })
+    };
+    Ok(VdsoPlan { ia32, way })
 }
 
 /// How the way of a vdso is chosen.
@@ -251,13 +163,22 @@ pub enum VdsoChoice {
 }
 
 impl VdsoPlan {
-    /// Puts the vdso into place, from where it was parked. After everything that the task inherits and
-    /// does not want is gone.
-    pub fn place(&self, p: &mut Program, kernel: &KernelVdso, parked_at: u64) {
-        match self {
-            VdsoPlan::None => {}
-            VdsoPlan::Move(to) => kernel.move_parts(p, parked_at, *to),
-            VdsoPlan::Redirect {
+    /// Puts the vdso into place, from where the 64-bit one was parked. After everything that the task
+    /// inherits and does not want is gone.
+    pub fn place(&self, p: &mut Program, native: Option<&KernelVdso>, parked_at: u64) {
+        if matches!(self.way, Way::None) {
+            return;
+        }
+        if let Some(ia32) = &self.ia32 {
+            ia32.exchange(p, native, parked_at);
+        }
+        let Some(kernel) = self.ia32.as_deref().or(native) else {
+            return;
+        };
+        match &self.way {
+            Way::None => {}
+            Way::Move(to) => kernel.move_parts(p, parked_at, *to),
+            Way::Redirect {
                 to,
                 code,
                 code_range,
@@ -329,9 +250,19 @@ fn keep(code: &[u8]) -> firn_sys::Result<File> {
 }
 
 /// The free place of `len` bytes that is nearest to the old vdso, away from what grows.
-fn find_room(image: &MemoryImage, hole: AddressRange, near: AddressRange, len: u64) -> Option<u64> {
+fn find_room(
+    image: &MemoryImage,
+    hole: AddressRange,
+    near: AddressRange,
+    len: u64,
+    abi: Abi,
+) -> Option<u64> {
     const GAP: u64 = 64 << 10;
     const GROWTH: u64 = 1 << 30;
+    let limit = match abi {
+        Abi::Native => u64::MAX,
+        Abi::Ia32 => range::IA32_END,
+    };
     let mut used = image.used_ranges();
     used.push(hole);
     for vma in image.vmas() {
@@ -350,7 +281,7 @@ fn find_room(image: &MemoryImage, hole: AddressRange, near: AddressRange, len: u
     let used = range::union(used);
     let free = used.windows(2).filter_map(|pair| {
         let start = pair[0].end.checked_add(GAP)?;
-        let end = pair[1].start.checked_sub(GAP)?;
+        let end = pair[1].start.min(limit).checked_sub(GAP)?;
         (start.checked_add(len)? <= end).then_some(AddressRange::new(start, end))
     });
     let places = free.map(|gap| match gap.end <= near.start {

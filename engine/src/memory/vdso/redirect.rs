@@ -20,6 +20,7 @@ pub struct Redirected {
 /// A function that keeps its own code reads data of the old kernel's format. It finds zeros there,
 /// which means "no clock source", and asks the kernel by a system call.
 pub fn redirect(old: &[u8], old_at: u64, new: &[u8], new_at: u64, inside: &[u64]) -> Redirected {
+    let abi = elf::abi(old);
     let functions = elf::functions(old);
     let targets = elf::functions(new);
     let mut result = Redirected {
@@ -34,7 +35,8 @@ pub fn redirect(old: &[u8], old_at: u64, new: &[u8], new_at: u64, inside: &[u64]
             .iter()
             .find(|target| names.iter().any(|name| name.name == target.name));
         let code = target.and_then(|target| {
-            arch::jump(from, new_at + target.offset, room(&functions, entry, old))
+            let room = room(&functions, entry, old);
+            arch::jump(abi, from, new_at + target.offset, room)
         });
         match code.filter(|code| !is_disturbed(inside, from, code.len())) {
             Some(code) => {
@@ -116,5 +118,22 @@ mod tests {
         let at_entry = [old_at + clock.offset];
         let redirected = redirect(old, old_at, old, 0x7e00_0000_0000, &at_entry);
         assert!(redirected.kept.is_empty());
+    }
+    #[test]
+    fn functions_of_32_bit_code_lead_to_those_of_the_real_one() {
+        let Ok(Some(vdso)) = KernelVdso::read_ia32() else {
+            eprintln!("skipped: this kernel runs no 32-bit programs");
+            return;
+        };
+        let (old_at, new_at) = (0xf7f0_0000, 0x1000_0000);
+        let redirected = redirect(vdso.code(), old_at, vdso.code(), new_at, &[]);
+        let clock = function(vdso.code(), b"__vdso_clock_gettime");
+        let at = usize::try_from(clock.offset).expect("small");
+        assert_eq!(redirected.code[at], 0xe9);
+        let distance = &redirected.code[at + 1..at + 5];
+        let distance = u32::from_le_bytes(distance.try_into().expect("four bytes"));
+        let from = u32::try_from(old_at + clock.offset + 5).expect("below 4 GiB");
+        let to = u32::try_from(new_at + clock.offset).expect("below 4 GiB");
+        assert_eq!(from.wrapping_add(distance), to);
     }
 }

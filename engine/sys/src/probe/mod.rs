@@ -4,6 +4,7 @@
 //! bare clone of this process: it makes system calls and ends, and no library code runs in it, so the
 //! caller may be multi-threaded.
 
+mod ia32;
 mod memory;
 mod network;
 mod process;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::wait::Status;
 use crate::{Errno, Pid, Result, signal, task, wait};
 
+pub use ia32::{ia32_calls, with_ia32_vdso};
 pub use memory::{
     Layout, collapse, guard_regions, map_vdso, memfd, memfd_hugetlb, move_areas, pagemap_entry,
     procmap_query, set_mm_map,

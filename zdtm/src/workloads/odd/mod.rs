@@ -1,7 +1,6 @@
 //! Programs unlike others: without libc, without their executable, with a dead main thread's habits.
 
 mod executable;
-mod ia32;
 mod no_libc;
 mod raw_thread;
 
@@ -14,5 +13,4 @@ pub static ALL: &[&Workload] = &[
     &executable::COPIED,
     &raw_thread::RAW,
     &raw_thread::NO_STACK,
-    &ia32::REFUSED,
 ];
