@@ -217,6 +217,20 @@ impl Drop for PageBuffer {
     }
 }
 
+/// Lets this thread alone see the mounts of another namespace. It must be one that was started for
+/// this and ends after it.
+///
+/// # Errors
+/// Needs CAP_SYS_ADMIN and CAP_SYS_CHROOT.
+///
+/// Source: man 2 setns, CLONE_NEWNS: refused where root and working directory are shared by threads
+pub(crate) fn enter_mount_namespace(namespace: &File) -> io::Result<()> {
+    // SAFETY: unshare with CLONE_FS takes a flag only; it gives this thread its own working directory.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    // SAFETY: setns takes a descriptor and a flag; the file keeps the descriptor open.
+    check(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) })
+}
+
 /// Lets a descriptor survive the next exec.
 pub(crate) fn keep_over_exec(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)

@@ -144,6 +144,7 @@ fn qemu_reads_chains_that_are_written_here() {
             id: Guid::from_bytes([seed; 16]),
             running: None,
             bitmap: BitmapChange::Keep,
+            temporary: None,
         };
         folder.snapshot(new, &rw()).unwrap();
     }
@@ -294,6 +295,7 @@ fn qcow2_goes_both_ways() {
         id: Guid::from_bytes([1; 16]),
         running: None,
         bitmap: BitmapChange::Keep,
+        temporary: None,
     };
     folder.snapshot(new, &rw()).unwrap();
     scribble(&folder, 2);

@@ -5,9 +5,10 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use firn_ploop::folder::{Backup, BackupReport, Folder};
+use firn_ploop::folder::{self, Backup, BackupReport, Folder};
 use serde_json::json;
 
+use super::live;
 use super::report::{Steps, answer, failure};
 use super::words::{DiskArgs, closed_disk};
 use crate::output::{Failure, bytes};
@@ -23,6 +24,20 @@ pub struct BackupArgs {
     output: PathBuf,
     #[command(flatten)]
     disk: DiskArgs,
+}
+
+/// Options of restore-backup.
+#[derive(Debug, Args)]
+pub struct RestoreBackupArgs {
+    /// The full backup and the incremental ones that followed it, in their order
+    #[arg(value_name = "BACKUP", required = true)]
+    backups: Vec<PathBuf>,
+    /// Directory of the new disk; made where it is missing
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 /// Writes a backup.
@@ -61,6 +76,16 @@ pub fn run(args: &BackupArgs) -> Result<u8, Failure> {
     answer(args.disk.json, &object, &text)
 }
 
+/// Makes a disk of backups.
+pub fn restore(args: &RestoreBackupArgs) -> Result<u8, Failure> {
+    let mut steps = Steps::of("restoring", args.json);
+    let made = folder::restore_backup(&args.backups, &args.dir, &mut |now, all| {
+        steps.show(now, all)
+    });
+    drop(steps);
+    super::init::tell(&made.map_err(|error| failure(&error))?, args.json)
+}
+
 fn part_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -81,8 +106,13 @@ fn to_stdout(args: &BackupArgs, kind: Backup) -> Result<u8, Failure> {
 }
 
 fn write(args: &BackupArgs, kind: Backup, out: &mut dyn Write) -> Result<BackupReport, Failure> {
-    let mut folder = Folder::open(&args.disk.disk).map_err(|error| failure(&error))?;
     let mut steps = Steps::of("backing up", args.disk.json);
+    if let Some(record) = live::served(&args.disk.disk)? {
+        let backup =
+            live::connect(&record)?.backup(kind, out, &mut |now, all| steps.show(now, all));
+        return backup.map_err(|error| live::refused(&error, error.exit_code()));
+    }
+    let mut folder = Folder::open(&args.disk.disk).map_err(|error| failure(&error))?;
     folder
         .backup(kind, None, &closed_disk(), out, &mut |now, all| {
             steps.show(now, all)

@@ -124,25 +124,11 @@ pub fn init(args: &InitArgs) -> Result<u8, Failure> {
             full: args.nolazy,
         };
         if let Err(error) = live::format::format(made.xml(), fs, &options) {
-            take_back(&made, is_new_dir);
+            made.take_back(is_new_dir);
             return Err(error);
         }
     }
     tell(&made, args.json)
-}
-
-/// Removes a disk that could not be finished. What can't be removed stays; the error is told.
-fn take_back(made: &Folder, is_new_dir: bool) {
-    for image in &made.descriptor().images {
-        let _ = std::fs::remove_file(made.path_of(image));
-    }
-    let _ = std::fs::remove_file(made.xml());
-    let mut lock = made.xml().as_os_str().to_owned();
-    lock.push(".lck");
-    let _ = std::fs::remove_file(lock);
-    if is_new_dir {
-        let _ = std::fs::remove_dir(made.dir());
-    }
 }
 
 /// Makes a disk upon another one.
@@ -158,7 +144,8 @@ pub fn restore_descriptor(args: &RestoreArgs) -> Result<u8, Failure> {
     tell(&made.map_err(|error| failure(&error))?, args.json)
 }
 
-fn tell(made: &Folder, json: bool) -> Result<u8, Failure> {
+/// Says what kind of disk was made.
+pub fn tell(made: &Folder, json: bool) -> Result<u8, Failure> {
     let descriptor = made.descriptor();
     let object = json!({
         "descriptor": made.xml(),

@@ -57,13 +57,17 @@ enum Task {
     Check(check::CheckArgs),
     /// Explain a disk: size, format, snapshots, space
     Info(info::InfoArgs),
-    /// Write a backup of the disk, which is an image by itself
+    /// Write a backup of the disk, mounted or not, which is an image by itself
     Backup(backup::BackupArgs),
+    /// Make a disk of a full backup and the incremental ones that followed it
+    RestoreBackup(backup::RestoreBackupArgs),
     /// Make a block device of a disk, and mount its file system
     ///
     /// Prints the device. A server stays behind; it is started again should it die, and goes when the
     /// last user of the device has.
     Mount(live::mount::MountArgs),
+    /// Mount a snapshot, read-only, beside the running disk
+    SnapshotMount(live::mount::SnapshotMountArgs),
     /// Unmount a disk and close its image
     Umount(live::mount::UmountArgs),
     /// List the disks that are mounted
@@ -99,7 +103,9 @@ pub fn run(args: &PloopArgs) -> Result<u8, Failure> {
         Task::Check(args) => check::run(args),
         Task::Info(args) => info::run(args),
         Task::Backup(args) => backup::run(args),
+        Task::RestoreBackup(args) => backup::restore(args),
         Task::Mount(args) => live::mount::mount(args),
+        Task::SnapshotMount(args) => live::mount::snapshot_mount(args),
         Task::Umount(args) => live::mount::umount(args),
         Task::List(args) => live::mount::list(args),
         Task::Stat(args) => live::stat::run(args),

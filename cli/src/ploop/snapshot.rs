@@ -132,6 +132,7 @@ pub fn new(args: &NewArgs) -> Result<u8, Failure> {
         id,
         running: None,
         bitmap: BitmapChange::Keep,
+        temporary: None,
     };
     folder
         .snapshot(new, &closed_disk())
@@ -154,7 +155,11 @@ pub fn switch(args: &OneArgs) -> Result<u8, Failure> {
 /// Deletes a snapshot.
 pub fn delete(args: &OneArgs) -> Result<u8, Failure> {
     if let Some(record) = live::served(&args.disk.disk)? {
-        let deleted = live::connect(&record)?.snapshot_delete(args.uuid.to_string());
+        let mut steps = Steps::of("merging", args.disk.json);
+        let id = args.uuid.to_string();
+        let mut show = |now, all| steps.show(now, all);
+        let deleted = live::connect(&record)?.snapshot_delete(id, &mut show);
+        drop(steps);
         deleted.map_err(|error| live::refused(&error, error.exit_code()))?;
         return done(&args.disk, "deleted", args.uuid);
     }
@@ -205,14 +210,16 @@ fn merge_served(args: &MergeArgs, record: &Record) -> Result<u8, Failure> {
         ));
     }
     let mut client = live::connect(record)?;
+    let mut steps = Steps::of("merging", args.disk.json);
     let mut merges = 0;
     loop {
         let id = args.uuid.map(|id| id.to_string());
-        let merged = client.merge(id);
+        let merged = client.merge(id, &mut |now, all| steps.show(now, all));
         merged.map_err(|error| live::refused(&error, error.exit_code()))?;
         merges += 1;
         let folder = Folder::view(&args.disk.disk).map_err(|error| failure(&error))?;
         if !args.all || !has_parent(&folder) {
+            drop(steps);
             let text = format!("merged {merges} times\n");
             return answer(args.disk.json, &json!({ "merges": merges }), &text);
         }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{Descriptor, DescriptorError, Guid, ImageEntry, ImageType, MAX_IMAGES, Shot};
+use super::{
+    Descriptor, DescriptorError, Guid, ImageEntry, ImageType, MAX_IMAGES, Shot, Temporary,
+};
 
 impl Descriptor {
     /// Gives the top its constant GUID and holds everything against the rules.
@@ -150,6 +152,21 @@ impl Descriptor {
         }
         self.rename(Guid::TOP, id);
         self.put_top(id, file);
+        Ok(())
+    }
+
+    /// Says whether a snapshot goes away by itself.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn set_temporary(
+        &mut self,
+        id: Guid,
+        temporary: Option<Temporary>,
+    ) -> Result<(), DescriptorError> {
+        let mut shots = self.shots.iter_mut();
+        let shot = shots.find(|shot| shot.guid == id);
+        shot.ok_or(DescriptorError::NoSnapshot(id))?.temporary = temporary;
         Ok(())
     }
 

@@ -3,21 +3,25 @@
 //! A full backup is an image of the whole disk, which any program that knows the format reads. An
 //! incremental one holds the clusters that changed since the backup before it, and lies on that one as a
 //! delta does: a chain of them is a disk again. The header and the BAT come first, so a pipe will do.
+//!
+//! The format extension at the end names two bitmaps: the one that begins with this backup, which
+//! the next incremental one will use, and the one that this backup was made by. So
+//! [`restore_backup`](super::restore_backup) knows which follows which.
 
 use std::io::Write;
 
 use super::{Folder, FolderError, OnProgress, OpenOptions};
 use crate::bitmap::{Bitmap, DirtyBitmap};
-use crate::descriptor::Guid;
+use crate::descriptor::{Guid, Temporary};
 use crate::disk::BitmapChange;
 use crate::extent::ExtentKind;
 use crate::folder::NewSnapshot;
-use crate::format::expanded::Header;
+use crate::format::expanded::{Header, Mark, SECTOR, StoredBitmap, encode_extension};
 use crate::storage::Access;
-use crate::{Disk, DiskError};
+use crate::{ChainDisk, Disk, DiskError};
 
 /// Blocks of the dirty bitmap, as the original has them.
-const GRANULARITY: u64 = 64 << 10;
+pub(super) const GRANULARITY: u64 = 64 << 10;
 
 /// What is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,15 +80,15 @@ impl Folder {
         let disk = self.open_disk(options)?.disk;
         let fresh = DirtyBitmap::new(id.bytes(), disk.size_bytes(), GRANULARITY);
         let old = disk.swap_bitmap(Some(fresh));
+        let chain = Chain::of(kind, id, old.as_ref());
         let written = self
             .needed(kind, old.as_ref())
-            .and_then(|changed| write_backup(&disk, changed, out, progress));
-        let since = old.as_ref().map(|bitmap| Guid::from_bytes(bitmap.id));
+            .and_then(|changed| write_backup(&disk, changed, chain, out, progress));
         if written.is_err() {
             disk.swap_bitmap(old);
         }
         disk.close()?;
-        Ok(report(written?, id, kind, since))
+        Ok(report(written?, chain))
     }
 
     fn backup_running(
@@ -102,37 +106,32 @@ impl Folder {
             id: moment,
             running: Some(disk),
             bitmap: BitmapChange::Replace(Some(fresh)),
+            temporary: Some(Temporary::Snapshot),
         };
         let old = self.snapshot(new, options)?;
-        let written = self.backup_moment(moment, kind, old.as_ref(), options, out, progress);
-        let since = old.as_ref().map(|bitmap| Guid::from_bytes(bitmap.id));
+        let chain = Chain::of(kind, id, old.as_ref());
+        let written = self.needed(kind, old.as_ref()).and_then(|changed| {
+            let frozen = self.moment(moment, options)?;
+            write_backup(&frozen, changed, chain, out, progress)
+        });
         if written.is_err() {
             go_on_with(disk, old);
         }
         let deleted = self.delete(moment, Some(disk), options, &mut |_, _| true);
         let written = written?;
         deleted?;
-        Ok(report(written, id, kind, since))
+        Ok(report(written, chain))
     }
 
-    fn backup_moment(
-        &self,
-        moment: Guid,
-        kind: Backup,
-        old: Option<&DirtyBitmap>,
-        options: &OpenOptions,
-        out: &mut dyn Write,
-        progress: OnProgress<'_>,
-    ) -> Result<(u64, u64), FolderError> {
-        let changed = self.needed(kind, old)?;
+    /// The disk as it was at a snapshot.
+    fn moment(&self, snapshot: Guid, options: &OpenOptions) -> Result<ChainDisk, FolderError> {
         let options = OpenOptions {
             access: Access::ReadOnly,
-            snapshot: Some(moment),
+            snapshot: Some(snapshot),
             pending: None,
             ..options.clone()
         };
-        let frozen = self.open_disk(&options)?.disk;
-        write_backup(&frozen, changed, out, progress)
+        Ok(self.open_disk(&options)?.disk)
     }
 
     fn needed<'b>(
@@ -169,17 +168,46 @@ fn go_on_with(disk: &dyn Disk, old: Option<DirtyBitmap>) {
     }
 }
 
-fn report(
-    (clusters, bytes): (u64, u64),
+/// Where a backup stands among others.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
     next: Guid,
-    kind: Backup,
     since: Option<Guid>,
-) -> BackupReport {
+}
+
+impl Chain {
+    fn of(kind: Backup, next: Guid, old: Option<&DirtyBitmap>) -> Chain {
+        let since = old.map(|bitmap| Guid::from_bytes(bitmap.id));
+        Chain {
+            next,
+            since: since.filter(|_| kind == Backup::Incremental),
+        }
+    }
+
+    /// The names, as bitmaps of a disk of this size: nothing has changed since this backup, and
+    /// anything may have since the one before.
+    fn bitmaps(&self, size_bytes: u64, cluster: usize) -> Vec<StoredBitmap> {
+        let bits = size_bytes.div_ceil(GRANULARITY);
+        let entries = usize::try_from(bits.div_ceil(cluster as u64 * 8)).unwrap_or(usize::MAX);
+        let names = [(Some(self.next), 0), (self.since, 1)].into_iter();
+        let bitmap = |(name, entry): (Option<Guid>, u64)| {
+            Some(StoredBitmap {
+                id: name?.bytes(),
+                size_sectors: size_bytes / SECTOR,
+                granularity_sectors: u32::try_from(GRANULARITY / SECTOR).unwrap_or_default(),
+                table: vec![entry; entries],
+            })
+        };
+        names.filter_map(bitmap).collect()
+    }
+}
+
+fn report((clusters, bytes): (u64, u64), chain: Chain) -> BackupReport {
     BackupReport {
         clusters,
         bytes,
-        next,
-        since: since.filter(|_| kind == Backup::Incremental),
+        next: chain.next,
+        since: chain.since,
     }
 }
 
@@ -188,9 +216,10 @@ fn report(
 ///
 /// # Errors
 /// The disk can't be read, `out` refused, or it was called off.
-pub fn write_backup(
+fn write_backup(
     disk: &dyn Disk,
     changed: Option<&Bitmap>,
+    chain: Chain,
     out: &mut dyn Write,
     progress: OnProgress<'_>,
 ) -> Result<(u64, u64), FolderError> {
@@ -202,6 +231,15 @@ pub fn write_backup(
         header.flags = 0;
     }
     let area = header.area_bytes();
+    let all = clusters.len() as u64;
+    let data_end = area + all * u64::from(unit);
+    let mut buf = vec![0; usize::try_from(unit).unwrap_or_default()];
+    let names = chain.bitmaps(header.size_bytes(), buf.len());
+    let names = encode_extension(&names, buf.len()).ok_or_else(|| {
+        DiskError::refused("the backup", "its cluster is too small for so large a disk")
+    })?;
+    header.extension = data_end / SECTOR;
+    header.mark = Mark::ClosedWithExtension;
     let mut table = header.encode().to_vec();
     table.resize(usize::try_from(area).unwrap_or_default(), 0);
     let first = u32::try_from(area / u64::from(unit)).unwrap_or(u32::MAX);
@@ -211,8 +249,6 @@ pub fn write_backup(
     }
     let unwritten = |error| DiskError::io("the backup", "write", 0, error);
     out.write_all(&table).map_err(unwritten)?;
-    let mut buf = vec![0; usize::try_from(unit).unwrap_or_default()];
-    let all = clusters.len() as u64;
     for (done, cluster) in (0..).zip(&clusters) {
         if !progress(done, all) {
             return Err(DiskError::Cancelled {
@@ -226,8 +262,9 @@ pub fn write_backup(
         disk.read_at(&mut buf[..len], start)?;
         out.write_all(&buf).map_err(unwritten)?;
     }
+    out.write_all(&names).map_err(unwritten)?;
     out.flush().map_err(unwritten)?;
-    Ok((all, area + all * u64::from(unit)))
+    Ok((all, data_end + u64::from(unit)))
 }
 
 fn wanted(disk: &dyn Disk, changed: Option<&Bitmap>) -> Result<Vec<u32>, DiskError> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::images::{NewImage, make, unopened};
 use super::{Folder, FolderError, OnProgress, OpenOptions};
+use crate::bitmap::DirtyBitmap;
 use crate::descriptor::{Guid, ImageEntry, ImageType};
 use crate::extent::ExtentKind;
 use crate::format::expanded::{DEFAULT_CLUSTER, Preallocation};
@@ -200,6 +201,23 @@ impl Folder {
         copy(&source, both, image.as_ref(), progress)?;
         Ok(())
     }
+}
+
+/// Writes a disk's contents into a new one, whose bitmap of changes begins as `bitmap`.
+pub(super) fn fill(
+    folder: &Folder,
+    source: &dyn Disk,
+    bitmap: Option<DirtyBitmap>,
+    progress: OnProgress<'_>,
+) -> Result<u64, FolderError> {
+    let options = OpenOptions::new(Access::ReadWrite);
+    let top = folder.descriptor().image(Guid::TOP);
+    let top = top.map_err(|source| folder.wrong(source))?;
+    let image = folder.open_entry(top, Access::ReadWrite, &options)?;
+    if let Some(bitmap) = bitmap {
+        image.keep_bitmap(bitmap);
+    }
+    copy(source, None, image.as_ref(), progress)
 }
 
 fn reopen(path: &Path, new: &NewImage) -> Result<Arc<dyn Image>, FolderError> {

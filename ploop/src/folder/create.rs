@@ -218,6 +218,21 @@ fn random() -> Result<Guid, FolderError> {
 }
 
 impl Folder {
+    /// Removes a new disk that could not be finished, and the directory that was made for it. What
+    /// can't be removed stays; whoever calls this tells of another error.
+    pub fn take_back(self, is_new_dir: bool) {
+        let images = self.descriptor().images.iter();
+        let own = images.filter(|image| self.owns(image));
+        let mut files: Vec<PathBuf> = own.map(|image| self.path_of(image)).collect();
+        files.extend([self.xml.clone(), self.beside(".lck")]);
+        for file in files {
+            let _ = std::fs::remove_file(file);
+        }
+        if is_new_dir {
+            let _ = std::fs::remove_dir(&self.dir);
+        }
+    }
+
     /// Lets the disk only be read from now on, so that others can build on it.
     ///
     /// # Errors

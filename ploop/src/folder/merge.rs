@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{Folder, FolderError, OnProgress, OpenOptions, sync_dir};
-use crate::descriptor::{Descriptor, Guid, ImageEntry};
+use crate::descriptor::{Descriptor, Guid, ImageEntry, Shot, Temporary};
 use crate::disk::{Disk, Merge};
 use crate::format::expanded::Unclosed;
 use crate::storage::Access;
@@ -70,7 +70,7 @@ impl Folder {
         options: &OpenOptions,
     ) -> Result<(), FolderError> {
         let Some(begun) = self.interrupted()? else {
-            return Ok(());
+            return self.drop_temporary(running, options);
         };
         if self.descriptor().shot(begun.id).is_ok() {
             return self.merge_child(begun.id, running, options, &mut |_, _| true);
@@ -88,6 +88,23 @@ impl Folder {
         self.end()
     }
 
+    /// Deletes the snapshot that a backup left which was killed.
+    fn drop_temporary(
+        &mut self,
+        running: Option<&dyn Disk>,
+        options: &OpenOptions,
+    ) -> Result<(), FolderError> {
+        let is_leftover = |shot: &&Shot| {
+            let children = self.descriptor().children(shot.guid);
+            shot.temporary == Some(Temporary::Snapshot) && children.len() == 1
+        };
+        let leftover = self.descriptor().shots.iter().find(is_leftover);
+        match leftover.map(|shot| shot.guid) {
+            Some(id) => self.merge_child(id, running, options, &mut |_, _| true),
+            None => Ok(()),
+        }
+    }
+
     /// Deletes a snapshot: one without children goes, one with a single child takes the child's changes
     /// in. May be interrupted at any byte, and called again.
     ///
@@ -103,8 +120,9 @@ impl Folder {
     ) -> Result<(), FolderError> {
         self.must_be_mine()?;
         let was_begun = self.interrupted()?.is_some_and(|begun| begun.id == id);
+        let was_there = self.descriptor().shot(id).is_ok();
         self.finish_interrupted(running, options)?;
-        if was_begun {
+        if was_begun || was_there && self.descriptor().shot(id).is_err() {
             return Ok(());
         }
         if id == Guid::TOP {

@@ -12,6 +12,7 @@ mod error;
 mod images;
 mod merge;
 mod resize;
+mod restore;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -21,12 +22,13 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use backup::{Backup, BackupReport, write_backup};
+pub use backup::{Backup, BackupReport};
 pub use check::{FolderCheck, ImageCheck};
 pub use convert::{Conversion, Target, export};
 pub use create::{NewDisk, clone_disk, create, restore_descriptor};
 pub use error::FolderError;
 pub use images::{OpenOptions, Opened, Opener, host_opener};
+pub use restore::restore_backup;
 pub use snapshot::NewSnapshot;
 
 use crate::descriptor::{self, Descriptor, DescriptorError, Guid, ImageEntry};

@@ -4,7 +4,7 @@ use super::images::NewImage;
 use super::{Folder, FolderError, OpenOptions};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
-use crate::descriptor::{Descriptor, Guid};
+use crate::descriptor::{Descriptor, Guid, Temporary};
 use crate::disk::{BitmapChange, Disk, NewTop};
 use crate::format::Format;
 use crate::format::expanded::Preallocation;
@@ -18,6 +18,8 @@ pub struct NewSnapshot<'a> {
     pub running: Option<&'a dyn Disk>,
     /// What becomes of the dirty bitmap at the same moment.
     pub bitmap: BitmapChange,
+    /// Whether it goes away by itself, should whoever makes it not delete it.
+    pub temporary: Option<Temporary>,
 }
 
 impl Folder {
@@ -35,10 +37,10 @@ impl Folder {
         self.must_be_mine()?;
         self.finish_interrupted(new.running, options)?;
         match new.running {
-            Some(disk) => self.snapshot_of(disk, new.id, new.bitmap, options),
+            Some(disk) => self.snapshot_of(disk, new, options),
             None => {
                 let disk = self.open_disk(options)?.disk;
-                let old = self.snapshot_of(&disk, new.id, new.bitmap, options);
+                let old = self.snapshot_of(&disk, new, options);
                 disk.close()?;
                 old
             }
@@ -48,8 +50,7 @@ impl Folder {
     fn snapshot_of(
         &mut self,
         disk: &dyn Disk,
-        id: Guid,
-        bitmap: BitmapChange,
+        new: NewSnapshot<'_>,
         options: &OpenOptions,
     ) -> Result<Option<DirtyBitmap>, FolderError> {
         let mut next = self.descriptor().clone();
@@ -62,9 +63,10 @@ impl Folder {
         })?;
         next.size_sectors = disk.size_bytes() / 512;
         let pushed = next
-            .add_snapshot(id, &file)
+            .add_snapshot(new.id, &file)
+            .and_then(|()| next.set_temporary(new.id, new.temporary))
             .map_err(|source| self.wrong(source))
-            .and_then(|()| self.push(disk, &next, bitmap, options));
+            .and_then(|()| self.push(disk, &next, new.bitmap, options));
         match pushed {
             Ok(old) => {
                 self.descriptor = next;

@@ -71,6 +71,7 @@ fn snap(folder: &mut Folder, id: Guid) {
         id,
         running: None,
         bitmap: BitmapChange::Keep,
+        temporary: None,
     };
     folder.snapshot(new, &rw()).unwrap();
 }
@@ -143,6 +144,7 @@ fn a_running_disk_is_snapshot_and_merged_under_its_writer() {
                 id: id(number),
                 running: Some(&disk),
                 bitmap: BitmapChange::Keep,
+                temporary: None,
             };
             folder.snapshot(new, &rw()).unwrap();
         }

@@ -41,6 +41,9 @@ pub enum ControlError {
         /// Exit status that goes with it.
         code: u8,
     },
+    /// What it gave could not be written.
+    #[error("what the server gives can't be written")]
+    Output(#[source] io::Error),
     /// It said something else than what was asked for.
     #[error("the server's answer to {what} makes no sense; it may be of another version")]
     Confused {
@@ -56,6 +59,7 @@ impl ControlError {
             ControlError::Unreachable { .. } => 40,
             ControlError::Broken { .. } => 12,
             ControlError::Refused { code, .. } => *code,
+            ControlError::Output(_) => 7,
             ControlError::Confused { .. } => 13,
         }
     }
@@ -64,7 +68,7 @@ impl ControlError {
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
+    pub(super) stream: UnixStream,
 }
 
 impl Client {
@@ -98,6 +102,12 @@ impl Client {
     pub fn ask(&mut self, request: &Request, what: &'static str) -> Result<Reply, ControlError> {
         let broken = |source| ControlError::Broken { what, source };
         control::send(&mut self.stream, request).map_err(broken)?;
+        self.reply(what)
+    }
+
+    /// The next word of the server that is not a refusal.
+    pub(super) fn reply(&mut self, what: &'static str) -> Result<Reply, ControlError> {
+        let broken = |source| ControlError::Broken { what, source };
         match control::receive(&mut self.stream).map_err(broken)? {
             Some(Reply::Failed { message, code }) => Err(ControlError::Refused { message, code }),
             Some(reply) => Ok(reply),
@@ -264,22 +274,6 @@ impl Client {
             Reply::Snapshot { id, held_us } => Ok((id, Duration::from_micros(held_us))),
             _ => Err(ControlError::Confused { what: "snapshot" }),
         }
-    }
-
-    /// Takes a snapshot off the chain of the running disk.
-    ///
-    /// # Errors
-    /// There is none of this name, the host refused, or the server left.
-    pub fn snapshot_delete(&mut self, id: String) -> Result<(), ControlError> {
-        self.done(&Request::SnapshotDelete { id }, "snapshot-delete")
-    }
-
-    /// Merges a delta of the running disk into its parent; None is the top.
-    ///
-    /// # Errors
-    /// There is none of this name, the host refused, or the server left.
-    pub fn merge(&mut self, id: Option<String>) -> Result<(), ControlError> {
-        self.done(&Request::Merge { id }, "merge")
     }
 
     /// Serves the disk by NBD on a Unix socket as long as this connection lives.

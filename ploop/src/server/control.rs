@@ -103,6 +103,12 @@ pub enum Request {
         /// The snapshot; None is the top.
         id: Option<String>,
     },
+    /// Sends a backup of the disk as it is at one moment: its bytes in [`Reply::Data`], then
+    /// [`Reply::Backup`].
+    Backup {
+        /// Only what changed since the last backup.
+        incremental: bool,
+    },
     /// Serves the disk by NBD on a Unix socket until the connection ends.
     Nbd {
         /// Where to make the socket.
@@ -173,6 +179,24 @@ pub enum Reply {
     Data {
         /// Their number.
         len_bytes: u32,
+    },
+    /// It goes on; the answer is still to come.
+    Progress {
+        /// Parts done.
+        done: u64,
+        /// Parts to do.
+        all: u64,
+    },
+    /// All bytes of a backup were sent.
+    Backup {
+        /// Clusters in it.
+        clusters: u64,
+        /// Bytes of it.
+        bytes: u64,
+        /// Name of the bitmap that the next incremental one will use.
+        next: String,
+        /// Name of the bitmap that this one used.
+        since: Option<String>,
     },
     /// A snapshot was made.
     Snapshot {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::control::{self, MAX_READ, MapRun, Reply, Request, Stat};
 use super::open::Refusal;
 use super::worker::Worker;
-use super::{chain_of, open};
+use super::{chain_of, long, open};
 use crate::device::fuse::Ended;
 use crate::device::nbd;
 use crate::guest::gpt;
@@ -75,9 +75,11 @@ fn converse(worker: &Worker, mut stream: UnixStream) -> io::Result<()> {
             answer_read(worker, &mut stream, buffer, offset, len_bytes)?;
             continue;
         }
-        let reply = guest
-            .answer(request)
-            .unwrap_or_else(|(message, code)| Reply::Failed { message, code });
+        let answer = match long::is_long(&request) {
+            true => long::answer(worker, &stream, &request),
+            false => guest.answer(request),
+        };
+        let reply = answer.unwrap_or_else(|(message, code)| Reply::Failed { message, code });
         control::send(&mut stream, &reply)?;
     }
     Ok(())
@@ -169,7 +171,10 @@ impl Guest<'_> {
                 Ok(Reply::Bytes { bytes })
             }
             Request::Map { offset, len_bytes } => self.map(offset, len_bytes),
-            Request::Read { .. } => Err(("a read is answered elsewhere".to_owned(), 13)),
+            Request::Read { .. }
+            | Request::SnapshotDelete { .. }
+            | Request::Merge { .. }
+            | Request::Backup { .. } => Err(("it is answered elsewhere".to_owned(), 13)),
             Request::Freeze { dir } => {
                 self.worker
                     .freeze(dir.as_deref())
@@ -184,26 +189,6 @@ impl Guest<'_> {
             }
             Request::Grow { size_bytes } => self.grow(size_bytes),
             Request::Snapshot { id, freeze } => self.snapshot(id.as_deref(), freeze),
-            Request::SnapshotDelete { id } => {
-                let worker = self.worker;
-                let disk = &**export.disk();
-                let progress = &mut |_, _| true;
-                open::delete(&worker.config.serve, disk, &worker.options, &id, progress)?;
-                Ok(Reply::Done)
-            }
-            Request::Merge { id } => {
-                let worker = self.worker;
-                let disk = &**export.disk();
-                let progress = &mut |_, _| true;
-                open::merge(
-                    &worker.config.serve,
-                    disk,
-                    &worker.options,
-                    id.as_deref(),
-                    progress,
-                )?;
-                Ok(Reply::Done)
-            }
             Request::Nbd { socket, writable } => {
                 let listening = nbd::listen(Arc::clone(export), &socket, writable);
                 self.nbd = Some(listening.map_err(|error| host(&error))?);

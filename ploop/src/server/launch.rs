@@ -137,10 +137,7 @@ pub fn unmount(record: &Record, patience: Duration) -> Result<(), LaunchError> {
         return Ok(());
     };
     match (&record.mountpoint, &record.device) {
-        (Some(target), Some(device)) if mounting::is_mounted_at(device, target) => {
-            unmount_at(target)?;
-        }
-        (Some(_), _) => {}
+        (Some(target), Some(device)) => unmount_at(record.supervisor, device, target)?,
         _ => {
             // It may have ended by itself in the meantime.
             let _ = rustix::process::pidfd_send_signal(&process, Signal::TERM);
@@ -162,8 +159,15 @@ pub fn unmount(record: &Record, patience: Duration) -> Result<(), LaunchError> {
     })
 }
 
-fn unmount_at(target: &Path) -> Result<(), LaunchError> {
-    mounting::unmount(target).map_err(|source| LaunchError::Unmount {
+/// Unmounts, unless somebody has already.
+fn unmount_at(supervisor: i32, device: &Path, target: &Path) -> Result<(), LaunchError> {
+    let unmounted = mounting::where_seen_by(supervisor, || {
+        match mounting::is_mounted_at(device, target) {
+            true => mounting::unmount(target),
+            false => Ok(()),
+        }
+    });
+    unmounted.flatten().map_err(|source| LaunchError::Unmount {
         target: target.display().to_string(),
         source,
     })

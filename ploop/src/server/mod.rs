@@ -20,6 +20,7 @@ pub mod control;
 mod conversation;
 mod find;
 mod launch;
+mod long;
 mod mounting;
 mod open;
 mod pending;
@@ -32,6 +33,7 @@ mod worker;
 pub use client::{Client, ControlError};
 pub use config::{MountConfig, ServeConfig, Source, THREADS};
 pub use launch::{LaunchError, Launcher, unmount};
+pub use mounting::where_seen_by;
 pub use registry::{RUN_DIR, RUN_DIR_VARIABLE, Record, Registry};
 
 /// Runs as one of the server's processes. `words` are the program's arguments; those before the last

@@ -1,5 +1,6 @@
 //! Opening a disk for serving, and the changes of its chain while it is served.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use super::config::{ServeConfig, Source, WorkerConfig};
 use super::pending::PendingFile;
 use super::worker::WorkerError;
 use crate::descriptor::Guid;
-use crate::folder::{Folder, FolderError, NewSnapshot, OpenOptions, Opener};
+use crate::folder::{Backup, BackupReport, Folder, FolderError, NewSnapshot, OpenOptions, Opener};
 use crate::format::Format;
 use crate::{
     Access, BitmapChange, ChainDisk, DirectFile, Disk, DiskError, HostFile, OpenImage, PendingLog,
@@ -145,6 +146,7 @@ pub(super) fn snapshot(
         id,
         running: Some(disk),
         bitmap: BitmapChange::Keep,
+        temporary: None,
     };
     folder(config)?.snapshot(new, options).map_err(refused)?;
     Ok(id.to_string())
@@ -162,6 +164,20 @@ pub(super) fn delete(
     let mut folder = folder(config)?;
     folder
         .delete(id, Some(disk), options, progress)
+        .map_err(refused)
+}
+
+/// Writes a backup of the disk as it is at one moment.
+pub(super) fn backup(
+    config: &ServeConfig,
+    disk: &dyn Disk,
+    options: &OpenOptions,
+    kind: Backup,
+    out: &mut dyn Write,
+    progress: &mut dyn FnMut(u64, u64) -> bool,
+) -> Result<BackupReport, Refusal> {
+    folder(config)?
+        .backup(kind, Some(disk), options, out, progress)
         .map_err(refused)
 }
 

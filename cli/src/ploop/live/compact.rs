@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use firn_ploop::kernel;
+use firn_ploop::server::where_seen_by;
 use serde_json::json;
 
 use super::mount::{self, MountArgs};
@@ -33,7 +34,10 @@ pub fn run(args: &CompactArgs) -> Result<u8, Failure> {
     let dir = std::env::temp_dir().join(format!("firn-compact-{}", std::process::id()));
     let failed = |error| Failure::io(format!("{} can't be made", dir.display()), &error);
     std::fs::create_dir(&dir).map_err(failed)?;
-    let mounted = mount::mount(&quiet_mount(args, dir.clone()));
+    let mounted = mount::start(&MountArgs {
+        mountpoint: Some(dir.clone()),
+        ..MountArgs::plain(&args.disk)
+    });
     let done = mounted.and_then(|_| {
         let trimmed = trim(args);
         let down = must_be_served(&args.disk).and_then(|record| mount::take_down(&record));
@@ -42,24 +46,6 @@ pub fn run(args: &CompactArgs) -> Result<u8, Failure> {
     // It is empty unless the unmount failed, which has been told.
     let _ = std::fs::remove_dir(&dir);
     done
-}
-
-fn quiet_mount(args: &CompactArgs, dir: PathBuf) -> MountArgs {
-    MountArgs {
-        mountpoint: Some(dir),
-        read_only: false,
-        uuid: None,
-        fs_type: None,
-        options: String::new(),
-        check: false,
-        recover: false,
-        without_device: false,
-        cached: false,
-        threads: firn_ploop::server::THREADS,
-        blocksize: None,
-        disk: args.disk.clone(),
-        json: false,
-    }
 }
 
 fn trim(args: &CompactArgs) -> Result<u8, Failure> {
@@ -79,7 +65,8 @@ fn trim(args: &CompactArgs) -> Result<u8, Failure> {
     };
     let before = used();
     let failed = |error| Failure::io(format!("{} can't be trimmed", target.display()), &error);
-    let file = File::open(target).map_err(failed)?;
+    let file = where_seen_by(record.supervisor, || File::open(target));
+    let file = file.flatten().map_err(failed)?;
     file.sync_all().map_err(failed)?;
     let trimmed = kernel::trim_fs(file.as_fd(), 0).map_err(failed)?;
     // Space is given back when it is durable that nothing leads to it.

@@ -64,6 +64,29 @@ pub struct MountArgs {
     pub json: bool,
 }
 
+/// Options of snapshot-mount.
+#[derive(Debug, Args)]
+pub struct SnapshotMountArgs {
+    /// The snapshot
+    #[arg(short, long, value_name = "UUID")]
+    pub uuid: String,
+    /// Where its file system is mounted; without it there is only a device
+    #[arg(short, value_name = "DIR")]
+    pub mountpoint: Option<PathBuf>,
+    /// Type of the file system [default: found out]
+    #[arg(short = 't', value_name = "TYPE", requires = "mountpoint")]
+    pub fs_type: Option<String>,
+    /// Mount options
+    #[arg(short = 'o', value_name = "OPTIONS", default_value = "")]
+    pub options: String,
+    /// Descriptor of the disk, or its directory
+    #[arg(value_name = "DiskDescriptor.xml")]
+    pub disk: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of umount.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
@@ -120,8 +143,52 @@ pub fn source(
     }
 }
 
-/// Mounts.
+/// Mounts a snapshot, beside the running disk.
+pub fn snapshot_mount(args: &SnapshotMountArgs) -> Result<u8, Failure> {
+    mount(&MountArgs {
+        mountpoint: args.mountpoint.clone(),
+        read_only: true,
+        uuid: Some(args.uuid.clone()),
+        fs_type: args.fs_type.clone(),
+        options: args.options.clone(),
+        json: args.json,
+        ..MountArgs::plain(&args.disk)
+    })
+}
+
+impl MountArgs {
+    /// A bare device, writable.
+    pub fn plain(disk: &Path) -> MountArgs {
+        MountArgs {
+            mountpoint: None,
+            read_only: false,
+            uuid: None,
+            fs_type: None,
+            options: String::new(),
+            check: false,
+            recover: false,
+            without_device: false,
+            cached: false,
+            threads: THREADS,
+            blocksize: None,
+            disk: disk.to_owned(),
+            json: false,
+        }
+    }
+}
+
+/// Mounts, and says where.
 pub fn mount(args: &MountArgs) -> Result<u8, Failure> {
+    let record = start(args)?;
+    let text = match &record.device {
+        Some(device) => format!("{}\n", device.display()),
+        None => format!("{}\n", record.control.display()),
+    };
+    answer(args.json, &object(&record), &text)
+}
+
+/// Mounts.
+pub fn start(args: &MountArgs) -> Result<Record, Failure> {
     let mount = match &args.mountpoint {
         None => None,
         Some(dir) => Some(MountConfig {
@@ -142,12 +209,7 @@ pub fn mount(args: &MountArgs) -> Result<u8, Failure> {
         mount,
         without_device: args.without_device,
     };
-    let record = launch(&config)?;
-    let text = match &record.device {
-        Some(device) => format!("{}\n", device.display()),
-        None => format!("{}\n", record.control.display()),
-    };
-    answer(args.json, &object(&record), &text)
+    launch(&config)
 }
 
 /// Starts a server.

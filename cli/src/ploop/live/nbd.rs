@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
 use super::{connect, must_be_served, refused};
 use crate::output::Failure;
@@ -21,6 +22,9 @@ pub struct NbdArgs {
     /// Descriptor, device or mount point of a mounted disk; mount it with --without-device for this
     #[arg(value_name = "DISK")]
     pub disk: PathBuf,
+    /// Print one JSON object, when the socket is there
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Serves until it is ended by a signal or the disk is unmounted.
@@ -32,8 +36,9 @@ pub fn run(args: &NbdArgs) -> Result<u8, Failure> {
     client
         .nbd(socket.clone(), args.writable)
         .map_err(|error| refused(&error, error.exit_code()))?;
-    let told = format!("nbd+unix:///?socket={}\n", socket.display());
-    answer(false, &serde_json::Value::Null, &told)?;
+    let url = format!("nbd+unix:///?socket={}", socket.display());
+    let object = json!({ "socket": socket, "url": url, "writable": args.writable });
+    answer(args.json, &object, &format!("{url}\n"))?;
     // The socket lives as long as the connection.
     while client.stat().is_ok() {
         std::thread::sleep(Duration::from_secs(1));

@@ -8,7 +8,7 @@ use firn_ploop::device::loopdev::{self, LoopDevice, LoopOptions};
 use firn_ploop::folder::{Folder, OpenOptions};
 use firn_ploop::guest::gpt::{self, OpenDisk};
 use firn_ploop::guest::{self, FsType, GuestError, Partition};
-use firn_ploop::server::{Record, Registry, ServeConfig, THREADS};
+use firn_ploop::server::{Record, Registry, ServeConfig, THREADS, where_seen_by};
 use firn_ploop::{Access, Disk, kernel};
 
 use super::{connect, mount, refused};
@@ -30,7 +30,10 @@ pub fn grow(record: &Record, size_bytes: u64) -> Result<(), Failure> {
     let (Some(target), Some(fs_type)) = (&record.mountpoint, &record.fs_type) else {
         return Ok(());
     };
-    guest::grow_fs(device, target, fs_type, len).map_err(|error| {
+    let grown = where_seen_by(record.supervisor, || {
+        guest::grow_fs(device, target, fs_type, len)
+    });
+    grown.map_err(failed)?.map_err(|error| {
         told(&error).hint(
             "the disk has its new size, the file system not yet; a mounted ext4 grows only with \
              CAP_SYS_RESOURCE: unmount and run the command once more",

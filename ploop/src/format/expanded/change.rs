@@ -271,7 +271,7 @@ impl ExpandedImage {
             granularity_sectors,
             table,
         };
-        let Some(bytes) = extension::encode(&stored, cluster) else {
+        let Some(bytes) = extension::encode(&[stored], cluster) else {
             return Ok(None);
         };
         self.file

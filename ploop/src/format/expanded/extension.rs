@@ -55,11 +55,11 @@ pub struct StoredBitmap {
     pub table: Vec<u64>,
 }
 
-/// Reads an extension cluster: its bitmap, if there is one.
+/// Reads an extension cluster: its bitmaps.
 ///
 /// # Errors
 /// It is damaged, or has a feature that may not be ignored.
-pub fn parse(cluster: &[u8]) -> Result<Option<StoredBitmap>, ExtensionError> {
+pub fn parse(cluster: &[u8]) -> Result<Vec<StoredBitmap>, ExtensionError> {
     if cluster.len() < PROLOGUE || long(cluster, 0) != Some(MAGIC) {
         return Err(ExtensionError::Magic);
     }
@@ -67,7 +67,7 @@ pub fn parse(cluster: &[u8]) -> Result<Option<StoredBitmap>, ExtensionError> {
         return Err(ExtensionError::Checksum);
     }
     let mut at = PROLOGUE;
-    let mut found = None;
+    let mut found = Vec::new();
     while let Some(magic) = long(cluster, at).filter(|magic| *magic != 0) {
         let flags = long(cluster, at + 8).ok_or(ExtensionError::Shape("a feature's frame"))?;
         let len = int(cluster, at + 16).ok_or(ExtensionError::Shape("a feature's frame"))?;
@@ -77,7 +77,7 @@ pub fn parse(cluster: &[u8]) -> Result<Option<StoredBitmap>, ExtensionError> {
             .and_then(|rest| rest.get(..len))
             .ok_or(ExtensionError::Shape("a feature's length"))?;
         match magic {
-            BITMAP if found.is_none() => found = Some(bitmap(data, cluster.len())?),
+            BITMAP => found.push(bitmap(data, cluster.len())?),
             _ if flags & (MUST_UNDERSTAND | MUST_KEEP) != 0 => {
                 return Err(ExtensionError::Unknown(magic));
             }
@@ -117,25 +117,25 @@ fn bitmap(data: &[u8], cluster: usize) -> Result<StoredBitmap, ExtensionError> {
     })
 }
 
-/// Makes an extension cluster; None where the table is too long for one.
-pub fn encode(stored: &StoredBitmap, cluster: usize) -> Option<Vec<u8>> {
-    let len = BITMAP_FIELDS + stored.table.len() * 8;
-    if PROLOGUE + FEATURE + len > cluster {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(cluster);
+/// Makes an extension cluster; None where the tables are too long for one.
+pub fn encode(bitmaps: &[StoredBitmap], cluster: usize) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
     bytes.extend(MAGIC.to_le_bytes());
     bytes.extend([0; 16]);
-    bytes.extend(BITMAP.to_le_bytes());
-    bytes.extend(0u64.to_le_bytes());
-    bytes.extend(u32::try_from(len).ok()?.to_le_bytes());
-    bytes.extend(0u32.to_le_bytes());
-    bytes.extend(stored.size_sectors.to_le_bytes());
-    bytes.extend(stored.id);
-    bytes.extend(stored.granularity_sectors.to_le_bytes());
-    bytes.extend(u32::try_from(stored.table.len()).ok()?.to_le_bytes());
-    for entry in &stored.table {
-        bytes.extend(entry.to_le_bytes());
+    for stored in bitmaps {
+        let len = BITMAP_FIELDS + stored.table.len() * 8;
+        bytes.extend(BITMAP.to_le_bytes());
+        bytes.extend(0u64.to_le_bytes());
+        bytes.extend(u32::try_from(len).ok()?.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend(stored.size_sectors.to_le_bytes());
+        bytes.extend(stored.id);
+        bytes.extend(stored.granularity_sectors.to_le_bytes());
+        bytes.extend(u32::try_from(stored.table.len()).ok()?.to_le_bytes());
+        bytes.extend(stored.table.iter().flat_map(|entry| entry.to_le_bytes()));
+    }
+    if bytes.len() > cluster {
+        return None;
     }
     bytes.resize(cluster, 0);
     let digest = md5(&bytes[PROLOGUE..]);
@@ -228,8 +228,15 @@ mod tests {
 
     #[test]
     fn an_extension_comes_back_and_a_torn_one_does_not() {
-        let bytes = encode(&stored(), 4096).unwrap();
-        assert_eq!(parse(&bytes), Ok(Some(stored())));
+        let two = [
+            stored(),
+            StoredBitmap {
+                id: [8; 16],
+                ..stored()
+            },
+        ];
+        let bytes = encode(&two, 4096).unwrap();
+        assert_eq!(parse(&bytes), Ok(two.to_vec()));
         for at in [0, 10, 24, 60, 4095] {
             let mut torn = bytes.clone();
             torn[at] ^= 1;
@@ -237,12 +244,12 @@ mod tests {
         }
         let mut long = stored();
         long.table = vec![1; 4096];
-        assert!(encode(&long, 4096).is_none());
+        assert!(encode(&[long], 4096).is_none());
     }
 
     #[test]
     fn a_feature_that_may_not_be_lost_is_refused() {
-        let mut bytes = encode(&stored(), 4096).unwrap();
+        let mut bytes = encode(&[stored()], 4096).unwrap();
         let end = PROLOGUE + FEATURE + BITMAP_FIELDS + 8;
         bytes[end] = 5;
         let seal = |bytes: &mut Vec<u8>| {
@@ -250,7 +257,7 @@ mod tests {
             bytes[8..PROLOGUE].copy_from_slice(&digest);
         };
         seal(&mut bytes);
-        assert_eq!(parse(&bytes), Ok(Some(stored())));
+        assert_eq!(parse(&bytes), Ok(vec![stored()]));
         bytes[end + 8] = 2;
         seal(&mut bytes);
         assert_eq!(parse(&bytes), Err(ExtensionError::Unknown(5)));

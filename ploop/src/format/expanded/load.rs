@@ -131,15 +131,23 @@ impl Loaded {
     /// # Errors
     /// The extension is damaged, or the host refused.
     pub fn bitmap(&self, storage: &dyn Storage) -> Result<Option<DirtyBitmap>, DiskError> {
+        match self.stored_bitmaps(storage)?.first() {
+            Some(stored) => self.bits(storage, stored).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The frames of all bitmaps in the extension.
+    ///
+    /// # Errors
+    /// The extension is damaged, or the host refused.
+    pub fn stored_bitmaps(&self, storage: &dyn Storage) -> Result<Vec<StoredBitmap>, DiskError> {
         if self.header.mark != Mark::ClosedWithExtension || self.header.extension == 0 {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let damaged = |error: ExtensionError| DiskError::corrupt(storage.name(), error.to_string());
         let cluster = self.cluster_at(storage, self.header.extension)?;
-        match extension::parse(&cluster).map_err(damaged)? {
-            Some(stored) => self.bits(storage, &stored).map(Some),
-            None => Ok(None),
-        }
+        extension::parse(&cluster).map_err(damaged)
     }
 
     fn bits(&self, storage: &dyn Storage, stored: &StoredBitmap) -> Result<DirtyBitmap, DiskError> {

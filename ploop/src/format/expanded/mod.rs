@@ -24,7 +24,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 pub use create::{Preallocation, create};
-pub use extension::{ExtensionError, StoredBitmap, parse as parse_extension};
+pub use extension::{
+    ExtensionError, StoredBitmap, encode as encode_extension, parse as parse_extension,
+};
 pub use header::{CLUSTER_RANGE, DEFAULT_CLUSTER, Header, HeaderError, Mark, SECTOR, Version};
 pub use repair::{Checked, Repair, check};
 pub use survey::{Finding, Severity};
@@ -165,6 +167,16 @@ impl ExpandedImage {
             // It is marked as open before anything is written.
             file: ImageFile::new(storage, Access::ReadOnly),
         }
+    }
+
+    /// Names of the bitmaps that the file of a closed image has: the one that begins with what it
+    /// holds, and those that its contents were made by.
+    ///
+    /// # Errors
+    /// The extension is damaged, or the host refused.
+    pub fn bitmap_ids(&self) -> Result<Vec<[u8; 16]>, DiskError> {
+        let stored = load(&*self.file)?.stored_bitmaps(&*self.file)?;
+        Ok(stored.iter().map(|bitmap| bitmap.id).collect())
     }
 
     /// How its BAT counts.

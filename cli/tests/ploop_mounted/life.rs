@@ -1,149 +1,14 @@
-//! Disks that are mounted: through the death of their server, snapshots, growth, copies.
-//!
-//! Needs root, FUSE and loop devices; skipped by that reason elsewhere. Every disk has its own registry,
-//! and is unmounted when its test ends, however that comes.
+//! A mounted disk's life: the death of its server, snapshots, growth, copies, other programs.
 
-mod common;
-
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{Said, firn};
 use firn_ploop::kernel::PageBuffer;
-use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(60);
-const MIB: usize = 1 << 20;
-
-/// A directory for one disk and everything around it.
-struct Place {
-    dir: tempfile::TempDir,
-}
-
-impl Place {
-    /// None where the machine can't mount disks.
-    fn new() -> Option<Place> {
-        let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-        let has = |path: &str| OpenOptions::new().read(true).write(true).open(path).is_ok();
-        if !is_root || !has("/dev/fuse") || !has("/dev/loop-control") {
-            eprintln!("skipped: mounting a disk needs root, /dev/fuse and /dev/loop-control");
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["mnt", "mnt2"] {
-            std::fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        Some(Place { dir })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = firn(&["ploop"]);
-        command.args(args).current_dir(self.dir.path());
-        command.env("FIRN_PLOOP_RUN", self.path("run"));
-        command
-    }
-
-    fn ploop(&self, args: &[&str]) -> Said {
-        Said::of(self.command(args).output().unwrap())
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        self.ploop(args).good().json()
-    }
-
-    fn worker(&self) -> i32 {
-        let pid = self.json(&["stat", "--json", "d"])["worker"].clone();
-        i32::try_from(pid.as_i64().unwrap()).unwrap()
-    }
-
-    /// Kills the worker and returns when another one answers.
-    fn kill_worker(&self) {
-        let old = self.worker();
-        kill("-KILL", old);
-        wait_until("another worker answers", || {
-            let said = self.ploop(&["stat", "--json", "d"]);
-            said.code == Some(0) && said.json()["worker"] != old
-        });
-    }
-
-    fn disks(&self) -> usize {
-        let list = self.json(&["list", "--json"]);
-        list["disks"].as_array().unwrap().len()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // After a failure: nothing may stay mounted.
-        for name in ["mnt2", "mnt"] {
-            let quiet = |command: &mut Command| {
-                command.stdout(Stdio::null()).stderr(Stdio::null()).status()
-            };
-            let _ = quiet(Command::new("umount").arg(self.path(name)));
-        }
-        let list = self.ploop(&["list", "--json"]);
-        let list: Value = serde_json::from_str(&list.out).unwrap_or_default();
-        for disk in list["disks"].as_array().into_iter().flatten() {
-            let named = disk["device"].as_str().or(disk["disk"].as_str());
-            let _ = self.ploop(&["umount", named.unwrap_or_default()]);
-        }
-    }
-}
-
-fn kill(signal: &str, pid: i32) {
-    let status = Command::new("kill")
-        .args([signal, &pid.to_string()])
-        .status();
-    assert!(status.unwrap().success());
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < LIMIT, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    (0..len.div_ceil(8))
-        .flat_map(|_| next().to_le_bytes())
-        .take(len)
-        .collect()
-}
-
-fn write_files(dir: &Path, seeds: std::ops::Range<u64>, len: usize) {
-    for seed in seeds {
-        let mut file = File::create(dir.join(seed.to_string())).unwrap();
-        file.write_all(&pattern(seed, len)).unwrap();
-        file.sync_all().unwrap();
-    }
-}
-
-fn check_files(dir: &Path, seeds: std::ops::Range<u64>, len: usize) {
-    for seed in seeds {
-        let bytes = std::fs::read(dir.join(seed.to_string())).unwrap();
-        assert!(
-            bytes == pattern(seed, len),
-            "file {seed} is not what was written"
-        );
-    }
-}
+use crate::common::Said;
+use crate::place::*;
 
 #[test]
 fn a_file_system_lives_through_the_death_of_its_server() {
@@ -224,6 +89,35 @@ fn snapshots_and_growth_happen_under_a_mounted_file_system() {
     place.ploop(&["mount", "-F", "-m", "mnt", "d"]).good();
     check_files(&mnt, 1..8, MIB);
     place.ploop(&["umount", "d"]).good();
+}
+
+#[test]
+fn other_file_systems_are_made_grown_and_compacted() {
+    let Some(place) = Place::new() else { return };
+    let mnt = place.path("mnt");
+    for (fs, size, larger) in [("xfs", "320M", "400M"), ("btrfs", "256M", "320M")] {
+        let args = ["init", "-s", size, "-t", fs, "-L", "firn", "-b", "256K", fs];
+        place.ploop(&args).good();
+        let mounted = place.json(&["mount", "-m", "mnt", "--json", fs]);
+        assert_eq!(mounted["fs_type"], fs);
+        write_files(&mnt, 0..20, MIB);
+        place.ploop(&["resize", "-s", larger, fs]).good();
+        write_files(&mnt, 20..30, MIB);
+        for seed in 0..20u64 {
+            std::fs::remove_file(mnt.join(seed.to_string())).unwrap();
+        }
+        let compact = place.json(&["compact", "--json", fs]);
+        let bytes = |key: &str| compact[key].as_u64().unwrap();
+        assert!(bytes("after_bytes") < bytes("before_bytes"), "{compact}");
+        place.ploop(&["umount", "-m", "mnt"]).good();
+        place.ploop(&["check", fs]).good();
+        place.ploop(&["mount", "-F", "-m", "mnt", fs]).good();
+        check_files(&mnt, 20..30, MIB);
+        let device = place.json(&["list", "--json"])["disks"][0]["device"].clone();
+        place
+            .ploop(&["umount", "-d", device.as_str().unwrap()])
+            .good();
+    }
 }
 
 /// Writes to a device, past its cache, until a file appears.
