@@ -59,18 +59,23 @@ impl Place {
         self.ploop(args).good().json()
     }
 
-    /// The process that serves the disk `d`.
-    pub fn worker(&self) -> i32 {
-        let pid = self.json(&["stat", "--json", "d"])["worker"].clone();
+    /// The process that serves a disk.
+    pub fn worker_of(&self, disk: &str) -> i32 {
+        let pid = self.json(&["stat", "--json", disk])["worker"].clone();
         i32::try_from(pid.as_i64().unwrap()).unwrap()
     }
 
-    /// Kills the worker and returns when another one answers.
+    /// Kills the worker of the disk `d` and returns when another one answers.
     pub fn kill_worker(&self) {
-        let old = self.worker();
+        self.kill_worker_of("d");
+    }
+
+    /// Kills the worker of a disk and returns when another one answers.
+    pub fn kill_worker_of(&self, disk: &str) {
+        let old = self.worker_of(disk);
         kill("-KILL", old);
         wait_until("another worker answers", || {
-            let said = self.ploop(&["stat", "--json", "d"]);
+            let said = self.ploop(&["stat", "--json", disk]);
             said.code == Some(0) && said.json()["worker"] != old
         });
     }
@@ -98,6 +103,12 @@ impl Drop for Place {
             let _ = self.ploop(&["umount", named.unwrap_or_default()]);
         }
     }
+}
+
+/// How much of something a test does: a small number unless the environment names another.
+pub fn number(variable: &str, few: u64) -> u64 {
+    let asked = std::env::var(variable).ok();
+    asked.map_or(few, |text| text.parse().unwrap())
 }
 
 /// Sends a signal.

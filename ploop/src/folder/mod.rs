@@ -148,7 +148,11 @@ impl Folder {
             file.write_all(next.to_xml().as_bytes())?;
             file.sync_all()
         });
-        written.map_err(FolderError::host(&tmp, "written"))
+        written.map_err(|error| {
+            // On a full file system it would be in the way of nobody, and still be a stranger.
+            self.abandon();
+            FolderError::host(&tmp, "written")(error)
+        })
     }
 
     /// Makes the prepared descriptor count.
