@@ -147,6 +147,16 @@ impl ChainDisk {
         })
     }
 
+    /// Does the long part of growing while requests go on.
+    fn make_way(&self, size_bytes: u64) -> Result<(), DiskError> {
+        let top = top_of(&self.chain()).clone();
+        for cluster in top.clusters_in_the_way(size_bytes)? {
+            let _alone = write(self.lock(cluster));
+            top.move_away(cluster)?;
+        }
+        self.flush_top()
+    }
+
     fn map_range(&self, offset: u64, len: u64) -> Result<Vec<Extent>, DiskError> {
         self.within(offset, len)?;
         let layers = self.chain();
@@ -219,6 +229,7 @@ impl Disk for ChainDisk {
 
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {
         let _one_at_a_time = write(&self.merging);
+        self.make_way(size_bytes)?;
         let layers = write(&self.layers);
         let old = self.size_bytes();
         top_of(&layers).grow(size_bytes)?;

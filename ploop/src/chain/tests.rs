@@ -1,7 +1,13 @@
 //! A chain over one raw file: the plainest disk there is.
 
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
 use super::*;
-use crate::{HostFile, RawImage};
+use crate::format::expanded::{self, ExpandedImage, Preallocation, Unclosed};
+use crate::recorder::MemoryFile;
+use crate::{HostFile, PendingLog, RawImage};
 
 fn raw(dir: &std::path::Path, size: u64) -> ChainDisk {
     let file = HostFile::create(&dir.join("disk")).unwrap();
@@ -62,4 +68,73 @@ fn the_bitmap_remembers_what_was_written() {
         (old.bits.next(0), old.bits.next(4), old.bits.count()),
         (Some(3), Some(5), 2)
     );
+}
+
+/// Tells of each change of the table, and lets it wait until the gate is gone.
+struct Gate {
+    reached: Mutex<Sender<(u32, u32)>>,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl PendingLog for Gate {
+    fn record(&self, cluster: u32, entry: u32) {
+        self.reached.lock().unwrap().send((cluster, entry)).unwrap();
+        // Ends with the other side of the gate; nothing is ever sent.
+        let _ = self.gate.lock().unwrap().recv();
+    }
+    fn position(&self) -> u64 {
+        0
+    }
+    fn forget(&self, _until: u64) {}
+    fn entries(&self) -> Vec<(u32, u32)> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn requests_go_on_while_clusters_make_room_for_a_longer_table() {
+    const CLUSTER: u32 = 1 << 16;
+    let unit = u64::from(CLUSTER);
+    let file = MemoryFile::default();
+    expanded::create(&file, 16_000 * unit, CLUSTER, Preallocation::None).unwrap();
+    let opened = ExpandedImage::open(Box::new(file), Access::ReadWrite, Unclosed::Refuse);
+    let image = Arc::new(opened.unwrap());
+    let disk = ChainDisk::new(vec![Arc::clone(&image) as Arc<dyn Image>]).unwrap();
+    for cluster in 0..5 {
+        disk.write_at(&[7; 100], cluster * unit).unwrap();
+    }
+    let (reached, moving) = channel();
+    let (open, gate) = channel();
+    image.set_log(Some(Arc::new(Gate {
+        reached: Mutex::new(reached),
+        gate: Mutex::new(gate),
+    })));
+    std::thread::scope(|scope| {
+        let growing = scope.spawn(|| disk.grow(40_000 * unit));
+        let (cluster, entry) = moving.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(cluster, 0);
+        assert_ne!(entry, 0, "a cluster that moves is never nowhere");
+        let (done, answered) = channel();
+        scope.spawn({
+            let disk = &disk;
+            move || {
+                disk.write_at(&[8; 100], 4 * unit).unwrap();
+                let mut buf = [0; 100];
+                disk.read_at(&mut buf, 4 * unit).unwrap();
+                done.send(buf).unwrap();
+            }
+        });
+        let answered = answered.recv_timeout(Duration::from_secs(30));
+        drop(open);
+        growing.join().unwrap().unwrap();
+        assert_eq!(answered.unwrap(), [8; 100]);
+    });
+    assert_eq!(disk.size_bytes(), 40_000 * unit);
+    disk.write_at(&[9; 100], 39_999 * unit).unwrap();
+    disk.flush().unwrap();
+    let mut buf = [0; 100];
+    for (cluster, expected) in [(0, 7), (3, 7), (4, 8), (39_999, 9)] {
+        disk.read_at(&mut buf, cluster * unit).unwrap();
+        assert_eq!(buf, [expected; 100]);
+    }
 }

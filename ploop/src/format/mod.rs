@@ -192,6 +192,21 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// The host refused; what was written since the last flush may be lost.
     fn flush(&self) -> Result<(), DiskError>;
+    /// The clusters that have to [`move`](Image::move_away) before the disk can grow to this size: those
+    /// that lie where tables will be. While they do, other calls go on, and nothing new is put there.
+    ///
+    /// # Errors
+    /// As `grow`.
+    fn clusters_in_the_way(&self, _size_bytes: u64) -> Result<Vec<u32>, DiskError> {
+        Ok(Vec::new())
+    }
+    /// Moves a cluster to another place in the file. It runs alone, like [`store`](Image::store).
+    ///
+    /// # Errors
+    /// As `grow`.
+    fn move_away(&self, _cluster: u32) -> Result<(), DiskError> {
+        Ok(())
+    }
     /// Enlarges the disk. The caller lets no other call in meanwhile.
     ///
     /// # Errors

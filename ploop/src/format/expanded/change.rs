@@ -42,7 +42,7 @@ impl ExpandedImage {
         self.sync()
     }
 
-    fn sync(&self) -> Result<(), DiskError> {
+    pub(super) fn sync(&self) -> Result<(), DiskError> {
         self.file.sync().map_err(self.file.failed("sync", 0))
     }
 
@@ -93,7 +93,7 @@ impl ExpandedImage {
         log.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn put_entry(&self, cluster: u32, value: u32) -> u32 {
+    pub(super) fn put_entry(&self, cluster: u32, value: u32) -> u32 {
         self.note_change(cluster, value);
         let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
         let index = usize::try_from(cluster).unwrap_or(usize::MAX);
@@ -101,7 +101,7 @@ impl ExpandedImage {
             .map_or(0, |entry| entry.swap(value, Ordering::AcqRel))
     }
 
-    fn take_place(&self) -> Result<Handed, DiskError> {
+    pub(super) fn take_place(&self) -> Result<Handed, DiskError> {
         let mut space = lock(&self.space);
         let full =
             || DiskError::refused(self.name(), "it has as many clusters as entries can count");
@@ -114,7 +114,7 @@ impl ExpandedImage {
     }
 
     /// Makes the file reach to the end of what was handed out, and some further.
-    fn reserve(&self, space: &mut Space) -> Result<(), DiskError> {
+    pub(super) fn reserve(&self, space: &mut Space) -> Result<(), DiskError> {
         if space.end <= space.reserved {
             return Ok(());
         }
@@ -278,114 +278,5 @@ impl ExpandedImage {
             .write_at(&bytes, at)
             .map_err(self.file.failed("write", at))?;
         Ok(Some(at / SECTOR))
-    }
-
-    /// Makes the disk larger: clusters in the way of a longer BAT move to the end first.
-    pub(super) fn enlarge(&self, size_bytes: u64) -> Result<(), DiskError> {
-        let unit = u64::from(self.cluster);
-        if size_bytes < self.size_bytes() {
-            let what = "a disk that is open can't be made smaller";
-            return Err(DiskError::refused(self.name(), what));
-        }
-        if !size_bytes.is_multiple_of(unit) || u32::try_from(size_bytes / unit).is_err() {
-            let what = format!("{size_bytes} bytes are not a number of clusters that it can have");
-            return Err(DiskError::refused(self.name(), what));
-        }
-        let mut wanted = lock(&self.header).clone();
-        let old_table = wanted.table_bytes();
-        wanted.size_sectors = size_bytes / SECTOR;
-        wanted.entries = u32::try_from(size_bytes / unit).unwrap_or(u32::MAX);
-        let area = wanted.area_bytes().max(wanted.data_start_bytes());
-        let moved = self.clear_area(area)?;
-        self.flush_all()?;
-        // A crash leaves the old header, for which this is no table but lost space.
-        self.file
-            .zero(old_table..area)
-            .map_err(self.file.failed("write", old_table))?;
-        self.sync()?;
-        wanted.data_start = u32::try_from(area / SECTOR).unwrap_or(u32::MAX);
-        self.write_header(&wanted)?;
-        let mut bat = self.bat.write().unwrap_or_else(PoisonError::into_inner);
-        let entries = usize::try_from(wanted.entries).unwrap_or(usize::MAX);
-        bat.resize_with(entries, || AtomicU32::new(0));
-        drop(bat);
-        let mut space = lock(&self.space);
-        for index in 0..u32::try_from(area / unit).unwrap_or(0) {
-            space.used.set(index);
-        }
-        space.end = space.end.max(space.used.end());
-        space.rounded_size = size_bytes;
-        drop((space, moved));
-        self.size.store(size_bytes, Ordering::Release);
-        *lock(&self.header) = wanted;
-        Ok(())
-    }
-
-    /// Moves all clusters out of the file's first `area` bytes.
-    fn clear_area(&self, area: u64) -> Result<u32, DiskError> {
-        let unit = u64::from(self.cluster);
-        let first = u32::try_from(area / unit).unwrap_or(u32::MAX);
-        self.keep_free(first)?;
-        let entries: Vec<(u32, u32)> = {
-            let bat = self.bat.read().unwrap_or_else(PoisonError::into_inner);
-            let entry = |(at, entry): (usize, &AtomicU32)| {
-                let cluster = u32::try_from(at).unwrap_or(u32::MAX);
-                (cluster, entry.load(Ordering::Acquire))
-            };
-            let in_the_way = |(_, entry): &(u32, u32)| (1..first).contains(entry);
-            bat.iter()
-                .enumerate()
-                .map(entry)
-                .filter(in_the_way)
-                .collect()
-        };
-        let mut bytes = vec![0; usize::try_from(unit).unwrap_or_default()];
-        for (cluster, entry) in &entries {
-            let at = u64::from(*entry) * unit;
-            self.file
-                .read_at(&mut bytes, at)
-                .map_err(self.file.failed("read", at))?;
-            self.forget(*cluster);
-            self.store_new(*cluster, 0, &bytes)?;
-        }
-        Ok(u32::try_from(entries.len()).unwrap_or(u32::MAX))
-    }
-
-    /// Lets no cluster below `first` be handed out from now on.
-    fn keep_free(&self, first: u32) -> Result<(), DiskError> {
-        let mut space = lock(&self.space);
-        for index in 0..first {
-            space.used.set(index);
-        }
-        if space.end < first {
-            space.end = first;
-            self.reserve(&mut space)?;
-        }
-        Ok(())
-    }
-
-    /// Makes the disk smaller: what lies behind goes first, then the header says so. The BAT keeps its
-    /// room.
-    pub(super) fn cut(&self, size_bytes: u64) -> Result<(), DiskError> {
-        let unit = u64::from(self.cluster);
-        if size_bytes > self.size_bytes() || !size_bytes.is_multiple_of(unit) || size_bytes == 0 {
-            let what = format!("{size_bytes} bytes are not a smaller number of clusters");
-            return Err(DiskError::refused(self.name(), what));
-        }
-        let entries = u32::try_from(size_bytes / unit).unwrap_or(u32::MAX);
-        let old = lock(&self.header).entries;
-        for cluster in entries..old {
-            self.forget(cluster);
-        }
-        self.flush_all()?;
-        let mut header = lock(&self.header);
-        header.entries = entries;
-        header.size_sectors = size_bytes / SECTOR;
-        self.write_header(&header)?;
-        let mut bat = self.bat.write().unwrap_or_else(PoisonError::into_inner);
-        bat.truncate(usize::try_from(entries).unwrap_or(usize::MAX));
-        lock(&self.space).rounded_size = size_bytes;
-        self.size.store(size_bytes, Ordering::Release);
-        Ok(())
     }
 }

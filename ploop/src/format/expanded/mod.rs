@@ -11,6 +11,7 @@
 mod change;
 mod create;
 mod extension;
+mod growth;
 mod header;
 mod load;
 mod md5;
@@ -313,6 +314,16 @@ impl Image for ExpandedImage {
     fn flush(&self) -> Result<(), DiskError> {
         self.file.must_be_writable()?;
         self.flush_all()
+    }
+
+    fn clusters_in_the_way(&self, size_bytes: u64) -> Result<Vec<u32>, DiskError> {
+        self.file.must_be_writable()?;
+        self.in_the_way(size_bytes)
+    }
+
+    fn move_away(&self, cluster: u32) -> Result<(), DiskError> {
+        self.file.must_be_writable()?;
+        self.relocate(cluster)
     }
 
     fn grow(&self, size_bytes: u64) -> Result<(), DiskError> {

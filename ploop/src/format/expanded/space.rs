@@ -15,6 +15,8 @@ pub(super) struct Space {
     pub used: Used,
     /// No cluster below is free.
     hint: u32,
+    /// Below lies the table, or what will be one: nothing there becomes free.
+    pub floor: u32,
     /// The cluster behind the last that was ever used.
     pub end: u32,
     /// The cluster behind the file's last.
@@ -41,6 +43,7 @@ impl Space {
         Space {
             used,
             hint: 0,
+            floor: 0,
             end,
             reserved: end,
             freed: Vec::new(),
@@ -76,6 +79,9 @@ impl Space {
 
     /// Takes a cluster back.
     pub fn give_back(&mut self, index: u32) {
+        if index < self.floor {
+            return;
+        }
         self.used.clear(index);
         self.hint = self.hint.min(index);
     }
@@ -113,5 +119,10 @@ mod tests {
         assert_eq!((handed.index, handed.is_old, space.end), (66, false, 67));
         space.give_back(10);
         assert_eq!(space.take().unwrap().index, 10);
+        space.floor = 11;
+        space.give_back(10);
+        space.give_back(11);
+        assert_eq!(space.take().unwrap().index, 11);
+        assert_eq!(space.take().unwrap().index, 67);
     }
 }
