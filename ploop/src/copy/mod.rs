@@ -10,13 +10,19 @@
 //! | pass 1 | the target has each cluster as it was at some moment |
 //! | rounds | few marks are left |
 //! | barrier | what was sent is durable at the target, and the target said so |
+//! | a few more rounds | what was written during the barrier is sent, too |
 //! | freeze | nobody writes |
 //! | last rounds | the target equals the source |
 //! | tracker off | and no mark was left: nobody wrote after the freeze |
 //! | end mark | the target gives the file its name |
 //!
+//! Before each pass the file system on the disk writes out what it caches: the rest is what reaches the
+//! disk only with the freeze, while everybody waits.
+//!
 //! The stream is described in [`wire`]; the original's own is read, too ([`receive`]).
 
+mod ahead;
+mod flusher;
 mod legacy;
 mod rate;
 mod receive;
@@ -28,6 +34,7 @@ pub mod wire;
 
 use std::io;
 
+pub use ahead::Block;
 pub use rate::Rate;
 pub use receive::{ReceiveOptions, ReceiveReport, receive};
 pub use send::{CopyOptions, CopyPhase, CopyProgress, CopyReport, Round, Stop, copy};

@@ -5,10 +5,14 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::wire::{self, Hello};
-use super::{CopyError, CopySource, Sink, is_zero};
+use super::{Block, CopyError, CopySource, Sink, is_zero};
 
 /// Sweeps over a frozen disk at most: the first finds what the freeze wrote out.
 const FROZEN_SWEEPS: u32 = 2;
+/// Rounds after the barrier at most.
+const LAST_ROUNDS: u32 = 3;
+/// Written ranges with a smaller gap are looked up in one map.
+const MAP_GAP: u64 = 64 << 20;
 /// Bytes of the disk whose map is asked for at once.
 const MAP_STEP: u64 = 1 << 30;
 
@@ -132,6 +136,8 @@ pub fn copy(
     outcome
 }
 
+type Ranges = Vec<Range<u64>>;
+
 struct Sender<'a> {
     source: &'a mut dyn CopySource,
     sink: &'a mut dyn Sink,
@@ -158,11 +164,14 @@ impl Sender<'_> {
         let begun = Instant::now();
         self.source.track()?;
         self.is_tracking = true;
+        self.source.write_out()?;
         self.first_pass()?;
         let first_took = begun.elapsed();
         let first_bytes = std::mem::take(&mut self.sent);
-        let (rounds, stop) = self.rounds(options)?;
+        let (mut rounds, stop) = self.rounds(options)?;
         self.sink.barrier()?;
+        // The barrier took time, in which more was written than a short round leaves.
+        self.rounds_after_barrier(options, &mut rounds)?;
         stop_writes()?;
         let frozen = Instant::now();
         self.sent = 0;
@@ -197,7 +206,12 @@ impl Sender<'_> {
             for range in data.iter().cloned().chain(std::iter::once(end..end)) {
                 self.drop_stale(told..range.start)?;
                 told = range.end;
-                self.send_range(range, true)?;
+            }
+            let blocks: Vec<Block> = data.into_iter().flat_map(|it| self.blocks(it)).collect();
+            self.source.expect(&blocks);
+            for block in blocks {
+                self.send_block(block, true)?;
+                self.tell(CopyPhase::First, block.offset, size);
             }
             at = end;
             self.tell(CopyPhase::First, at, size);
@@ -222,25 +236,35 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Sends a range block by block.
-    fn send_range(&mut self, range: Range<u64>, is_fresh: bool) -> Result<(), CopyError> {
+    /// Cuts a range at the borders of the source's units.
+    fn blocks(&self, range: Range<u64>) -> Vec<Block> {
         let unit = u64::from(self.source.unit_bytes());
-        let size = self.source.size_bytes();
-        let mut at = range.start;
-        while at < range.end {
-            let end = ((at / unit + 1) * unit).min(range.end).min(size);
-            let mut block = vec![0; usize::try_from(end - at).unwrap_or(0)];
-            self.source.read(&mut block, at)?;
-            let had = self.have.remove(&(at / unit));
-            if had == Some(wire::hash(&block, at)) {
-                self.resumed += block.len() as u64;
-            } else if !is_zero(&block) {
-                self.sent += block.len() as u64;
-                self.sink.data(at, block)?;
-            } else if !is_fresh || had.is_some() {
-                self.sink.zero(at, block.len() as u64)?;
-            }
-            at = end;
+        let end = range.end.min(self.source.size_bytes());
+        let mut blocks = Vec::new();
+        let mut offset = range.start;
+        while offset < end {
+            let next = ((offset / unit + 1) * unit).min(end);
+            let len_bytes = usize::try_from(next - offset).unwrap_or(0);
+            blocks.push(Block { offset, len_bytes });
+            offset = next;
+        }
+        blocks
+    }
+
+    fn send_block(&mut self, block: Block, is_fresh: bool) -> Result<(), CopyError> {
+        let at = block.offset;
+        let bytes = self.source.fetch(block)?;
+        let len = bytes.len() as u64;
+        let had = self
+            .have
+            .remove(&(at / u64::from(self.source.unit_bytes())));
+        if had == Some(wire::hash(&bytes, at)) {
+            self.resumed += len;
+        } else if !is_zero(&bytes) {
+            self.sent += len;
+            self.sink.data(at, bytes)?;
+        } else if !is_fresh || had.is_some() {
+            self.sink.zero(at, len)?;
         }
         Ok(())
     }
@@ -248,13 +272,8 @@ impl Sender<'_> {
     fn rounds(&mut self, options: &CopyOptions) -> Result<(Vec<Round>, Stop), CopyError> {
         let mut rounds: Vec<Round> = Vec::new();
         loop {
-            let begun = Instant::now();
-            let found_bytes = self.sweep(CopyPhase::Round)?;
             let before = rounds.last().map(|round| round.found_bytes);
-            rounds.push(Round {
-                found_bytes,
-                took: begun.elapsed(),
-            });
+            let found_bytes = self.round(&mut rounds)?;
             let is_shrinking = before.is_none_or(|before| {
                 found_bytes <= before.saturating_mul(options.shrink_percent) / 100
             });
@@ -270,6 +289,30 @@ impl Sender<'_> {
             };
             return Ok((rounds, stop));
         }
+    }
+
+    fn round(&mut self, rounds: &mut Vec<Round>) -> Result<u64, CopyError> {
+        let begun = Instant::now();
+        self.source.write_out()?;
+        let found_bytes = self.sweep(CopyPhase::Round)?;
+        rounds.push(Round {
+            found_bytes,
+            took: begun.elapsed(),
+        });
+        Ok(found_bytes)
+    }
+
+    fn rounds_after_barrier(
+        &mut self,
+        options: &CopyOptions,
+        rounds: &mut Vec<Round>,
+    ) -> Result<(), CopyError> {
+        for _ in 0..LAST_ROUNDS {
+            if self.round(rounds)? <= options.small_enough_bytes {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn last_rounds(&mut self) -> Result<(), CopyError> {
@@ -288,31 +331,50 @@ impl Sender<'_> {
     fn sweep(&mut self, phase: CopyPhase) -> Result<u64, CopyError> {
         let written = self.source.written()?;
         let total: u64 = written.iter().map(|range| range.end - range.start).sum();
+        let (data, holes) = self.split(&written)?;
+        for hole in holes {
+            self.sink.zero(hole.start, hole.end - hole.start)?;
+        }
+        let blocks: Vec<Block> = data.into_iter().flat_map(|it| self.blocks(it)).collect();
+        self.source.expect(&blocks);
         let mut done = 0;
-        for range in written {
-            let len = range.end - range.start;
-            self.send_written(range)?;
-            done += len;
+        for block in blocks {
+            self.send_block(block, false)?;
+            done += block.len_bytes as u64;
             self.tell(phase, done, total);
         }
         Ok(total)
     }
 
-    fn send_written(&mut self, range: Range<u64>) -> Result<(), CopyError> {
-        let data = self.source.data_in(range.clone())?;
-        let mut told = range.start;
-        for part in data
-            .iter()
-            .cloned()
-            .chain(std::iter::once(range.end..range.end))
-        {
-            if told < part.start {
-                self.sink.zero(told, part.start - told)?;
+    /// Splits written ranges into what may hold data and what is known to be zeroes.
+    fn split(&mut self, written: &[Range<u64>]) -> Result<(Ranges, Ranges), CopyError> {
+        let (mut data, mut holes) = (Vec::new(), Vec::new());
+        let is_near = |a: &Range<u64>, b: &Range<u64>| b.start - a.end < MAP_GAP;
+        for near in written.chunk_by(is_near) {
+            let (Some(first), Some(last)) = (near.first(), near.last()) else {
+                continue;
+            };
+            let known = self.source.data_in(first.start..last.end)?;
+            let mut known = known.iter().peekable();
+            for range in near {
+                let mut at = range.start;
+                while at < range.end {
+                    // Parts before this range were passed by, or belong to a gap.
+                    while known.next_if(|part| part.end <= at).is_some() {}
+                    let part = known.peek().map_or(range.end..range.end, |part| {
+                        part.start.clamp(at, range.end)..part.end.clamp(at, range.end)
+                    });
+                    if at < part.start {
+                        holes.push(at..part.start);
+                    }
+                    if part.start < part.end {
+                        data.push(part.clone());
+                    }
+                    at = part.end;
+                }
             }
-            told = part.end;
-            self.send_range(part, false)?;
         }
-        Ok(())
+        Ok((data, holes))
     }
 
     fn tell(&mut self, phase: CopyPhase, done_bytes: u64, total_bytes: u64) {

@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::CopyError;
+use super::ahead::{Block, ReadAhead};
 use crate::Disk;
 use crate::server::Client;
 use crate::tracker::{Begin, ListenerSpec};
+
+/// Bytes that one mark of a copy stands for at most. A writer that touches little of many clusters
+/// would otherwise have whole clusters sent while everything stands still.
+const MARK_BYTES: u64 = 64 << 10;
 
 /// A disk that is copied.
 pub trait CopySource {
@@ -25,6 +30,26 @@ pub trait CopySource {
     /// # Errors
     /// The disk can't be read.
     fn read(&mut self, buf: &mut [u8], offset: u64) -> Result<(), CopyError>;
+    /// Says which blocks are fetched next, in this order, so that they can be read ahead. Their marks
+    /// were taken before.
+    fn expect(&mut self, _blocks: &[Block]) {}
+    /// Reads a block.
+    ///
+    /// # Errors
+    /// The disk can't be read.
+    fn fetch(&mut self, block: Block) -> Result<Vec<u8>, CopyError> {
+        let mut bytes = vec![0; block.len_bytes];
+        self.read(&mut bytes, block.offset)?;
+        Ok(bytes)
+    }
+    /// Has the file system on the disk write out what it caches, where there is one mounted: what is
+    /// written out before the freeze need not be in it.
+    ///
+    /// # Errors
+    /// It can't be written out.
+    fn write_out(&mut self) -> Result<(), CopyError> {
+        Ok(())
+    }
     /// Begins to track writes.
     ///
     /// # Errors
@@ -60,6 +85,7 @@ pub struct OnlineSource {
     unit_bytes: u32,
     mountpoint: Option<PathBuf>,
     is_frozen: bool,
+    ahead: ReadAhead,
 }
 
 impl OnlineSource {
@@ -80,13 +106,20 @@ impl OnlineSource {
             freezer,
             listener: ListenerSpec {
                 name: format!("copy-{session}"),
-                unit_bytes: stat.cluster_bytes.into(),
+                unit_bytes: MARK_BYTES.min(stat.cluster_bytes.into()),
             },
             size_bytes: stat.size_bytes,
             unit_bytes: stat.cluster_bytes,
             mountpoint,
             is_frozen: false,
+            ahead: ReadAhead::over(Vec::new(), stat.cluster_bytes),
         })
+    }
+
+    /// Reads ahead over these connections, too.
+    pub fn read_ahead(mut self, connections: Vec<Client>) -> OnlineSource {
+        self.ahead = ReadAhead::over(connections, self.unit_bytes);
+        self
     }
 }
 
@@ -116,6 +149,26 @@ impl CopySource for OnlineSource {
         Ok(self.client.read(buf, offset)?)
     }
 
+    fn expect(&mut self, blocks: &[Block]) {
+        self.ahead.expect(blocks);
+    }
+
+    fn fetch(&mut self, block: Block) -> Result<Vec<u8>, CopyError> {
+        if let Some(bytes) = self.ahead.fetch(block) {
+            return Ok(bytes?);
+        }
+        let mut bytes = vec![0; block.len_bytes];
+        self.read(&mut bytes, block.offset)?;
+        Ok(bytes)
+    }
+
+    fn write_out(&mut self) -> Result<(), CopyError> {
+        if self.mountpoint.is_some() {
+            self.freezer.write_out(self.mountpoint.clone())?;
+        }
+        Ok(())
+    }
+
     fn track(&mut self) -> Result<(), CopyError> {
         // One that a sender of this session left when it was killed.
         let _ = self.client.tracker_stop(&self.listener.name);
@@ -131,11 +184,13 @@ impl CopySource for OnlineSource {
     }
 
     fn freeze(&mut self) -> Result<(), CopyError> {
-        if self.mountpoint.is_some() {
-            self.freezer.freeze(self.mountpoint.clone())?;
-            self.is_frozen = true;
+        if self.mountpoint.is_none() {
+            return Ok(self.client.flush()?);
         }
-        Ok(self.client.flush()?)
+        // A file system that is frozen has flushed its device.
+        self.freezer.freeze(self.mountpoint.clone())?;
+        self.is_frozen = true;
+        Ok(())
     }
 
     fn thaw(&mut self) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::flusher::Flusher;
 use super::wire::{self, Hello};
 use super::{CopyError, Sink};
 use crate::bitmap::Bitmap;
@@ -55,6 +56,7 @@ struct Open {
     /// The blocks that have come.
     blocks: Bitmap,
     written: u64,
+    flusher: Flusher,
 }
 
 impl FileTarget {
@@ -188,10 +190,12 @@ impl FileTarget {
     /// # Errors
     /// The host refused.
     pub fn save(&mut self) -> Result<(), CopyError> {
-        let Some(open) = &self.open else {
+        let Some(open) = &mut self.open else {
             return Ok(());
         };
+        open.flusher.finish().map_err(CopyError::TargetDisk)?;
         open.disk.flush().map_err(CopyError::TargetDisk)?;
+        open.flusher = Flusher::start(Arc::clone(&open.disk));
         let mut blocks: Vec<(u64, u64)> = Vec::new();
         let mut from = 0;
         while let Some(block) = open.blocks.next(from) {
@@ -213,10 +217,10 @@ impl FileTarget {
     }
 
     fn finish(&mut self) -> Result<(), CopyError> {
-        let Some(open) = self.open.take() else {
+        let Some(mut open) = self.open.take() else {
             return Ok(());
         };
-        open.disk.flush().map_err(CopyError::TargetDisk)?;
+        open.flusher.finish().map_err(CopyError::TargetDisk)?;
         open.disk.close().map_err(CopyError::TargetDisk)?;
         drop(open);
         let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
@@ -242,7 +246,7 @@ impl FileTarget {
         };
         open.written += len;
         open.blocks.set(offset..end);
-        Ok(())
+        open.flusher.took(len).map_err(CopyError::TargetDisk)
     }
 }
 
@@ -261,9 +265,11 @@ impl Sink for FileTarget {
             }
             None => (self.create(hello)?, HashMap::new()),
         };
+        let flusher = Flusher::start(Arc::clone(&disk));
         self.open = Some(Open {
             hello: hello.clone(),
             disk,
+            flusher,
             blocks,
             written: 0,
         });

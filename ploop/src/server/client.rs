@@ -235,6 +235,14 @@ impl Client {
         Ok(())
     }
 
+    /// Has the file system on the disk write out what it caches.
+    ///
+    /// # Errors
+    /// The host refused, or the server left.
+    pub fn write_out(&mut self, dir: Option<PathBuf>) -> Result<(), ControlError> {
+        self.done(&Request::WriteOut { dir }, "writing out")
+    }
+
     /// Freezes the file system on the disk until [`thaw`](Client::thaw), or until this connection ends.
     ///
     /// # Errors

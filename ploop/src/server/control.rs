@@ -74,6 +74,11 @@ pub enum Request {
         /// Number of bytes, at most [`MAX_READ`].
         len_bytes: u32,
     },
+    /// Has a file system write out what it caches.
+    WriteOut {
+        /// A directory of it, as the server sees it; None is where the server mounted it.
+        dir: Option<PathBuf>,
+    },
     /// Freezes a file system until [`Request::Thaw`] or the end of this connection.
     Freeze {
         /// A directory of it, as the server sees it; None is where the server mounted it.

@@ -175,6 +175,11 @@ impl Guest<'_> {
             | Request::SnapshotDelete { .. }
             | Request::Merge { .. }
             | Request::Backup { .. } => Err(("it is answered elsewhere".to_owned(), 13)),
+            Request::WriteOut { dir } => {
+                let done = self.worker.write_out(dir.as_deref());
+                done.map_err(|error| host(&error))?;
+                Ok(Reply::Done)
+            }
             Request::Freeze { dir } => {
                 self.worker
                     .freeze(dir.as_deref())

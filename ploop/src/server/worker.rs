@@ -166,12 +166,22 @@ fn forward(supervisor: Pid) {
 }
 
 impl Worker {
+    /// The directory asked for, or where the server has mounted the disk.
+    fn directory<'a>(&'a self, dir: Option<&'a Path>) -> io::Result<&'a Path> {
+        let mounted = self.config.serve.mount.as_ref().map(|mount| &*mount.target);
+        dir.or(mounted).ok_or_else(|| {
+            io::Error::other("the server has mounted nothing; name the file system's directory")
+        })
+    }
+
+    /// Has the file system at a directory write out what it caches.
+    pub(super) fn write_out(&self, dir: Option<&Path>) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(self.directory(dir)?)?)?)
+    }
+
     /// Freezes the file system at a directory.
     pub(super) fn freeze(&self, dir: Option<&Path>) -> io::Result<()> {
-        let mounted = self.config.serve.mount.as_ref().map(|mount| &*mount.target);
-        let dir = dir.or(mounted).ok_or_else(|| {
-            io::Error::other("the server has mounted nothing; name the directory to freeze")
-        })?;
+        let dir = self.directory(dir)?;
         let mut frozen = self.lock_frozen();
         if frozen.is_some() {
             return Err(io::Error::other("it is frozen already"));

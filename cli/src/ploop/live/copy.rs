@@ -22,6 +22,9 @@ use crate::output::{Failure, bytes};
 use crate::ploop::report::{Steps, answer, failure};
 use crate::ploop::words::size;
 
+/// Connections that blocks are read over: while one waits for the disk, another hands its bytes over.
+const READERS: u32 = 3;
+
 /// What a received file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -183,9 +186,12 @@ fn send(args: &CopyArgs, disk: &Path) -> Result<u8, Failure> {
 fn open_source(disk: &Path, session: &str) -> Result<Box<dyn CopySource>, Failure> {
     if let Some(record) = served(disk)? {
         let (client, freezer) = (connect(&record)?, connect(&record)?);
+        let ahead = (0..READERS).map(|_| connect(&record));
+        let ahead = ahead.collect::<Result<Vec<_>, Failure>>()?;
         let mountpoint = record.mountpoint.filter(|_| !record.read_only);
         let online = OnlineSource::new(client, freezer, session, mountpoint);
-        return Ok(Box::new(online.map_err(|error| told(&error))?));
+        let online = online.map_err(|error| told(&error))?;
+        return Ok(Box::new(online.read_ahead(ahead)));
     }
     let folder = Folder::view(disk).map_err(|error| failure(&error))?;
     let opened = folder.open_disk(&OpenOptions::new(Access::ReadOnly));
