@@ -22,7 +22,9 @@ fn every_extension_field_is_in_the_format_page() {
         let schema = std::fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
         let mut message = "";
         for line in schema.lines() {
-            if let Some(rest) = line.strip_prefix("message ") {
+            // A value of an enumeration is an extension like a field of a message.
+            let begins = |word| line.strip_prefix(word);
+            if let Some(rest) = begins("message ").or_else(|| begins("enum ")) {
                 message = rest.split_whitespace().next().unwrap();
             }
             let Some((field, number)) = line.trim_end_matches(';').rsplit_once(" = ") else {
