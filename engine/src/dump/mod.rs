@@ -210,10 +210,9 @@ impl Operation<'_> {
                 Some(read_address_spaces(tree))
             });
             let answers = questions::ask(tree)?;
+            let _ = asked.send(());
             self.reporter.phase(Phase::Files);
             files.add_tasks(tree, &mut shared)?;
-            files.ask_for_rings(tree)?;
-            let _ = asked.send(());
             let outside = outside.recv().expect("the reader does not panic");
             let outside = outside.map_err(CoreDumpError::from)?;
             self.check_cancel()?;
@@ -223,6 +222,8 @@ impl Operation<'_> {
             let spaces = spaces.expect("the programs have ended");
             Ok::<_, DumpError>((answers, spaces?))
         })?;
+        // These run programs, too, which the maps above must not show.
+        files.ask_for_rings(tree)?;
         memory::settle_aio(tree, &spaces)?;
 
         self.reporter.phase(Phase::Memory);

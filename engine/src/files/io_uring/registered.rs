@@ -32,6 +32,10 @@ impl FileTable {
     /// # Errors
     /// `Obstacles` with threads of which it can't be told which ring they have registered.
     pub fn ask_for_rings(&mut self, tree: &Tree) -> Result<(), FileDumpError> {
+        let mut entries = self.collected.entries.iter();
+        if !entries.any(|entry| entry.firn_uring.is_some()) {
+            return Ok(());
+        }
         let tasks: Vec<(&Task, Vec<u32>)> = tree
             .alive()
             .map(|task| (task, rings_in(&self.table_of_task(task.pid))))
