@@ -97,7 +97,8 @@ pub fn spawn_dead(code: u8) -> Result<Pid> {
     spawn_into(None, libc::SYS_exit_group, code)
 }
 
-/// Forks a child that sleeps until it is killed, with a pid of choice or any.
+/// Forks a child that sleeps until it is killed, with a pid of choice or any. It dies with the calling thread,
+/// whatever that dies of.
 ///
 /// # Errors
 /// EEXIST: the pid is taken. EPERM without the right to choose it. EAGAIN: too many processes.
@@ -106,7 +107,7 @@ pub fn spawn_paused(wanted: Option<Pid>) -> Result<Pid> {
     spawn_into(wanted, libc::SYS_pause, 0)
 }
 
-/// Forks a child that makes one system call again and again.
+/// Forks a child that makes one system call again and again, as long as the calling thread lives.
 fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
     let tid = wanted.map_or(0, Pid::raw);
     let args = clone_args {
@@ -131,12 +132,19 @@ fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
             "syscall",
             "test rax, rax",
             "jnz 2f",
+            "mov edi, {set_parent_death_signal}",
+            "mov esi, {kill}",
+            "mov eax, {prctl}",
+            "syscall",
             "3:",
             "mov rdi, r12",
             "mov rax, r13",
             "syscall",
             "jmp 3b",
             "2:",
+            set_parent_death_signal = const libc::PR_SET_PDEATHSIG,
+            kill = const libc::SIGKILL,
+            prctl = const libc::SYS_prctl,
             inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") &raw const args,
             in("rsi") size_of::<clone_args>(),
@@ -170,5 +178,27 @@ mod tests {
         assert!(crate::wait::try_wait(pid).expect("our child").is_none());
         crate::task::kill(pid, libc::SIGKILL).expect("our child");
         crate::wait::wait(pid).expect("our child");
+    }
+
+    #[test]
+    fn a_paused_child_does_not_outlive_who_made_it() {
+        let maker = std::thread::spawn(|| {
+            let pid = spawn_paused(None).expect("a child");
+            // Until it sleeps it may not have asked to die with us.
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("our child");
+            while !stat().contains(") S ") {
+                std::thread::yield_now();
+            }
+            pid
+        });
+        let pid = maker.join().expect("no panic");
+        for _ in 0..1000 {
+            if crate::wait::try_wait(pid).expect("our child").is_some() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        crate::task::kill(pid, libc::SIGKILL).expect("our child");
+        panic!("it lives on");
     }
 }
