@@ -53,6 +53,8 @@ fn start<'a>(sandbox: &'a Sandbox, bin: &Path, data: &Path) -> Task<'a> {
         "checkpoint_timeout=30s",
         "autovacuum_naptime=1s",
         "max_wal_size=64MB",
+        // Not in /dev/shm, where a server that is killed leaves it.
+        "dynamic_shared_memory_type=mmap",
     ] {
         words.extend(["-c".to_owned(), setting.to_owned()]);
     }
