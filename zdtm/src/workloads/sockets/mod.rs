@@ -21,6 +21,7 @@ pub static ALL: &[&Workload] = &[
     &unix_names::NAMES,
     &unix_names::FILES,
     &unix_names::DATAGRAMS,
+    &unix_names::MANY,
     &unix_queues::RIGHTS,
     &unix_queues::NESTED,
     &unix_queues::CREDENTIALS,

@@ -24,6 +24,12 @@ pub static DATAGRAMS: Workload = Workload::new(
     datagrams,
 );
 
+pub static MANY: Workload = Workload::new(
+    "sockets/unix-many",
+    "a chain of thousands of datagram sockets, and thousands of ends accepted by one listener",
+    many,
+);
+
 fn bound(kind: i32, name: &[u8]) -> Result<OwnedFd> {
     let socket = sys::socket_of(libc::AF_UNIX, kind, 0)?;
     sys::bind(&socket, &sys::unix_address(name))?;
@@ -174,4 +180,43 @@ fn datagrams(stage: &Stage) -> Result<()> {
 
 fn first_error<T>(result: std::io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
+}
+
+fn many(stage: &Stage) -> Result<()> {
+    const LINKS: usize = 3000;
+    const CLIENTS: usize = 2000;
+    let name = |nr: usize| format!("\0firn-zdtm-link-{nr}").into_bytes();
+    let (_, hard) = sys::limit(libc::RLIMIT_NOFILE)?;
+    sys::set_limit(libc::RLIMIT_NOFILE, hard, hard)?;
+    let chain: Vec<OwnedFd> = (0..LINKS)
+        .map(|nr| bound(libc::SOCK_DGRAM, &name(nr)))
+        .collect::<Result<_>>()?;
+    // A socket that has a peer takes no other: the end of the chain comes first.
+    for (nr, pair) in chain.windows(2).enumerate().rev() {
+        sys::connect(&pair[1], &sys::unix_address(&name(nr)))?;
+    }
+    let server = bound(libc::SOCK_STREAM, b"\0firn-zdtm-many")?;
+    sys::listen(&server, 5)?;
+    let mut connections = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = sys::socket_of(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+        sys::connect(&client, &sys::unix_address(b"\0firn-zdtm-many"))?;
+        connections.push((client, sys::accept(&server)?));
+    }
+    stage.ready_and_wait()?;
+    for (nr, pair) in chain.windows(2).enumerate() {
+        let peer = sys::peer_name(&pair[1])?;
+        ensure!(
+            peer == sys::unix_address(&name(nr)),
+            "link {nr} leads to {peer:?}"
+        );
+    }
+    for (nr, (client, end)) in connections.iter().enumerate() {
+        sys::write(client, &nr.to_ne_bytes())?;
+        ensure!(
+            sys::read_exact(end, size_of::<usize>())? == nr.to_ne_bytes(),
+            "client {nr} leads elsewhere"
+        );
+    }
+    Ok(())
 }

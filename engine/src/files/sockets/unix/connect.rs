@@ -79,21 +79,22 @@ impl<'a> RestoredUnix<'a> {
     /// Whether a connection's end was made by accept(): it has the name of a listener, or one that
     /// several ends have.
     fn is_acceptor(&self, entry: &UnixSkEntry, peer: Option<&UnixSkEntry>) -> bool {
-        if entry.name.is_empty() {
-            return false;
-        }
-        let same = |other: &&&UnixSkEntry| other.name == entry.name && other.id != entry.id;
-        let mut others = self.entries.values().filter(same);
         let peer = peer.map(|peer| peer.id);
-        self.listener_of(entry).is_some() || others.any(|other| Some(other.id) != peer)
+        let known = |other: &&UnixSkEntry| other.id == entry.id || Some(other.id) == peer;
+        self.listener_of(entry).is_some() || !self.named(&entry.name).iter().all(known)
     }
 
     fn listener_of(&self, entry: &UnixSkEntry) -> Option<&'a UnixSkEntry> {
-        let mut all = self.entries.values().copied();
-        all.find(|other| {
-            let same = other.name == entry.name && other.name_dir == entry.name_dir;
-            same && other.state == TCP_LISTEN && other.r#type == entry.r#type
+        let mut same = self.named(&entry.name).iter().copied();
+        same.find(|other| {
+            let is_there = other.name_dir == entry.name_dir;
+            is_there && other.state == TCP_LISTEN && other.r#type == entry.r#type
         })
+    }
+
+    /// All that have a name; none for no name.
+    fn named(&self, name: &[u8]) -> &[&'a UnixSkEntry] {
+        self.by_name.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// Connects through the listener with the name of the accepting end: the accepted end, the client.

@@ -169,6 +169,7 @@ impl DumpedUnix {
         let held: HashMap<u32, &Held> = self.held.iter().map(|held| (held.ino, held)).collect();
         let inodes: HashSet<u32> = held.keys().copied().collect();
         let mut outside = HashMap::new();
+        let listeners = self.listeners();
         for entry in entries.iter_mut().filter_map(|entry| entry.usk.as_mut()) {
             let Some(held) = held.get(&entry.ino) else {
                 continue;
@@ -188,7 +189,7 @@ impl DumpedUnix {
             }
             let connected = entry.state == TCP_ESTABLISHED;
             if connected && entry.peer == 0 && entry.r#type != kind_number(SOCK_DGRAM) {
-                let found = self.find_listener(entry, diag, held);
+                let found = wait_for_listener(entry, diag, held, &listeners);
                 settled.obstacles.extend(found);
             }
             if entry.peer == 0 || inodes.contains(&entry.peer) {
@@ -208,24 +209,29 @@ impl DumpedUnix {
         settled
     }
 
-    /// Finds who a connected socket without a peer waits for.
-    fn find_listener(
-        &self,
-        entry: &mut UnixSkEntry,
-        diag: &UnixSocket,
-        held: &Held,
-    ) -> Option<Obstacle> {
-        let known = self.known.as_ref().expect("read with the first socket");
-        let mut all = known.values();
-        let listener = all.find(|other| other.waiting.contains(&entry.ino))?;
-        entry.peer = listener.ino;
-        (diag.send_queue != 0).then(|| {
-            held.file.obstacle(Trouble::new(
-                "it has sent messages to a server that has not accepted it yet, and nothing shows them",
-                "dump when the server has accepted the connection",
-            ))
-        })
+    /// Who listens, by the sockets that wait to be accepted.
+    fn listeners(&self) -> HashMap<u32, u32> {
+        let known = self.known.iter().flat_map(HashMap::values);
+        known
+            .flat_map(|listener| listener.waiting.iter().map(|ino| (*ino, listener.ino)))
+            .collect()
     }
+}
+
+/// Notes whom a connected socket without a peer waits for.
+fn wait_for_listener(
+    entry: &mut UnixSkEntry,
+    diag: &UnixSocket,
+    held: &Held,
+    listeners: &HashMap<u32, u32>,
+) -> Option<Obstacle> {
+    entry.peer = *listeners.get(&entry.ino)?;
+    (diag.send_queue != 0).then(|| {
+        held.file.obstacle(Trouble::new(
+            "it has sent messages to a server that has not accepted it yet, and nothing shows them",
+            "dump when the server has accepted the connection",
+        ))
+    })
 }
 
 fn kind_number(kind: i32) -> u32 {

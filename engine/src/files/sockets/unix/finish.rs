@@ -47,9 +47,8 @@ impl RestoredUnix<'_> {
                 Fill::AfterConnect(waiting) => after.push((entry, waiting)),
             }
         }
-        let mut connected = Vec::new();
-        for &id in &ids {
-            self.connect_datagrams(self.entries[&id], opened, &mut connected)?;
+        for entry in self.datagrams_in_order(&ids)? {
+            self.connect_datagram(entry, opened)?;
         }
         let queues = Queues {
             entries: &self.entries,
@@ -77,23 +76,52 @@ impl RestoredUnix<'_> {
         })
     }
 
-    /// Connects a datagram socket to its peer, after all those that are connected to it: a socket with
-    /// a peer takes no other.
-    fn connect_datagrams(
+    /// Datagram sockets that have a peer, each after all those that are connected to it: a socket with a
+    /// peer takes no other, but for that very one.
+    fn datagrams_in_order(&self, ids: &[u32]) -> Outcome<Vec<&UnixSkEntry>> {
+        let all = ids.iter().map(|id| self.entries[id]);
+        let all = all.filter(|entry| !is_stream(entry) && entry.peer != 0);
+        let all: Vec<&UnixSkEntry> = all.collect();
+        // How many must be connected to a socket before it.
+        let mut before: HashMap<u32, usize> = HashMap::new();
+        let waits_for = |entry: &UnixSkEntry| {
+            let peer = self.by_ino.get(&entry.peer)?;
+            (peer.peer != entry.ino).then_some(*peer)
+        };
+        for peer in all.iter().filter_map(|entry| waits_for(entry)) {
+            *before.entry(peer.id).or_default() += 1;
+        }
+        let is_first = |entry: &&UnixSkEntry| !before.contains_key(&entry.id);
+        let mut order: Vec<&UnixSkEntry> = all.iter().copied().filter(is_first).collect();
+        let mut at = 0;
+        while let Some(peer) = order.get(at).map(|entry| waits_for(entry)) {
+            at += 1;
+            let Some(peer) = peer.filter(|peer| !is_stream(peer) && peer.peer != 0) else {
+                continue;
+            };
+            let left = before.get_mut(&peer.id).expect("counted above");
+            *left -= 1;
+            if *left == 0 {
+                order.push(peer);
+            }
+        }
+        match all
+            .iter()
+            .find(|entry| before.get(&entry.id).is_some_and(|left| *left != 0))
+        {
+            Some(entry) => Err(FileRestoreError::corrupt(
+                entry.id,
+                "it is in a circle of datagram sockets, which no calls can make",
+            )),
+            None => Ok(order),
+        }
+    }
+
+    fn connect_datagram(
         &self,
         entry: &UnixSkEntry,
         opened: &HashMap<(FdTypes, u32), OwnedFd>,
-        connected: &mut Vec<u32>,
     ) -> Outcome<()> {
-        if is_stream(entry) || entry.peer == 0 || connected.contains(&entry.id) {
-            return Ok(());
-        }
-        connected.push(entry.id);
-        for other in self.entries.values() {
-            if other.peer == entry.ino && entry.peer != other.ino {
-                self.connect_datagrams(other, opened, connected)?;
-            }
-        }
         let fd = opened.get(&(FdTypes::Unixsk, entry.id));
         let (Some(fd), Some(peer)) = (fd, self.by_ino.get(&entry.peer)) else {
             return Ok(());

@@ -34,6 +34,8 @@ pub(in crate::files) struct RestoredUnix<'a> {
     pub(super) entries: HashMap<u32, &'a UnixSkEntry>,
     /// Entry by inode number.
     pub(super) by_ino: HashMap<u32, &'a UnixSkEntry>,
+    /// Entries that have the same name, by it; those that listen first.
+    pub(super) by_name: HashMap<&'a [u8], Vec<&'a UnixSkEntry>>,
     pub(super) options: &'a FileRestoreOptions,
     pub(super) binder: Binder<'a>,
     pub(super) made: HashMap<u32, OwnedFd>,
@@ -74,7 +76,15 @@ impl<'a> RestoredUnix<'a> {
     ) -> Outcome<Self> {
         // Names whose files are gone come first: they stand in nobody's way afterwards.
         entries.sort_by_key(|entry| (entry.deleted != Some(true), entry.id));
+        let mut by_name: HashMap<&[u8], Vec<&UnixSkEntry>> = HashMap::new();
+        for entry in entries.iter().filter(|entry| !entry.name.is_empty()) {
+            by_name.entry(&entry.name).or_default().push(entry);
+        }
+        for same in by_name.values_mut() {
+            same.sort_by_key(|entry| entry.state != TCP_LISTEN);
+        }
         let mut set = RestoredUnix {
+            by_name,
             entries: entries.iter().map(|entry| (entry.id, *entry)).collect(),
             by_ino: entries.iter().map(|entry| (entry.ino, *entry)).collect(),
             options,
