@@ -282,6 +282,7 @@ impl Operation<'_> {
                 dumpable: answers.process.dumpable,
                 thp_disabled: answers.process.thp_disabled,
                 exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
+                policies: answers.policies.clone(),
             };
             described.push(space.describe(&answers, files, shared)?);
         }

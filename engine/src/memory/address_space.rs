@@ -1,7 +1,7 @@
 //! The address space of a frozen task, and its images.
 
 use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::MmEntry;
+use firn_proto::{FirnMmEntry, MmEntry};
 use firn_sys::Pid;
 use firn_sys::mm::MmFields;
 use firn_sys::procfs;
@@ -12,6 +12,7 @@ use super::copy::{self, PageCopy};
 use super::error::{MemoryDumpError, SourceError};
 use super::names;
 use super::pages;
+use super::policies::{self, Governed};
 use super::range::AddressRange;
 use super::shared_dump::SharedDump;
 use super::smaps::{self, Mapping};
@@ -21,7 +22,7 @@ use super::vma::{Vma, status};
 use crate::obstacle::Obstacle;
 
 /// What only the task itself can tell about its memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MmAnswers {
     /// Present end of the heap.
     pub brk: u64,
@@ -31,6 +32,8 @@ pub struct MmAnswers {
     pub thp_disabled: bool,
     /// File id of the executable.
     pub exe_file_id: u32,
+    /// NUMA policies.
+    pub policies: Vec<Governed>,
 }
 
 /// Takes the files behind mappings for the images of open files.
@@ -186,7 +189,7 @@ impl AddressSpace {
     ) -> Result<DescribedSpace<'_>, MemoryDumpError> {
         Ok(DescribedSpace {
             space: self,
-            answers: *answers,
+            answers: answers.clone(),
             vmas: self.describe_mappings(files, shared)?,
         })
     }
@@ -272,9 +275,18 @@ impl AddressSpace {
             dumpable: Some(answers.dumpable),
             aios: aio::entries(vmas),
             thp_disabled: Some(answers.thp_disabled),
-            firn: names::to_image(&self.mappings),
+            firn: extension(&self.mappings, &answers.policies),
         }
     }
+}
+
+/// What images have beside the common fields, where there is something.
+fn extension(mappings: &[Mapping], governed: &[Governed]) -> Option<FirnMmEntry> {
+    let entry = FirnMmEntry {
+        names: names::to_image(mappings),
+        policies: policies::to_image(governed),
+    };
+    (entry != FirnMmEntry::default()).then_some(entry)
 }
 
 fn guard(range: AddressRange) -> Vma {

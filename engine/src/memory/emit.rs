@@ -1,5 +1,6 @@
 //! The plan of a task's memory as records of its program.
 
+use std::collections::HashSet;
 use std::os::fd::AsRawFd;
 
 use firn_sys::mm::{self, MmFields, advice, map, prot};
@@ -13,6 +14,7 @@ use super::image::MemoryImage;
 use super::names;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
+use super::policies;
 use super::range::AddressRange;
 use super::sysv;
 use super::vdso::KernelVdso;
@@ -70,6 +72,7 @@ impl MemoryPlan {
             let advice = advice::DONTNEED.into();
             p.call(nr::MADVISE, &[start, len, advice], Rule::Exact(0), why);
         }
+        policies::plan_removal(p, &self.governed_by_maker);
         for &index in &self.unprotected {
             self.protect(p, index, self.prot_while_filled[index], "to be filled");
         }
@@ -155,6 +158,7 @@ impl MemoryPlan {
             }
             give_advice(p, vma);
         }
+        self.govern_inherited(p);
         names::plan(p, self.image.names());
         for range in self.image.guards() {
             let [start, len] = args(*range);
@@ -195,15 +199,34 @@ impl MemoryPlan {
             }
             if vma.is(status::SYSVIPC) {
                 self.attach(p, index);
+                self.govern(p, index);
                 continue;
             }
             self.map_one(p, fds, vma, self.prot_while_filled[index])?;
+            self.govern(p, index);
             if vma.has_advice(advice::HUGEPAGE) {
                 advise(p, vma, advice::HUGEPAGE);
             }
         }
         read_pages(p, &self.image, &phase.read_by_task);
         Ok(fresh::open(p, &phase.fresh))
+    }
+
+    /// NUMA policies come before pages, which they place.
+    fn govern(&self, p: &mut Program, index: usize) {
+        policies::plan(p, self.image.policies(), self.vma(index).range, &self.nodes);
+    }
+
+    /// Policies of memory that came along, whose pages are where they are.
+    fn govern_inherited(&self, p: &mut Program) {
+        if self.image.policies().is_empty() {
+            return;
+        }
+        let mapped = self.early.mapped.iter().chain(&self.late.mapped);
+        let mapped: HashSet<usize> = mapped.copied().collect();
+        for index in self.indices().filter(|index| !mapped.contains(index)) {
+            self.govern(p, index);
+        }
     }
 
     /// Parts of io_uring rings come first, while there is little to fill around them.

@@ -7,6 +7,7 @@ use firn_sys::mm::{MmFields, TASK_SIZE, map};
 
 use super::aio;
 use super::names::{self, Named};
+use super::policies::{self, Governed};
 use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::{Vma, status};
 
@@ -70,6 +71,7 @@ pub struct MemoryImage {
     vmas: Vec<Vma>,
     guards: Vec<AddressRange>,
     names: Vec<Named>,
+    policies: Vec<Governed>,
     aios: Vec<AioRingEntry>,
     pages: PageSource,
 }
@@ -87,6 +89,7 @@ impl MemoryImage {
         let image = MemoryImage {
             pid,
             names: names::from_image(&mm, &vmas),
+            policies: policies::from_image(&mm, &vmas),
             fields: fields(&mm),
             aios: mm.aios,
             auxv: mm.mm_saved_auxv,
@@ -125,6 +128,11 @@ impl MemoryImage {
     /// Asynchronous I/O contexts, one for each mapping that is the ring of one.
     pub fn aios(&self) -> &[AioRingEntry] {
         &self.aios
+    }
+
+    /// NUMA policies, ascending.
+    pub fn policies(&self) -> &[Governed] {
+        &self.policies
     }
 
     /// Where the contents of pages are.

@@ -24,6 +24,7 @@ mod names;
 pub mod pages;
 pub mod piece;
 pub mod plan;
+pub mod policies;
 pub mod range;
 pub mod shared_dump;
 pub mod shared_restore;

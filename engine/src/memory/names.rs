@@ -5,7 +5,7 @@
 //!
 //! Source: man 2 PR_SET_VMA (Linux 5.17, CONFIG_ANON_VMA_NAME; shared memory 6.2).
 
-use firn_proto::{FirnMmEntry, FirnVmaName, MmEntry};
+use firn_proto::{FirnVmaName, MmEntry};
 use firn_sys::nr;
 
 use super::range::AddressRange;
@@ -29,16 +29,15 @@ pub fn given(shown: &[u8]) -> Option<&[u8]> {
     inner.strip_suffix(b"]")
 }
 
-/// The names of an address space, where it has any.
-pub fn to_image(mappings: &[Mapping]) -> Option<FirnMmEntry> {
+/// The names of an address space.
+pub fn to_image(mappings: &[Mapping]) -> Vec<FirnVmaName> {
     let named = mappings.iter().filter_map(|mapping| {
         Some(FirnVmaName {
             start: mapping.range.start,
             name: given(&mapping.name)?.to_vec(),
         })
     });
-    let names: Vec<FirnVmaName> = named.collect();
-    (!names.is_empty()).then_some(FirnMmEntry { names })
+    named.collect()
 }
 
 /// The names of an image, with their mappings; what can't be a name of one of them is left out.
@@ -70,6 +69,8 @@ pub fn plan(p: &mut Program, names: &[Named]) {
 
 #[cfg(test)]
 mod tests {
+    use firn_proto::FirnMmEntry;
+
     use super::*;
     use crate::memory::smaps;
 
@@ -80,7 +81,10 @@ mod tests {
                      5000-6000 rw-s 0 00:01 9                          [anon_shmem:one]x]\n";
         let mappings = smaps::parse(text).expect("text");
         let mm = MmEntry {
-            firn: to_image(&mappings),
+            firn: Some(FirnMmEntry {
+                names: to_image(&mappings),
+                ..FirnMmEntry::default()
+            }),
             ..MmEntry::default()
         };
         let vma = |mapping: &Mapping| {

@@ -28,6 +28,7 @@ use super::piece::{self, Piece};
 use super::range::{self, AddressRange};
 use super::vdso::{self, KernelVdso, KernelVdsos, VdsoChoice, VdsoError, VdsoPlan};
 use super::vma::{Vma, status};
+use crate::task::mempolicy::Nodes;
 
 /// Tasks with more page bytes than this are filled by the coordinator.
 const MAX_READ_BY_TASK: u64 = 16 << 20;
@@ -76,6 +77,8 @@ pub struct MemoryFacts {
     pub vdsos: KernelVdsos,
     /// How vdsos are put into place.
     pub vdso_choice: VdsoChoice,
+    /// NUMA nodes with memory that may be used.
+    pub nodes: Nodes,
 }
 
 impl MemoryFacts {
@@ -95,6 +98,7 @@ impl MemoryFacts {
                 ia32: ia32.map(Arc::new),
             },
             vdso_choice: VdsoChoice::ByContent,
+            nodes: Nodes::usable(),
         })
     }
 }
@@ -122,6 +126,10 @@ pub struct MemoryPlan {
     pub(super) dropped: Vec<AddressRange>,
     /// Mappings that are made writable to be filled, by index.
     pub(super) unprotected: Vec<usize>,
+    /// Memory that comes along with a NUMA policy, which is not to stay.
+    pub(super) governed_by_maker: Vec<AddressRange>,
+    /// NUMA nodes that are here.
+    pub(super) nodes: Nodes,
     /// Protection that each mapping has while it is filled.
     pub(super) prot_while_filled: Vec<u32>,
     /// Before the task forks its children.
@@ -157,9 +165,14 @@ pub fn plan_tree(
             })
         })
         .collect();
+    let governed_by_makers: Vec<Vec<AddressRange>> = tasks
+        .iter()
+        .map(|task| governed_by_maker(task, &tasks))
+        .collect();
     let drafts = drafts(&tasks, &inheritances)?;
     let mut plans = Vec::with_capacity(tasks.len());
-    for (task, mut draft) in tasks.into_iter().zip(drafts) {
+    let tasks = tasks.into_iter().zip(governed_by_makers);
+    for ((task, governed_by_maker), mut draft) in tasks.zip(drafts) {
         let vdso = vdso::plan(
             &task.image,
             &facts.vdsos,
@@ -169,9 +182,20 @@ pub fn plan_tree(
         )?;
         let aio = aio::plan(&task.image)?;
         draft.taken = range::union([draft.taken, vec![hole]].concat());
-        plans.push(draft.into_plan(task.image, vdso, aio, &facts.fresh));
+        plans.push(MemoryPlan {
+            governed_by_maker,
+            nodes: facts.nodes.clone(),
+            ..draft.into_plan(task.image, vdso, aio, &facts.fresh)
+        });
     }
     Ok(plans)
+}
+
+/// Memory of its maker that has a NUMA policy.
+fn governed_by_maker(task: &TaskMemory, tasks: &[TaskMemory]) -> Vec<AddressRange> {
+    let policies = task.maker.map(|maker| tasks[maker].image.policies());
+    let governed = policies.into_iter().flatten();
+    governed.map(|(range, _)| *range).collect()
 }
 
 /// What is known of a task before its image is moved into its plan.
@@ -344,6 +368,8 @@ impl Draft {
             unwanted: self.unwanted,
             dropped: self.dropped,
             unprotected: self.unprotected,
+            governed_by_maker: Vec::new(),
+            nodes: Nodes::default(),
             prot_while_filled: self.prot_while_filled,
             taken: self.taken,
             aio,
@@ -374,6 +400,12 @@ impl MemoryPlan {
     /// Whether the coordinator has to fill anything after everything is mapped.
     pub fn needs_fill(&self) -> bool {
         !self.late.filled.is_empty()
+    }
+
+    /// What can't be had of NUMA policies here, in words.
+    pub fn policy_losses(&self) -> impl Iterator<Item = &'static str> {
+        let policies = self.image.policies().iter();
+        policies.filter_map(|(_, policy)| policy.loss(&self.nodes))
     }
 
     /// Number of pages compared with the parent's, and of those that stay shared with it.

@@ -251,6 +251,7 @@ impl Operation<'_> {
             may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
             seccomp: &seccomp,
             timer_ids,
+            nodes: &facts.nodes,
             is_own_root: &is_own_root,
         };
         let mut programs = programs::build(&ingredients, &mut files)?;
@@ -258,6 +259,15 @@ impl Operation<'_> {
             let lost = |core| scheduling::affinity_warning(thread::part(core), &own.sched);
             for what in task.cores.iter().filter_map(lost) {
                 programs.losses.add(pid, what);
+            }
+            let policies = task.cores.iter().filter_map(thread::mempolicy);
+            for what in policies.filter_map(|policy| policy.loss(&facts.nodes)) {
+                programs.losses.add(pid, what);
+            }
+        }
+        for memory in memory.iter().flatten() {
+            for what in memory.policy_losses() {
+                programs.losses.add(memory.image().pid(), what);
             }
         }
         self.accept_losses(&programs.losses)?;

@@ -19,11 +19,12 @@ use firn_sys::{Pid, nr};
 
 use super::RestoreError;
 use super::load::{Checkpoint, LivingTask, LoadedTask};
-use super::thread::Inherited;
+use super::thread::{self, Inherited};
 use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
 use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
 use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot, Word};
+use crate::task::mempolicy::{self, Nodes};
 use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Birth, BirthId, Family, Role};
 use crate::task::seccomp::SeccompPlan;
@@ -100,6 +101,8 @@ pub(super) struct Ingredients<'a> {
     /// Seccomp of each process that has some.
     pub seccomp: &'a [Option<SeccompPlan>],
     pub timer_ids: TimerIds,
+    /// NUMA nodes that are here.
+    pub nodes: &'a Nodes,
     /// The root directory of the restored tree is this process's, so chroot is not needed.
     pub is_own_root: &'a dyn Fn(i32) -> bool,
 }
@@ -278,6 +281,10 @@ impl<'a> Builder<'a> {
         self.out.births[id].early.uffd = uffd;
         self.make_children(p, id);
         self.plan_groups(p, id);
+        // Children have been made, which don't inherit it; memory comes by it.
+        if let Some(policy) = thread::mempolicy(&task.cores[0]) {
+            mempolicy::plan(p, &policy, self.from.nodes);
+        }
         let uffd = memory.map(p, &mut self.descriptors())?;
         memory.place_vdso(p, from.kernel_vdso, from.parked_vdso);
         if memory.needs_fill() {

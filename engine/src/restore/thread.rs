@@ -6,6 +6,7 @@ use firn_sys::nr;
 use crate::arch::Abi;
 use crate::arch::regs::{self, Resumption};
 use crate::program::{Program, Rule, Word};
+use crate::task::mempolicy::Policy;
 use crate::task::modes::{self, ThreadModes};
 use crate::task::scheduling::{self, OwnScheduling};
 use crate::task::{attributes, creds};
@@ -41,6 +42,12 @@ pub(super) fn part(core: &CoreEntry) -> &ThreadCoreEntry {
 /// How the thread gets on with the system call it was stopped in.
 pub(super) fn resumption(core: &CoreEntry) -> Resumption {
     regs::resumption(part(core).firn_restart.as_ref())
+}
+
+/// The NUMA policy of a thread, where it had one.
+pub(super) fn mempolicy(core: &CoreEntry) -> Option<Policy> {
+    let extension = part(core).firn.as_ref()?;
+    extension.mempolicy.as_ref().map(Policy::from_image)
 }
 
 /// Which kind of program the thread belongs to.

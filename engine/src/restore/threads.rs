@@ -23,6 +23,7 @@ use crate::arch::Abi;
 use crate::arch::regs::Resumption;
 use crate::memory::MemoryPlan;
 use crate::program::{CloneSpec, Program, ProgramId, Rule};
+use crate::task::mempolicy::{self, Policy};
 use crate::task::posix_timers::{self, LateStart, TimerIds};
 use crate::task::relations::{BirthId, Role};
 use crate::task::{attributes, itimers, limits, modes, signals};
@@ -75,6 +76,7 @@ impl Builder<'_> {
             if chosen {
                 posix_timers::plan_creation(&mut thread, own_timers.iter().copied());
             }
+            self.plan_own_policy(&mut thread, task, core);
             plan_pending(&mut thread, pid, *tid, core);
             self.files.plan_registered_rings(pid, *tid, &mut thread);
             thread::plan_tail(&mut thread, core, self.from.own, |p| {
@@ -118,6 +120,15 @@ impl Builder<'_> {
             posix_timers::plan_walk(p, pid, timers)?;
         }
         Ok(all)
+    }
+
+    /// A thread comes with the NUMA policy of its process.
+    fn plan_own_policy(&self, p: &mut Program, task: &LivingTask, core: &CoreEntry) {
+        let [common, own] = [&task.cores[0], core].map(thread::mempolicy);
+        if common != own {
+            let own = own.unwrap_or_else(Policy::none);
+            mempolicy::plan(p, &own, self.from.nodes);
+        }
     }
 
     /// Filters go on while the coordinator traces all threads of the process: none of them is called

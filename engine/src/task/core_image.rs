@@ -92,7 +92,11 @@ pub fn dump(
         .zip(&answers.threads)
         .zip(&outside.threads);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let state = dump_thread(*tid, task.abi, thread, status, layout, seccomp)?;
+        let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp)?;
+        let policy = &answers.mempolicies[nth];
+        if policy.is_some() {
+            state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());
+        }
         let tc = if nth == 0 {
             Some(dump_process(task, answers, outside, &state)?)
         } else {

@@ -4,13 +4,20 @@ use firn_proto::TaskTimersEntry;
 
 use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
 use super::ia32::{self, LocalTableQuestion};
+use super::mempolicy::{self, Nodes, Policy, PolicyQuestion};
 use super::posix_timers::{self, TimerQuestions};
 use super::status::StatusError;
 use super::{itimers, signals};
+use crate::crew;
 use crate::inject::{self, InjectError, Job};
+use crate::memory::AddressRange;
+use crate::memory::policies::{self, Governed, PolicyQuestions};
 use crate::obstacle::Obstacle;
 use crate::program::{Data, Program, ProgramId, ProgramSet};
 use crate::tree::{Task, Tree};
+
+/// Tasks whose mappings are worth a thread of their own to list them.
+const TASKS_PER_THREAD: usize = 16;
 
 /// What one process answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +32,10 @@ pub struct TaskAnswers {
     pub obstacle: Option<Obstacle>,
     /// About each thread, in the order of the task's threads.
     pub threads: Vec<ThreadAnswers>,
+    /// NUMA policies of the threads, in the same order.
+    pub mempolicies: Vec<Policy>,
+    /// Those of its memory.
+    pub policies: Vec<Governed>,
 }
 
 struct Questions {
@@ -34,7 +45,8 @@ struct Questions {
     timers: Data,
     posix_timers: TimerQuestions,
     local_table: LocalTableQuestion,
-    threads: Vec<(ProgramId, ThreadQuestions)>,
+    policies: PolicyQuestions,
+    threads: Vec<(ProgramId, ThreadQuestions, PolicyQuestion)>,
 }
 
 /// Failure to ask.
@@ -73,17 +85,33 @@ pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
                 threads: asked
                     .threads
                     .iter()
-                    .map(|(id, thread)| thread.answers(arena, *id))
+                    .map(|(id, thread, _)| thread.answers(arena, *id))
                     .collect(),
+                mempolicies: asked
+                    .threads
+                    .iter()
+                    .map(|(id, _, policy)| policy.answer(arena, *id))
+                    .collect(),
+                policies: asked.policies.answers(arena, asked.leader),
             });
     Ok(answers.collect())
 }
 
 fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
-    tree.alive().map(prepare).collect()
+    let nr_words = Nodes::nr_words();
+    let tasks: Vec<&Task> = tree.alive().collect();
+    let ranges = crew::share_out(&tasks, TASKS_PER_THREAD, |task| policies::ranges(task.pid));
+    let prepared = tasks.into_iter().zip(ranges);
+    prepared
+        .map(|(task, ranges)| prepare(task, ranges, nr_words))
+        .collect()
 }
 
-fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
+fn prepare(
+    task: &Task,
+    mapped: Vec<AddressRange>,
+    nr_words: usize,
+) -> Result<(Job, Questions), StatusError> {
     let mut set = ProgramSet::new();
     let mut leader = Program::new(format!("task {}", task.pid));
     let process = attributes::ask_process(&mut leader, task.abi);
@@ -91,6 +119,7 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
     let timers = itimers::ask(&mut leader);
     let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.pid)?);
     let local_table = ia32::ask_local_table(&mut leader);
+    let policies = policies::ask(&mut leader, mapped, nr_words);
     let mut programs = Vec::with_capacity(task.threads.len());
     let mut threads = Vec::with_capacity(task.threads.len());
     let mut own = Some(leader);
@@ -99,10 +128,11 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
             .take()
             .unwrap_or_else(|| Program::new(format!("thread {tid}")));
         let asked = attributes::ask_thread(&mut program, task.abi);
+        let policy = mempolicy::ask(&mut program, nr_words, None);
         program.park();
         let id = set.add(program);
         programs.push((*tid, id));
-        threads.push((id, asked));
+        threads.push((id, asked, policy));
     }
     let leader = programs[0].1;
     let job = Job {
@@ -120,6 +150,7 @@ fn prepare(task: &Task) -> Result<(Job, Questions), StatusError> {
             timers,
             posix_timers,
             local_table,
+            policies,
             threads,
         },
     ))

@@ -230,6 +230,7 @@ impl Victim {
                 dumpable: 1,
                 thp_disabled: false,
                 exe_file_id: 0,
+                policies: Vec::new(),
             };
             space
                 .dump(&answers, &mut files, &mut shared, &images, new_id(), &copy)

@@ -1303,6 +1303,20 @@ impl ::prost::Name for FirnRestartEntry {
 const NAME: &'static str = "firn_restart_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_restart_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_restart_entry".into() }}
+/// Extension. A NUMA memory policy.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnMempolicyEntry {
+    /// MPOL_* with MPOL_F_* of its mode.
+    #[prost(uint32, required, tag = "1")]
+    pub mode: u32,
+    /// Nodes; bit 0 of the first word is node 0.
+    #[prost(uint64, repeated, packed = "false", tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<u64>,
+}
+impl ::prost::Name for FirnMempolicyEntry {
+const NAME: &'static str = "firn_mempolicy_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_mempolicy_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_mempolicy_entry".into() }}
 /// Extension. Syscall user dispatch of a thread, as ptrace tells it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnDispatchEntry {
@@ -1362,6 +1376,9 @@ pub struct FirnThreadEntry {
     pub speculation: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, optional, tag = "14")]
     pub dispatch: ::core::option::Option<FirnDispatchEntry>,
+    /// Where memory comes from that has no policy of its own.
+    #[prost(message, optional, tag = "20")]
+    pub mempolicy: ::core::option::Option<FirnMempolicyEntry>,
 }
 impl ::prost::Name for FirnThreadEntry {
 const NAME: &'static str = "firn_thread_entry";
@@ -2728,11 +2745,27 @@ impl ::prost::Name for FirnVmaName {
 const NAME: &'static str = "firn_vma_name";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_vma_name".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_vma_name".into() }}
+/// Extension. The NUMA memory policy of a range of memory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnVmaPolicy {
+    #[prost(uint64, required, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, required, tag = "2")]
+    pub end: u64,
+    #[prost(message, required, tag = "3")]
+    pub policy: FirnMempolicyEntry,
+}
+impl ::prost::Name for FirnVmaPolicy {
+const NAME: &'static str = "firn_vma_policy";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_vma_policy".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_vma_policy".into() }}
 /// Extension. What Firn keeps of an address space beside the common fields.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnMmEntry {
     #[prost(message, repeated, tag = "1")]
     pub names: ::prost::alloc::vec::Vec<FirnVmaName>,
+    #[prost(message, repeated, tag = "20")]
+    pub policies: ::prost::alloc::vec::Vec<FirnVmaPolicy>,
 }
 impl ::prost::Name for FirnMmEntry {
 const NAME: &'static str = "firn_mm_entry";

@@ -1,15 +1,14 @@
 //! Probes about mappings and the fields of an address space.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr::{null_mut, without_provenance_mut};
 
-use linux_raw_sys::general::procmap_query as ProcmapQuery;
 use linux_raw_sys::prctl::prctl_mm_map;
 
 use super::in_child;
-use crate::{Errno, Result};
+use crate::procmap::MapQueries;
+use crate::{Errno, Pid, Result};
 
 const PAGE: usize = 4096;
 const ARCH_MAP_VDSO_64: i32 = 0x2003;
@@ -17,8 +16,6 @@ const MADV_COLLAPSE: i32 = 25;
 const MADV_GUARD_INSTALL: i32 = 102;
 const PR_SET_MM: i32 = 35;
 const PR_SET_MM_MAP: u64 = 14;
-/// `_IOWR('f', 17, struct procmap_query)`, 104 bytes.
-const PROCMAP_QUERY: u64 = 0xc068_6611;
 
 /// A private anonymous page of this process.
 #[derive(Debug)]
@@ -192,16 +189,11 @@ pub(super) fn entry_of(pagemap: &File, page: &Scratch) -> Result<u64> {
 /// ENOTTY before Linux 6.11.
 pub fn procmap_query() -> Result<()> {
     let page = Scratch::map(libc::PROT_READ)?;
-    let maps = File::open("/proc/self/maps")?;
-    // SAFETY: the structure holds integers only, for which zero is a value.
-    let mut query: ProcmapQuery = unsafe { std::mem::zeroed() };
-    query.size = u64::try_from(size_of::<ProcmapQuery>()).expect("a small structure");
-    query.query_addr = page.address();
-    // SAFETY: the structure outlives the call and its size stands in it.
-    let result = unsafe { libc::ioctl(maps.as_raw_fd(), PROCMAP_QUERY, &raw mut query) };
-    Errno::check(i64::from(result))?;
-    let inside = query.vma_start <= page.address() && page.address() < query.vma_end;
-    if inside { Ok(()) } else { Err(Errno::EINVAL) }
+    let found = MapQueries::open(Pid::this())?.at_or_after(page.address())?;
+    match found {
+        Some((start, end)) if (start..end).contains(&page.address()) => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// Makes guard regions in a scratch mapping.

@@ -6,6 +6,7 @@ mod copy_on_write;
 mod file;
 mod huge;
 mod memfd;
+mod numa;
 mod odd;
 mod shared;
 mod special;
@@ -64,6 +65,7 @@ pub static ALL: &[&Workload] = &[
     &advice::GUARDS,
     &advice::LOCKED,
     &advice::LOCK_ALL,
+    &numa::POLICIES,
     &special::NO_RESERVE,
     &special::EDGES,
     &vdso::CALLS,

@@ -1,0 +1,145 @@
+//! NUMA policies of memory: asked for by the task, mapping by mapping, and set again before memory is filled.
+//!
+//! What a child inherits comes with the policies of its parent; those go first. The policy of shared memory
+//! belongs to the object, and every task that has it mapped sets the same one.
+//!
+//! Source: man 2 mbind.
+
+use firn_proto::{FirnVmaPolicy, MmEntry};
+use firn_sys::procmap::MapQueries;
+use firn_sys::{Pid, nr};
+
+use super::range::{AddressRange, PAGE_SIZE};
+use super::smaps;
+use super::vma::Vma;
+use crate::program::{Arena, Program, ProgramId, Rule};
+use crate::task::mempolicy::{self, Fit, Nodes, Policy, PolicyQuestion};
+
+const EFAULT: i32 = 14;
+
+/// Memory with a policy.
+pub type Governed = (AddressRange, Policy);
+
+/// The addresses of all mappings of a stopped task; empty when it is gone.
+pub fn ranges(pid: Pid) -> Vec<AddressRange> {
+    queried(pid).unwrap_or_else(|| {
+        let text = firn_sys::procfs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let mappings = smaps::parse(&text).unwrap_or_default();
+        mappings.iter().map(|mapping| mapping.range).collect()
+    })
+}
+
+/// None before Linux 6.11.
+fn queried(pid: Pid) -> Option<Vec<AddressRange>> {
+    let queries = MapQueries::open(pid).ok()?;
+    let mut ranges = Vec::new();
+    let mut address = 0;
+    while let Some((start, end)) = queries.at_or_after(address).ok()? {
+        ranges.push(AddressRange::new(start, end));
+        address = end;
+    }
+    Some(ranges)
+}
+
+/// Questions for the policies of memory.
+#[derive(Debug)]
+pub struct PolicyQuestions(Vec<(AddressRange, PolicyQuestion)>);
+
+/// Adds the questions for the policies of all given mappings.
+pub fn ask(p: &mut Program, ranges: Vec<AddressRange>, nr_words: usize) -> PolicyQuestions {
+    let ask = |range: AddressRange| (range, mempolicy::ask(p, nr_words, Some(range.start)));
+    PolicyQuestions(ranges.into_iter().map(ask).collect())
+}
+
+impl PolicyQuestions {
+    /// The mappings that have a policy.
+    pub fn answers(&self, arena: &Arena, id: ProgramId) -> Vec<Governed> {
+        let answer =
+            |(range, asked): &(AddressRange, PolicyQuestion)| (*range, asked.answer(arena, id));
+        let answers = self.0.iter().map(answer);
+        answers.filter(|(_, policy)| policy.is_some()).collect()
+    }
+}
+
+/// The policies as images have them.
+pub fn to_image(governed: &[Governed]) -> Vec<FirnVmaPolicy> {
+    let entry = |(range, policy): &Governed| FirnVmaPolicy {
+        start: range.start,
+        end: range.end,
+        policy: policy.to_image(),
+    };
+    governed.iter().map(entry).collect()
+}
+
+/// The policies of an image, ascending; ranges that are none of its mappings are left out.
+pub fn from_image(mm: &MmEntry, vmas: &[Vma]) -> Vec<Governed> {
+    let entries = mm.firn.iter().flat_map(|firn| &firn.policies);
+    let governed = entries.filter_map(|entry| {
+        let at = vmas.partition_point(|vma| vma.range.end <= entry.start);
+        let vma = vmas.get(at)?.range;
+        let is_part = vma.start <= entry.start && entry.start < entry.end && entry.end <= vma.end;
+        let is_aligned = entry.start % PAGE_SIZE == 0 && entry.end % PAGE_SIZE == 0;
+        let range = AddressRange::new(entry.start, entry.end);
+        (is_part && is_aligned).then(|| (range, Policy::from_image(&entry.policy)))
+    });
+    let mut governed: Vec<Governed> = governed.collect();
+    governed.sort_by_key(|(range, _)| range.start);
+    governed
+}
+
+/// Adds the calls that give the memory of one mapping its policies, out of all, which ascend.
+pub fn plan(p: &mut Program, all: &[Governed], mapping: AddressRange, here: &Nodes) {
+    let first = all.partition_point(|(range, _)| range.end <= mapping.start);
+    let inside = all[first..].iter();
+    for (range, policy) in inside.take_while(|(range, _)| range.end <= mapping.end) {
+        if policy.fit(here) != Fit::Not {
+            bind(p, *range, policy, here, Rule::Ok);
+        }
+    }
+}
+
+/// Adds the calls that take inherited policies away.
+pub fn plan_removal(p: &mut Program, inherited: &[AddressRange]) {
+    // None of it may have been wanted.
+    let rule = Rule::OkOr(EFAULT);
+    for range in inherited {
+        bind(p, *range, &Policy::none(), &Nodes::default(), rule);
+    }
+}
+
+fn bind(p: &mut Program, range: AddressRange, policy: &Policy, here: &Nodes, rule: Rule) {
+    let [mode, nodes, bits] = policy.arguments(p, here);
+    let args = [
+        range.start.into(),
+        range.len().into(),
+        mode,
+        nodes,
+        bits,
+        0.into(),
+    ];
+    let why = format!("setting the NUMA policy of [{range}]");
+    p.call(nr::MBIND, &args, rule, why);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_find_mappings_agree() {
+        let me = Pid::this();
+        let found = ranges(me);
+        let here: *const u8 = (&raw const found).cast();
+        let here = u64::try_from(here.addr()).unwrap();
+        assert!(found.iter().any(|range| range.contains(here)));
+        assert!(found.is_sorted_by_key(|range| range.start));
+    }
+
+    #[test]
+    fn inherited_policies_go_by_the_default_one() {
+        let mut p = Program::new("test");
+        plan_removal(&mut p, &[AddressRange::new(0x1000, 0x3000)]);
+        let said = p.describe(0);
+        assert_eq!(said, "mbind(4096, 8192) or errno 14");
+    }
+}
