@@ -13,6 +13,7 @@ use firn_engine::memory::{
     MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
 };
 use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Slot, Word};
+use firn_engine::task::mempolicy::Nodes;
 use firn_images::ImageDir;
 use firn_sys::Pid;
 use firn_sys::uffd::Uffd;
@@ -218,6 +219,7 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
             ia32: None,
         },
         vdso_choice: choice,
+        nodes: Nodes::usable(),
     };
     let tasks: Vec<TaskMemory> = dumped
         .iter()

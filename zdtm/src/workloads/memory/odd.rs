@@ -32,7 +32,7 @@ pub static OVERLAY: Workload = Workload::new(
     "mappings of files of an overlay: of the lower layer, and copied up",
     overlay,
 )
-.needs(&[Need::FileSystem("overlay")]);
+.needs(&[Need::FileSystem("overlay"), Need::Root]);
 pub static DEVICE: Workload = Workload::new(
     "refusals/device-memory",
     "a mapping of the first page of the BIOS by /dev/mem",

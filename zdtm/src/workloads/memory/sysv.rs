@@ -18,7 +18,7 @@ pub static PARTS: Workload = Workload::new(
 );
 pub static HUGE: Workload =
     Workload::new("memory/sysv-huge", "a segment of reserved huge pages", huge)
-        .needs(&[Need::HugePages(2)]);
+        .needs(&[Need::HugePages(2), Need::Root]);
 pub static OUTSIDE: Workload = Workload::new(
     "refusals/sysv-outside",
     "a segment that a process outside the tree has attached",
