@@ -10,6 +10,7 @@
 mod common;
 
 mod backup;
+mod device;
 mod full;
 mod life;
 mod namespace;

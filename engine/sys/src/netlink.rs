@@ -10,6 +10,8 @@ use crate::{Errno, Result, socket};
 pub const SOCK_DIAG: i32 = 4;
 /// Packet filter.
 pub const NETFILTER: i32 = 12;
+/// Families that have a name instead of a number.
+pub const GENERIC: i32 = 16;
 /// A request.
 pub const REQUEST: u16 = 1;
 /// The answer is wanted also where there is no other.
@@ -90,7 +92,8 @@ impl Request {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self, seq: u32) -> Vec<u8> {
+    /// The whole message, as the socket sends it under that number.
+    pub fn finish(mut self, seq: u32) -> Vec<u8> {
         let len = u32::try_from(self.bytes.len()).expect("messages of ours are short");
         self.bytes[..4].copy_from_slice(&len.to_ne_bytes());
         self.bytes[8..12].copy_from_slice(&seq.to_ne_bytes());

@@ -129,6 +129,11 @@ impl LoopDevice {
         &self.path
     }
 
+    /// The open device, without its name.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// The open device.
     pub fn file(&self) -> &File {
         &self.file

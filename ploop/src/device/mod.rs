@@ -1,13 +1,149 @@
 //! The disk as a block device.
 //!
-//! | device | needs | where it is used |
+//! | device | needs | when its server dies |
 //! |---|---|---|
-//! | [`fuse`] + [`loopdev`] | FUSE, loop | everywhere; survives the death of its server |
-//! | [`nbd`] | nothing for the server, a client for a device | for other programs, over a Unix socket |
+//! | [`fuse`] + [`loopdev`] | FUSE, loop | requests wait; the next server gets the unanswered ones at once (Linux 6.9) |
+//! | [`nbd`] | the kernel's NBD client, in the first network namespace | requests wait; the unanswered ones are sent again after a while |
+//!
+//! Each is a [`Device`] in the supervisor, which outlives the workers, and a [`Channel`] in the worker.
+//! [`nbd`] also serves other programs over a Unix socket, and then needs nothing of the kernel's.
 
+mod choice;
 mod export;
 pub mod fuse;
 pub mod loopdev;
 pub mod nbd;
+mod view;
 
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use serde::{Deserialize, Serialize};
+
+pub use choice::{Choice, NoDevice, choose};
 pub use export::Export;
+pub use view::View;
+
+use crate::kernel;
+
+/// A kind of device, on its way from the kernel's channel to a block device. It belongs to the supervisor;
+/// workers come and go.
+pub trait Device: Send + Sync {
+    /// What the kind is called.
+    fn name(&self) -> &'static str;
+    /// Readies the channel for the next worker. Called before each start of one, when the last is no more.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    fn lend(&self) -> io::Result<Lent>;
+    /// Makes the block device. A worker answers.
+    ///
+    /// # Errors
+    /// The kernel refused. The worker has then been told to end.
+    fn attach(&self, how: &AttachOptions<'_>) -> io::Result<Attached>;
+}
+
+/// What a device gives the next worker.
+#[derive(Debug)]
+pub enum Lent {
+    /// A channel, and the descriptors that it names, which the worker inherits.
+    Channel(Channel, Vec<OwnedFd>),
+    /// The last user has left while there was no worker.
+    Released,
+}
+
+/// How a block device is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachOptions<'a> {
+    /// What it shows.
+    pub view: View,
+    /// Size of the whole disk.
+    pub disk_bytes: u64,
+    /// No writes.
+    pub read_only: bool,
+    /// What the system's tools call it.
+    pub label: &'a str,
+}
+
+/// A block device that is there.
+#[derive(Debug)]
+pub struct Attached {
+    /// Its node.
+    pub path: PathBuf,
+    /// The device, open: it goes with its last user.
+    pub held: File,
+}
+
+/// Where a worker's requests come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Channel {
+    /// The FUSE channel.
+    Fuse {
+        /// Its number.
+        fd: i32,
+        /// The requests that the last worker did not answer have to be asked for.
+        resend: bool,
+    },
+    /// The server's end of a connection to the kernel's NBD client.
+    Nbd {
+        /// Its number.
+        fd: i32,
+    },
+}
+
+/// Why the service ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The last user has left.
+    Released,
+    /// The way to the device is gone, and its users with it.
+    Unmounted,
+    /// The channel broke.
+    Failed,
+}
+
+impl Channel {
+    /// Starts the threads that answer requests. The first cause of an end is sent; the threads go on until
+    /// the process ends.
+    ///
+    /// # Errors
+    /// No thread, no memory, or no such descriptor.
+    pub fn serve(
+        &self,
+        export: &Arc<Export>,
+        view: View,
+        threads: usize,
+        ended: &Sender<Ended>,
+    ) -> io::Result<()> {
+        match *self {
+            Channel::Fuse { fd, resend } => {
+                let channel = Arc::new(kernel::adopt_fd(fd)?);
+                fuse::start(Arc::clone(&channel), Arc::clone(export), threads, ended)?;
+                match resend {
+                    true => fuse::resend(&*channel),
+                    false => Ok(()),
+                }
+            }
+            Channel::Nbd { fd } => {
+                let connection = kernel::adopt_fd(fd)?.into();
+                nbd::start(connection, export, view, threads, ended)
+            }
+        }
+    }
+}
+
+/// Lets a device take over the size of a disk that has grown.
+///
+/// # Errors
+/// It is no device of ours, or the kernel refused.
+pub fn resize(device: &Path, view: View, disk_bytes: u64) -> io::Result<()> {
+    match nbd::index_of(device) {
+        Some(index) => nbd::resize(index, view.len_bytes(disk_bytes)),
+        None => loopdev::refresh_size(&File::open(device)?),
+    }
+}

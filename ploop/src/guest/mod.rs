@@ -104,21 +104,6 @@ impl GuestError {
     }
 }
 
-/// The partition to mount, or None where the disk has no partition table.
-///
-/// # Errors
-/// The table is damaged or can't be read.
-pub fn find_partition(disk: &File) -> Result<Option<Partition>, GuestError> {
-    let find = || {
-        let size_bytes = disk.metadata()?.len();
-        gpt::first_partition(disk, size_bytes)
-    };
-    find().map_err(|source| GuestError::Device {
-        what: "reading the partition table",
-        source,
-    })
-}
-
 /// Looks at the marks of the known file systems.
 ///
 /// # Errors

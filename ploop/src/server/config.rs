@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::registry;
+use crate::device::{Channel, Choice};
 
 /// Threads of a worker unless told otherwise.
 pub const THREADS: usize = 8;
@@ -76,8 +77,8 @@ pub struct ServeConfig {
     pub run_dir: PathBuf,
     /// The file system to mount; None leaves a bare device.
     pub mount: Option<MountConfig>,
-    /// Only serve the control and NBD sockets, with no device of the kernel's.
-    pub without_device: bool,
+    /// The kind of device.
+    pub device: Choice,
 }
 
 /// What a worker is told besides: numbers of the descriptors that it inherits.
@@ -85,8 +86,8 @@ pub struct ServeConfig {
 pub struct WorkerConfig {
     /// What the supervisor was told.
     pub serve: ServeConfig,
-    /// The FUSE channel.
-    pub channel: Option<i32>,
+    /// Where requests come from; None where there is no device.
+    pub channel: Option<Channel>,
     /// The listening control socket.
     pub control: i32,
     /// The state that outlives a worker.
@@ -95,8 +96,6 @@ pub struct WorkerConfig {
     pub pending: i32,
     /// Told when requests are answered, or why not.
     pub ready: i32,
-    /// Whether the kernel hands out unanswered requests again.
-    pub resends: bool,
     /// Not the first worker of this disk.
     pub restarted: bool,
 }

@@ -1,17 +1,13 @@
 //! From an answering worker to a device and a mounted file system.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::config::{MountConfig, ServeConfig};
-use super::mounting;
-use crate::device::fuse::Connection;
-use crate::device::loopdev::{LoopDevice, LoopOptions};
-use crate::guest::{self, GuestError, Partition};
-
-/// Less than this behind a partition is the backup of the table.
-const TAIL: u64 = 1 << 20;
+use super::{Client, mounting};
+use crate::device::{AttachOptions, Device, View};
+use crate::guest::{self, GuestError};
 
 /// Why there is no device or no mount.
 #[derive(Debug, thiserror::Error)]
@@ -45,30 +41,30 @@ impl SetUpError {
 /// A device that is there.
 #[derive(Debug)]
 pub struct SetUp {
-    /// Held where nothing else does; the path alone where a mount does.
-    device: Option<LoopDevice>,
-    path: Option<PathBuf>,
+    /// The device, open, where nothing else holds it.
+    held: Option<File>,
+    /// The block device's node.
+    pub path: Option<PathBuf>,
+    /// What kind of device it is.
+    pub via: &'static str,
     /// Where its file system is mounted.
     pub mountpoint: Option<PathBuf>,
     /// Type of that.
     pub fs_type: Option<String>,
-    /// First byte of the partition that the device shows.
-    pub partition_offset: u64,
+    /// First byte of the disk that the device shows.
+    pub offset: u64,
 }
 
 impl SetUp {
-    /// The block device's node.
-    pub fn device_path(&self) -> Option<PathBuf> {
-        self.path.clone()
-    }
-
-    /// What kind of device it is.
-    pub fn via(&self) -> &'static str {
-        match self.path {
-            Some(_) => "fuse+loop",
-            None => "none",
-        }
-    }
+    /// A disk without a device.
+    pub const NONE: SetUp = SetUp {
+        held: None,
+        path: None,
+        via: "none",
+        mountpoint: None,
+        fs_type: None,
+        offset: 0,
+    };
 }
 
 fn step(what: &str, code: u8) -> impl FnOnce(io::Error) -> SetUpError + '_ {
@@ -79,60 +75,41 @@ fn step(what: &str, code: u8) -> impl FnOnce(io::Error) -> SetUpError + '_ {
     }
 }
 
-/// Attaches a device to the disk's file and mounts what is on it, where that is asked for. On an
-/// error nothing stays open.
+/// Makes the block device and mounts what is on it, where that is asked for. On an error nothing stays
+/// open. `control` is the worker's socket.
 ///
 /// # Errors
 /// The kernel refused, or the disk holds no file system.
-pub fn set_up(config: &ServeConfig, mount: Option<OwnedFd>) -> Result<SetUp, SetUpError> {
-    let Some(mount) = mount else {
-        return Ok(SetUp {
-            device: None,
-            path: None,
-            mountpoint: None,
-            fs_type: None,
-            partition_offset: 0,
-        });
-    };
-    let file = Connection::open_file(&mount, !config.read_only)
-        .map_err(step("opening the disk's file", 4))?;
-    // The loop device keeps the file open, and that the mount.
-    drop(mount);
-    let partition = match config.mount {
-        Some(_) => guest::find_partition(&file)?,
-        None => None,
-    };
-    // A partition that goes to the end gets no limit, so that it can grow with the disk.
-    let size = file
-        .metadata()
-        .map_err(step("looking at the disk", 15))?
-        .len();
-    let limit = |found: &Partition| match size - (found.offset + found.len_bytes) < TAIL {
-        true => 0,
-        false => found.len_bytes,
-    };
+pub fn set_up(
+    config: &ServeConfig,
+    device: &dyn Device,
+    view: View,
+    control: &Path,
+) -> Result<SetUp, SetUpError> {
     let label = config.source.path().display().to_string();
-    let options = LoopOptions {
-        offset: partition.as_ref().map_or(0, |found| found.offset),
-        len_bytes: partition.as_ref().map_or(0, limit),
+    let size = Client::connect(control).and_then(|mut client| client.stat());
+    let size =
+        size.map_err(|error| step("asking for the disk's size", 12)(io::Error::other(error)));
+    let options = AttachOptions {
+        view,
+        disk_bytes: size?.size_bytes,
         read_only: config.read_only,
-        direct_io: true,
         label: &label,
     };
-    let device = LoopDevice::attach(&file, &options).map_err(step("attaching a loop device", 2))?;
-    let path = device.path().to_owned();
+    let what = format!("attaching a device ({})", device.name());
+    let attached = device.attach(&options).map_err(step(&what, 2))?;
     let mut set_up = SetUp {
-        device: Some(device),
-        path: Some(path.clone()),
-        mountpoint: None,
-        fs_type: None,
-        partition_offset: options.offset,
+        held: Some(attached.held),
+        path: Some(attached.path),
+        via: device.name(),
+        offset: view.offset,
+        ..SetUp::NONE
     };
-    if let Some(mount) = &config.mount {
-        set_up.fs_type = Some(mount_device(&path, mount, config.read_only)?);
+    if let (Some(path), Some(mount)) = (&set_up.path, &config.mount) {
+        set_up.fs_type = Some(mount_device(path, mount, config.read_only)?);
         set_up.mountpoint = Some(mount.target.clone());
         // From here the mount holds the device: it goes when that goes, however that comes.
-        set_up.device = None;
+        set_up.held = None;
     }
     Ok(set_up)
 }

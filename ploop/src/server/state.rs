@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::View;
 use crate::tracker::ListenerSpec;
 
 const HALF: u64 = 64 << 10;
@@ -27,6 +28,8 @@ pub struct Kept {
     pub listeners: Vec<ListenerSpec>,
     /// A file system that is frozen at somebody's wish.
     pub frozen: Option<PathBuf>,
+    /// What the device shows; known as soon as the first worker answers.
+    pub view: Option<View>,
     /// The device was released: close the image and end.
     pub released: bool,
 }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use super::registry::{Held, Place, Record};
 use super::setup::{SetUp, SetUpError, set_up};
 use super::state::State;
 use super::{Registry, chain_of, mounting};
-use crate::device::fuse::Connection;
+use crate::device::{Channel, Device, Lent, View, choose};
 use crate::kernel;
 
 /// A worker that lived as long did not die of its start.
@@ -42,8 +43,7 @@ enum Event {
 struct Shared {
     config: ServeConfig,
     prefix: Vec<String>,
-    channel: Option<OwnedFd>,
-    resends: bool,
+    device: Option<Arc<dyn Device>>,
     control: UnixListener,
     state: File,
     pending: File,
@@ -95,7 +95,6 @@ struct Supervisor {
     events: Receiver<Event>,
     sender: Sender<Event>,
     worker: u32,
-    mount: Option<OwnedFd>,
     /// The device, held where nothing is mounted from it.
     device: Option<SetUp>,
     failure: Option<SetUpError>,
@@ -118,31 +117,23 @@ fn begin(
         }
         _ => format!("{}: {error}", registry.dir().display()),
     })?;
+    // As long as the launcher still hears why there is none.
+    let device = choose(config.device).map_err(|error| error.to_string())?;
     let launcher = step_aside(&place).map_err(|error| format!("log: {error}"))?;
     let signals = kernel::signals_as_fd().map_err(|error| error.to_string())?;
-    let connection = match config.without_device {
-        true => None,
-        false => Some(Connection::establish().map_err(|error| format!("/dev/fuse: {error}"))?),
-    };
     // A name left by a server that was killed together with its supervisor.
     let _ = std::fs::remove_file(&place.control);
     let control = UnixListener::bind(&place.control)
         .map_err(|error| format!("{}: {error}", place.control.display()))?;
     let state = State::create().map_err(|error| error.to_string())?;
     let pending = PendingFile::create().map_err(|error| error.to_string())?;
-    let resends = connection.as_ref().is_some_and(|it| it.agreement.resends);
-    let (channel_fd, mount) = match connection {
-        Some(connection) => (Some(connection.channel), Some(connection.mount)),
-        None => (None, None),
-    };
     let (sender, events) = channel();
     watch_signals(signals, sender.clone());
     let supervisor = Supervisor {
         shared: Shared {
             config,
             prefix: prefix.to_vec(),
-            channel: channel_fd,
-            resends,
+            device: device.map(Arc::from),
             control,
             state,
             pending,
@@ -152,7 +143,6 @@ fn begin(
         events,
         sender,
         worker: 0,
-        mount,
         device: None,
         failure: None,
         is_over: false,
@@ -188,7 +178,7 @@ impl Supervisor {
             self.report(&failed(&message, 11));
             return Err(message);
         }
-        self.start_set_up();
+        self.start_set_up(place);
         let outcome = loop {
             match self.events.recv() {
                 Ok(Event::Ended(status, _)) if status.success() => break Ok(()),
@@ -230,17 +220,17 @@ impl Supervisor {
 
     fn spawn(&mut self, ready: &io::PipeWriter, restarted: bool) -> io::Result<()> {
         let shared = &self.shared;
+        let (channel, lent) = shared.channel()?;
         let config = WorkerConfig {
             serve: shared.config.clone(),
-            channel: shared.channel.as_ref().map(AsRawFd::as_raw_fd),
+            channel,
             control: shared.control.as_raw_fd(),
             state: shared.state.as_raw_fd(),
             pending: shared.pending.as_raw_fd(),
             ready: ready.as_raw_fd(),
-            resends: shared.resends,
             restarted,
         };
-        let child = shared.inherited(ready, |_| {
+        let child = shared.inherited(ready, &lent, || {
             let mut command = Command::new("/proc/self/exe");
             command.arg0("firn").args(&shared.prefix).arg("worker");
             command.arg(serde_json::to_string(&config).map_err(io::Error::other)?);
@@ -273,12 +263,17 @@ impl Supervisor {
         }
     }
 
-    fn start_set_up(&mut self) {
+    fn start_set_up(&mut self, place: &Place) {
         let config = self.shared.config.clone();
-        let mount = self.mount.take();
+        let device = self.shared.device.clone();
+        let view = self.shared.view();
+        let control = place.control.clone();
         let sender = self.sender.clone();
         std::thread::spawn(move || {
-            let result = set_up(&config, mount);
+            let result = match device {
+                Some(device) => set_up(&config, &*device, view, &control),
+                None => Ok(SetUp::NONE),
+            };
             let _ = sender.send(Event::SetUp(Box::new(result)));
         });
     }
@@ -297,11 +292,11 @@ impl Supervisor {
             source: self.shared.config.source.clone(),
             read_only: self.shared.config.read_only,
             supervisor: rustix::process::getpid().as_raw_nonzero().get(),
-            device: set_up.device_path(),
-            via: set_up.via().to_owned(),
+            device: set_up.path.clone(),
+            via: set_up.via.to_owned(),
             mountpoint: set_up.mountpoint.clone(),
             fs_type: set_up.fs_type.clone(),
-            partition_offset: set_up.partition_offset,
+            partition_offset: set_up.offset,
             control: place.control.clone(),
         };
         if let Err(error) = place.write(&record) {
@@ -322,9 +317,8 @@ impl Supervisor {
         };
         self.end_worker_without_device();
         std::thread::spawn(move || {
-            let path = device.device_path();
-            if let (Some(path), Some(target)) = (path, device.mountpoint.take()) {
-                while mounting::is_mounted_at(&path, &target) && mounting::unmount(&target).is_err()
+            if let (Some(path), Some(target)) = (&device.path, device.mountpoint.take()) {
+                while mounting::is_mounted_at(path, &target) && mounting::unmount(&target).is_err()
                 {
                     std::thread::sleep(BUSY_PAUSE);
                 }
@@ -337,7 +331,7 @@ impl Supervisor {
         let pid = i32::try_from(self.worker)
             .ok()
             .and_then(rustix::process::Pid::from_raw);
-        if let (true, Some(pid)) = (self.shared.channel.is_none(), pid) {
+        if let (true, Some(pid)) = (self.shared.device.is_none(), pid) {
             // It may have ended by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
         }
@@ -345,21 +339,44 @@ impl Supervisor {
 }
 
 impl Shared {
-    /// Runs a spawn during which the shared descriptors are inherited.
+    /// What the next worker gets of the device.
+    fn channel(&self) -> io::Result<(Option<Channel>, Vec<OwnedFd>)> {
+        match self.device.as_ref().map(|device| device.lend()) {
+            None => Ok((None, Vec::new())),
+            Some(Ok(Lent::Channel(channel, fds))) => Ok((Some(channel), fds)),
+            Some(Ok(Lent::Released)) => {
+                // The next worker reads it and closes the image. There is none now that writes here.
+                let state = State::open(self.state.try_clone()?)?;
+                state.update(|kept| kept.released = true)?;
+                Ok((None, Vec::new()))
+            }
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// What the first worker has found out that the device is to show.
+    fn view(&self) -> View {
+        let state = self.state.try_clone().and_then(State::open);
+        let view = state.ok().and_then(|state| state.get().view);
+        view.unwrap_or(View::WHOLE)
+    }
+
+    /// Runs a spawn during which the shared descriptors, and those lent, are inherited.
     fn inherited<T>(
         &self,
         ready: &io::PipeWriter,
-        spawn: impl FnOnce(&Shared) -> io::Result<T>,
+        lent: &[OwnedFd],
+        spawn: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         // The lock goes along, so that the disk counts as served while a worker lives.
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
-        fds.extend(self.channel.as_ref().map(AsFd::as_fd));
+        fds.extend(lent.iter().map(AsFd::as_fd));
         fds.extend([self.control.as_fd(), self.state.as_fd()]);
         fds.extend([self.pending.as_fd(), self.held.as_fd(), ready.as_fd()]);
         for fd in &fds {
             kernel::keep_over_exec(fd)?;
         }
-        let spawned = spawn(self);
+        let spawned = spawn();
         for fd in &fds {
             kernel::close_on_exec(fd)?;
         }

@@ -15,9 +15,9 @@ use super::pending::PendingFile;
 use super::state::State;
 use super::{chain_of, conversation, open};
 use crate::DiskError;
-use crate::device::Export;
-use crate::device::fuse::{self, Ended};
+use crate::device::{Ended, Export, View};
 use crate::folder::{FolderError, OpenOptions};
+use crate::guest::gpt;
 use crate::kernel;
 use crate::tracker::Begin;
 
@@ -89,7 +89,6 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
     let signals = kernel::signals_as_fd().map_err(step("taking signals"))?;
     let listener = UnixListener::from(adopt(config.control)?);
     let state = State::open(adopt(config.state)?.into()).map_err(step("reading the state"))?;
-    let channel_fd = config.channel.map(adopt).transpose()?;
     let pending = adopt(config.pending)?.into();
     let pending = PendingFile::open(pending).map_err(step("reading the pending changes"))?;
     let options = open::options(&config, &Arc::new(pending));
@@ -106,7 +105,7 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
         }
     }
     let (ended, end) = channel();
-    watch_signals(signals, ended.clone(), channel_fd.is_some());
+    watch_signals(signals, ended.clone(), config.channel.is_some());
     let worker = Arc::new(Worker {
         export: Arc::clone(&export),
         state,
@@ -115,14 +114,11 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
         frozen: Mutex::new(None),
         ended: ended.clone(),
     });
-    if let Some(channel_fd) = channel_fd {
-        let channel_fd = Arc::new(channel_fd);
+    let view = worker.view().map_err(step("reading the partition table"))?;
+    if let Some(channel) = &worker.config.channel {
         let threads = worker.config.serve.threads;
-        fuse::start(Arc::clone(&channel_fd), export, threads, &ended)
-            .map_err(step("starting threads"))?;
-        if worker.config.restarted {
-            fuse::resend(&*channel_fd).map_err(step("asking for unanswered requests"))?;
-        }
+        let serving = channel.serve(&export, view, threads, &ended);
+        serving.map_err(step("starting to answer the kernel"))?;
     }
     worker.thaw_leftover();
     conversation::listen(Arc::clone(&worker), listener).map_err(step("starting threads"))?;
@@ -166,6 +162,21 @@ fn forward(supervisor: Pid) {
 }
 
 impl Worker {
+    /// What the device shows. It stays the same for all workers of a disk.
+    fn view(&self) -> io::Result<View> {
+        if let Some(view) = self.state.get().view {
+            return Ok(view);
+        }
+        let size_bytes = self.export.size_bytes();
+        let partition = match self.config.serve.mount {
+            Some(_) => gpt::first_partition(&*self.export, size_bytes)?,
+            None => None,
+        };
+        let view = partition.map_or(View::WHOLE, |found| View::of(&found, size_bytes));
+        self.state.update(|kept| kept.view = Some(view))?;
+        Ok(view)
+    }
+
     /// The directory asked for, or where the server has mounted the disk.
     fn directory<'a>(&'a self, dir: Option<&'a Path>) -> io::Result<&'a Path> {
         let mounted = self.config.serve.mount.as_ref().map(|mount| &*mount.target);

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
+use firn_ploop::device::Choice;
 use firn_ploop::device::loopdev::{LoopDevice, LoopOptions};
 use firn_ploop::guest::{self, FormatOptions, FsType, gpt};
 use firn_ploop::kernel;
@@ -22,7 +23,7 @@ pub fn format(xml: &Path, fs: FsType, options: &FormatOptions) -> Result<(), Fai
         direct_io: true,
         run_dir: Registry::from_environment().dir().to_owned(),
         mount: None,
-        without_device: false,
+        device: Choice::Auto,
     };
     let record = mount::launch(&config)?;
     let made = match &record.device {

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use firn_ploop::descriptor;
+use firn_ploop::device::Choice;
 use firn_ploop::format::expanded::DEFAULT_CLUSTER;
 use firn_ploop::server::{
     LaunchError, Launcher, MountConfig, Record, Registry, ServeConfig, Source, THREADS, unmount,
@@ -19,6 +20,28 @@ use crate::ploop::words::cluster;
 
 /// So long umount waits for the last user of the device.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceKind {
+    /// The best that the kernel offers
+    #[default]
+    Auto,
+    /// The kernel's NBD client
+    Nbd,
+    /// A FUSE file with a loop device on it
+    Fuse,
+}
+
+impl DeviceKind {
+    fn choice(self) -> Choice {
+        match self {
+            DeviceKind::Auto => Choice::Auto,
+            DeviceKind::Nbd => Choice::Nbd,
+            DeviceKind::Fuse => Choice::Fuse,
+        }
+    }
+}
 
 /// Options of mount.
 #[derive(Debug, Args)]
@@ -44,8 +67,17 @@ pub struct MountArgs {
     /// Take a disk that was not closed as it was when it was flushed last
     #[arg(long)]
     pub recover: bool,
+    /// Kind of device [default: the best that the kernel offers]
+    #[arg(
+        long,
+        value_name = "KIND",
+        value_enum,
+        default_value_t,
+        hide_default_value = true
+    )]
+    pub device: DeviceKind,
     /// Make no device: serve the disk to copy, NBD and backup only
-    #[arg(long, conflicts_with = "mountpoint")]
+    #[arg(long, conflicts_with_all = ["mountpoint", "device"])]
     pub without_device: bool,
     /// Read and write the image through the page cache
     #[arg(long)]
@@ -167,6 +199,7 @@ impl MountArgs {
             options: String::new(),
             check: false,
             recover: false,
+            device: DeviceKind::Auto,
             without_device: false,
             cached: false,
             threads: THREADS,
@@ -207,7 +240,10 @@ pub fn start(args: &MountArgs) -> Result<Record, Failure> {
         direct_io: !args.cached,
         run_dir: Registry::from_environment().dir().to_owned(),
         mount,
-        without_device: args.without_device,
+        device: match args.without_device {
+            true => Choice::None,
+            false => args.device.choice(),
+        },
     };
     launch(&config)
 }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use firn_ploop::device::loopdev::{self, LoopDevice, LoopOptions};
+use firn_ploop::device::loopdev::{LoopDevice, LoopOptions};
+use firn_ploop::device::{self, Choice, View};
 use firn_ploop::folder::{Folder, OpenOptions};
 use firn_ploop::guest::gpt::{self, OpenDisk};
 use firn_ploop::guest::{self, FsType, GuestError, Partition};
@@ -25,8 +26,11 @@ pub fn grow(record: &Record, size_bytes: u64) -> Result<(), Failure> {
         return Ok(());
     };
     let failed = |error| Failure::io(format!("{} can't be resized", device.display()), &error);
-    let file = File::open(device).map_err(failed)?;
-    loopdev::refresh_size(&file).map_err(failed)?;
+    let view = View {
+        offset: record.partition_offset,
+        limit: None,
+    };
+    device::resize(device, view, size_bytes).map_err(failed)?;
     let (Some(target), Some(fs_type)) = (&record.mountpoint, &record.fs_type) else {
         return Ok(());
     };
@@ -126,7 +130,7 @@ fn on_device(xml: &Path, work: Work<'_>) -> Result<(), Failure> {
         direct_io: true,
         run_dir: Registry::from_environment().dir().to_owned(),
         mount: None,
-        without_device: false,
+        device: Choice::Auto,
     };
     let record = mount::launch(&config)?;
     let done = match &record.device {

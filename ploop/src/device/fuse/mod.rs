@@ -6,7 +6,9 @@
 
 mod abi;
 mod connection;
+mod device;
 mod serve;
 
 pub use connection::{Agreement, Connection, MAX_DATA};
-pub use serve::{Ended, resend, start};
+pub use device::FuseLoop;
+pub use serve::{resend, start};

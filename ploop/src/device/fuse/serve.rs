@@ -17,24 +17,13 @@ use rustix::io::Errno;
 
 use super::abi::{self, Fallocate, InHeader, Opcode, Span, open_flag};
 use super::connection::MAX_DATA;
-use crate::device::Export;
+use crate::device::{Ended, Export};
 use crate::kernel::PageBuffer;
 
 /// Where data begins in a thread's buffer.
 const DATA_AT: usize = 4096;
 /// Where a request begins in a thread's buffer.
 const REQUEST_AT: usize = DATA_AT - abi::WRITE_HEADER;
-
-/// Why the service ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The file's last user closed it.
-    Released,
-    /// The mount is gone.
-    Unmounted,
-    /// The channel broke.
-    Failed,
-}
 
 /// Starts the threads. The first cause of an end is sent; the threads go on until the process ends.
 ///

@@ -75,6 +75,14 @@ pub(super) mod chunk {
     pub const ERROR: u16 = 1 << 15 | 1;
 }
 
+/// A request to end the connection.
+pub(super) fn disconnect_request() -> [u8; 28] {
+    let mut request = [0; 28];
+    request[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+    request[6..8].copy_from_slice(&command::DISCONNECT.to_be_bytes());
+    request
+}
+
 /// Extent flags of the context `base:allocation`.
 pub(super) const STATE_HOLE: u32 = 1;
 pub(super) const STATE_ZERO: u32 = 2;

@@ -48,7 +48,7 @@ pub(super) fn agree(
     Err(broken("too many options"))
 }
 
-fn export_flags(writable: bool) -> u16 {
+pub(super) fn export_flags(writable: bool) -> u16 {
     let common = export_flag::HAS_FLAGS
         | export_flag::FLUSH
         | export_flag::FUA

@@ -1,7 +1,10 @@
-//! The disk over the NBD protocol on a Unix socket, for programs such as `qemu-img` and `nbdinfo`.
+//! The disk over the NBD protocol on a Unix socket: for programs such as `qemu-img` and `nbdinfo`, and
+//! for the kernel's own client, which makes a block device of it.
 
 mod abi;
 mod handshake;
+mod kernel;
+mod netlink;
 mod transmit;
 
 use std::io;
@@ -10,7 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::Export;
+use super::{Export, View};
+use transmit::Connection;
+
+pub use kernel::{NbdDevice, index_of, resize, start};
 
 /// Connections at once.
 const MAX_CONNECTIONS: usize = 32;
@@ -76,7 +82,7 @@ fn accept(listener: &UnixListener, export: &Arc<Export>, writable: bool, shared:
         let export = Arc::clone(export);
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
-            if let Err(error) = serve(&export, stream, writable) {
+            if let Err(error) = serve(export, stream, writable) {
                 eprintln!("nbd: {error}");
             }
             let is_other = |one: &UnixStream| std::os::fd::AsRawFd::as_raw_fd(one) != number;
@@ -89,10 +95,10 @@ fn accept(listener: &UnixListener, export: &Arc<Export>, writable: bool, shared:
 ///
 /// # Errors
 /// The client broke the protocol or the connection.
-pub fn serve(export: &Export, mut stream: UnixStream, writable: bool) -> io::Result<()> {
+pub fn serve(export: Arc<Export>, mut stream: UnixStream, writable: bool) -> io::Result<()> {
     let writable = writable && export.is_writable();
-    match handshake::agree(&mut stream, export, writable)? {
-        Some(agreed) => transmit::run(&mut stream, export, writable, agreed),
+    match handshake::agree(&mut stream, &export, writable)? {
+        Some(agreed) => Connection::new(stream, export, View::WHOLE, writable, agreed).run(&|_| ()),
         None => Ok(()),
     }
 }
