@@ -276,6 +276,7 @@ fn hello(chance: &mut Chance) -> Vec<u8> {
         size_bytes: [1 << 20, 100_000, any, any << 32, MAX_DISK + 1]
             [chance.below(12).saturating_sub(7)],
         unit_bytes: [1 << 16, 4096, 1 << 17, chance.number()][chance.below(10).saturating_sub(6)],
+        hears: chance.below(2) == 0,
     };
     serde_json::to_vec(&hello).unwrap()
 }

@@ -47,6 +47,15 @@ pub(super) fn receive(
         return Err(failed("creating")(io::ErrorKind::AlreadyExists.into()));
     }
     let file = File::create(&partial).map_err(failed("creating"))?;
+    // A map of another copy is of the file that was there before.
+    let mut map = partial.clone().into_os_string();
+    map.push(".map");
+    match std::fs::remove_file(map) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("removing the map of")(error));
+        }
+        _ => {}
+    }
     let mut report = ReceiveReport {
         is_legacy: true,
         ..ReceiveReport::default()
@@ -56,7 +65,7 @@ pub(super) fn receive(
         let packet = next(from, std::mem::take(&mut is_first), options, &partial)?;
         if packet.payload.is_empty() {
             file.sync_all().map_err(failed("syncing"))?;
-            std::fs::rename(&partial, path).map_err(failed("renaming"))?;
+            super::target::rename_new(&partial, path).map_err(failed("renaming"))?;
             return Ok(report);
         }
         if packet.payload.len() == 4 && packet.place == 0 {

@@ -160,9 +160,10 @@ impl<R: Read> Receiver<R> {
             let what = "a second hello".to_owned();
             return Err(CopyError::Stream { what });
         }
-        let hello: Hello = serde_json::from_slice(payload).map_err(|_| CopyError::Stream {
+        let mut hello: Hello = serde_json::from_slice(payload).map_err(|_| CopyError::Stream {
             what: "a hello that can't be read".to_owned(),
         })?;
+        hello.hears &= feedback.is_some();
         let have = self.target.begin(&hello)?;
         self.decoder.set_max_payload(hello.unit_bytes);
         let rows = have.iter();

@@ -159,6 +159,7 @@ impl Sender<'_> {
             session: options.session.clone(),
             size_bytes: self.source.size_bytes(),
             unit_bytes: self.source.unit_bytes(),
+            hears: self.sink.hears(),
         };
         self.have = self.sink.begin(&hello)?;
         let begun = Instant::now();

@@ -19,6 +19,10 @@ type Answer = Result<Option<Packet>, DecodeError>;
 
 /// A destination.
 pub trait Sink {
+    /// Whether [`begin`](Sink::begin) can say what is there already.
+    fn hears(&self) -> bool {
+        true
+    }
     /// Begins; gives the hashes of blocks that are there from an earlier try.
     ///
     /// # Errors
@@ -192,6 +196,10 @@ fn parse_have(packet: &Packet) -> Result<HashMap<u64, u64>, CopyError> {
 }
 
 impl Sink for StreamSink {
+    fn hears(&self) -> bool {
+        self.feedback.is_some()
+    }
+
     fn begin(&mut self, hello: &Hello) -> Result<HashMap<u64, u64>, CopyError> {
         let text = serde_json::to_vec(hello).unwrap_or_default();
         self.send(Kind::Hello, 0, &text)?;

@@ -108,12 +108,17 @@ impl FileTarget {
 
     /// The map of an earlier try, if it is one of this copy.
     fn earlier(&self, hello: &Hello) -> Option<Map> {
+        // A sender that is not told what is here sends no zeroes over it.
+        if !hello.hears {
+            return None;
+        }
         let length = std::fs::metadata(&self.map).ok()?.len();
         if length > MAX_MAP {
             return None;
         }
         let map: Map = serde_json::from_slice(&std::fs::read(&self.map).ok()?).ok()?;
-        let fits = map.hello == *hello && map.format == self.format && self.partial.exists();
+        let fits =
+            map.hello.is_same_copy(hello) && map.format == self.format && self.partial.exists();
         fits.then_some(map)
     }
 
@@ -185,6 +190,24 @@ impl FileTarget {
         Ok(hashes)
     }
 
+    /// Takes out what came after the map was written: the sender does not know of it, and takes every
+    /// block that it is not told of for zeroes.
+    fn forget_unknown(&self, disk: &dyn Disk, known: &Bitmap) -> Result<(), CopyError> {
+        let (size, unit) = (disk.size_bytes(), known.granularity_bytes());
+        let mut at = 0;
+        while at < size {
+            let block = known.next(at / unit);
+            let end = block.map_or(size, |block| (block * unit).min(size));
+            let map = disk.map(at, end - at).map_err(CopyError::TargetDisk)?;
+            for extent in map.iter().filter(|extent| !extent.kind.is_zero()) {
+                let zeroed = disk.write_zeroes(extent.offset, extent.len_bytes);
+                zeroed.map_err(CopyError::TargetDisk)?;
+            }
+            at = end + unit;
+        }
+        Ok(())
+    }
+
     /// Makes what has come durable, and writes down what it is.
     ///
     /// # Errors
@@ -225,11 +248,7 @@ impl FileTarget {
         drop(open);
         let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
         sync(&self.partial).map_err(self.failed("syncing"))?;
-        // A name that appeared meanwhile is somebody else's file.
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        let cwd = rustix::fs::CWD;
-        let renamed = rustix::fs::renameat_with(cwd, &self.partial, cwd, &self.path, flags);
-        renamed.map_err(|error| self.failed("renaming")(error.into()))?;
+        rename_new(&self.partial, &self.path).map_err(self.failed("renaming"))?;
         // It names a file that is no more; that it is gone is all that is wanted.
         let _ = std::fs::remove_file(&self.map);
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
@@ -250,6 +269,12 @@ impl FileTarget {
     }
 }
 
+/// Gives a file a name that nobody has: one that appeared meanwhile is somebody else's.
+pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::NOREPLACE);
+    Ok(rustix::fs::renameat_with(cwd, from, cwd, to, flags)?)
+}
+
 impl Sink for FileTarget {
     fn begin(&mut self, hello: &Hello) -> Result<HashMap<u64, u64>, CopyError> {
         hello.check(self.max_size)?;
@@ -261,6 +286,7 @@ impl Sink for FileTarget {
                 let have = self.hashes(&map, &*disk)?;
                 have.keys()
                     .for_each(|block| blocks.set(block * unit..block * unit + 1));
+                self.forget_unknown(&*disk, &blocks)?;
                 (disk, have)
             }
             None => (self.create(hello)?, HashMap::new()),

@@ -239,35 +239,25 @@ impl<W: Write> Write for Breaking<W> {
     }
 }
 
-#[test]
-fn a_copy_that_broke_off_goes_on_where_it_was() {
-    let dir = tempfile::tempdir().unwrap();
-    let disk = raw_disk(&dir.path().join("source"));
-    disk.write_at(&pattern(1, 40 << 16), 0).unwrap();
-    let file = dir.path().join("copy");
-    let target = || FileTarget::new(&file, TargetFormat::Expanded, MAX_SIZE);
-
+/// Sends to a receiver until the pipe breaks after so many bytes.
+fn breaks_off(disk: &Arc<dyn Disk>, target: FileTarget, left: usize, hears: bool) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let mut theirs_back = theirs.try_clone().unwrap();
-    let first = target();
     let receiver = std::thread::spawn(move || {
         let options = ReceiveOptions::default();
         receive(
             &mut theirs,
             Some(&mut theirs_back),
-            first,
+            target,
             &options,
             &mut |_| {},
         )
     });
-    let back = Box::new(ours.try_clone().unwrap());
+    let back = hears.then(|| Box::new(ours.try_clone().unwrap()) as Box<dyn Read + Send>);
     let cut = ours.try_clone().unwrap();
-    let to = Breaking {
-        to: ours,
-        left: 20 << 16,
-    };
-    let mut source = OfflineSource::new(Arc::clone(&disk));
-    let mut sink = StreamSink::new(Box::new(to), Some(back), "test-1", None, Rate::new(0));
+    let to = Breaking { to: ours, left };
+    let mut source = OfflineSource::new(Arc::clone(disk));
+    let mut sink = StreamSink::new(Box::new(to), back, "test-1", None, Rate::new(0));
     let sent = copy(
         &mut source,
         &mut sink,
@@ -279,6 +269,16 @@ fn a_copy_that_broke_off_goes_on_where_it_was() {
     drop(sink);
     cut.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(receiver.join().unwrap().is_err());
+}
+
+#[test]
+fn a_copy_that_broke_off_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = raw_disk(&dir.path().join("source"));
+    disk.write_at(&pattern(1, 40 << 16), 0).unwrap();
+    let file = dir.path().join("copy");
+    let target = || FileTarget::new(&file, TargetFormat::Expanded, MAX_SIZE);
+    breaks_off(&disk, target(), 20 << 16, true);
     assert!(!file.exists());
 
     // Meanwhile a block changes and another one goes.
@@ -290,6 +290,62 @@ fn a_copy_that_broke_off_goes_on_where_it_was() {
     received.unwrap();
     assert!(sent.resumed_bytes >= 10 << 16 && sent.first_bytes < 40 << 16);
     assert!(opened(&file, TargetFormat::Expanded) == all(&*disk));
+}
+
+#[test]
+fn a_copy_that_goes_on_without_a_way_back_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = raw_disk(&dir.path().join("source"));
+    disk.write_at(&pattern(1, 40 << 16), 0).unwrap();
+    let file = dir.path().join("copy");
+    let target = || FileTarget::new(&file, TargetFormat::Raw, MAX_SIZE);
+    breaks_off(&disk, target(), 20 << 16, false);
+
+    // Nobody tells the sender that the receiver has this block, and zeroes are not sent.
+    disk.write_zeroes(5 << 16, UNIT.into()).unwrap();
+    let mut source = OfflineSource::new(Arc::clone(&disk));
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let (mut back, _kept) = UnixStream::pair().unwrap();
+    let target = target();
+    let receiver = std::thread::spawn(move || {
+        let options = ReceiveOptions::default();
+        receive(&mut theirs, Some(&mut back), target, &options, &mut |_| {})
+    });
+    let mut sink = StreamSink::new(Box::new(ours), None, "test-1", None, Rate::new(0));
+    let sent = copy(
+        &mut source,
+        &mut sink,
+        &options(),
+        &mut || Ok(()),
+        &mut |_| {},
+    );
+    assert_eq!(sent.unwrap().resumed_bytes, 0);
+    receiver.join().unwrap().unwrap();
+    assert!(opened(&file, TargetFormat::Raw) == all(&*disk));
+}
+
+#[test]
+fn what_a_killed_receiver_did_not_write_down_is_gone_when_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let hello: Hello = serde_json::from_slice(&hello()).unwrap();
+    let mut killed = FileTarget::new(&dir.path().join("killed"), TargetFormat::Raw, SIZE);
+    assert!(killed.begin(&hello).unwrap().is_empty());
+    killed.data(3 << 16, pattern(1, 5000)).unwrap();
+    killed.barrier().unwrap();
+    killed.data(7 << 16, pattern(2, 5000)).unwrap();
+    // What a kill leaves: the file as it is, and the map of the barrier.
+    for suffix in [".partial", ".partial.map"] {
+        let name = |stem: &str| dir.path().join(format!("{stem}{suffix}"));
+        std::fs::copy(name("killed"), name("next")).unwrap();
+    }
+    let file = dir.path().join("next");
+    let mut next = FileTarget::new(&file, TargetFormat::Raw, SIZE);
+    let have = next.begin(&hello).unwrap();
+    assert_eq!(have.keys().collect::<Vec<_>>(), [&3]);
+    next.end().unwrap();
+    let bytes = opened(&file, TargetFormat::Raw);
+    assert!(bytes[3 << 16..][..5000] == pattern(1, 5000));
+    assert!(bytes[4 << 16..].iter().all(|byte| *byte == 0));
 }
 
 fn stream(packets: &[(Kind, u64, Vec<u8>)]) -> Vec<u8> {
@@ -306,6 +362,7 @@ fn hello() -> Vec<u8> {
         session: "s".to_owned(),
         size_bytes: SIZE,
         unit_bytes: UNIT,
+        hears: true,
     };
     serde_json::to_vec(&hello).unwrap()
 }

@@ -11,12 +11,12 @@
 //! | 8..12 | length of the payload in the stream |
 //! | 12..16 | length of the payload itself |
 //! | 16..24 | offset in the disk, or a number of the kind's |
-//! | 24..32 | xxh3 of the payload itself, seeded with the offset |
+//! | 24..32 | xxh3 of the payload itself, seeded with the offset and the kind |
 //! | 32..40 | sequence number, from 0 |
 //!
 //! | kind | from | payload |
 //! |---|---|---|
-//! | 1 hello | sender | JSON: version, session, size, unit |
+//! | 1 hello | sender | JSON: version, session, size, unit, whether it hears |
 //! | 2 data | sender | bytes at the offset, at most a unit |
 //! | 3 zero | sender | 8 bytes: how many zeroes at the offset |
 //! | 4 barrier | sender | none; asks for an ack when everything before is durable |
@@ -36,7 +36,7 @@ pub const MAGIC: u32 = 0x4CC0_AC40;
 /// Bytes of a header.
 pub const HEADER: usize = 40;
 /// Version of the stream.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest payload of any packet but [`Kind::Have`].
 pub const MAX_PAYLOAD: u32 = 64 << 20;
 /// Largest disk that is received unless told otherwise: 64 TiB.
@@ -104,9 +104,22 @@ pub struct Hello {
     pub size_bytes: u64,
     /// Bytes of a block.
     pub unit_bytes: u32,
+    /// Whether the sender hears what the receiver has of an earlier try. One that does not takes the
+    /// target for empty.
+    #[serde(default)]
+    pub hears: bool,
 }
 
 impl Hello {
+    /// Whether another one is of the same copy, so that it can go on with what the other one left.
+    pub fn is_same_copy(&self, other: &Hello) -> bool {
+        let same = Hello {
+            hears: other.hears,
+            ..self.clone()
+        };
+        same == *other
+    }
+
     /// Holds what somebody else said against the rules.
     ///
     /// # Errors
@@ -149,7 +162,12 @@ pub struct Packet {
     pub sequence: u64,
 }
 
-/// Hash of a payload.
+/// Hash of a packet: a payload that is whole under a kind or at a place that is not its own does not pass.
+fn packet_hash(kind: Kind, payload: &[u8], offset: u64) -> u64 {
+    hash(payload, offset ^ u64::from(kind.number()) << 56)
+}
+
+/// Hash of a block of the disk.
 pub fn hash(payload: &[u8], offset: u64) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(payload, offset)
 }
@@ -195,7 +213,7 @@ impl Encoder {
         out.extend(body_len.to_le_bytes());
         out.extend(len.to_le_bytes());
         out.extend(offset.to_le_bytes());
-        out.extend(hash(payload, offset).to_le_bytes());
+        out.extend(packet_hash(kind, payload, offset).to_le_bytes());
         out.extend(self.sequence.to_le_bytes());
         out.extend(body);
         self.sequence += 1;
@@ -279,7 +297,7 @@ impl<R: Read> Decoder<R> {
             _ => zstd::bulk::decompress(&body, len as usize)
                 .map_err(|_| rule("a payload that can't be unpacked"))?,
         };
-        if payload.len() != len as usize || hash(&payload, offset) != u64_at(24) {
+        if payload.len() != len as usize || packet_hash(kind, &payload, offset) != u64_at(24) {
             return Err(rule("a payload that does not fit its hash"));
         }
         Ok(Packet {
@@ -304,4 +322,32 @@ pub enum DecodeError {
 pub(super) fn write(to: &mut dyn Write, bytes: &[u8]) -> io::Result<()> {
     to.write_all(bytes)?;
     to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bit_of_a_packet_can_flip_without_being_seen() {
+        let long = vec![7; 600];
+        for level in [None, Some(1)] {
+            for (_, kind) in KINDS {
+                for payload in [&[][..], &3u64.to_le_bytes(), &long] {
+                    let (packet, _) = Encoder::new(level).encode(kind, 4096, payload).unwrap();
+                    let decoded = |bytes: &[u8]| Decoder::new(bytes, 1 << 20).next(&[]);
+                    let whole = decoded(&packet).unwrap().unwrap();
+                    assert_eq!((whole.kind, &whole.payload[..]), (kind, payload));
+                    for bit in 0..packet.len() * 8 {
+                        let mut damaged = packet.clone();
+                        damaged[bit / 8] ^= 1 << (bit % 8);
+                        // A packed payload has bits that mean nothing.
+                        if let Ok(packet) = decoded(&damaged) {
+                            assert_eq!(packet, Some(whole.clone()), "bit {bit}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
