@@ -115,3 +115,68 @@ fn checks_and_backups_tell_what_they_found_and_made() {
         .unwrap();
     assert!(piped.status.success() && piped.stdout.starts_with(b"WithouFreSpacExt"));
 }
+
+#[test]
+fn what_is_asked_wrongly_is_told_with_its_exit_status() {
+    let disk = Disk::new(&["-s", "20M"]);
+    let told = |args: &[&str], code: u8, word: &str| {
+        let said = run(&[&["ploop"], args].concat());
+        assert_eq!(said.code, Some(code.into()), "{args:?}: {}", said.err);
+        assert!(
+            said.err.starts_with("error: ") && said.err.contains(word),
+            "{}",
+            said.err
+        );
+    };
+    let (xml, image) = (disk.path("disk"), disk.path("disk/root.hds"));
+    told(&["init", "-s", "0", &disk.path("new")], 38, "without size");
+    assert!(!std::path::Path::new(&disk.path("new")).exists());
+    told(&["resize", "-s", "1G", &image], 39, "DiskDescriptor.xml");
+    let notes = disk.path("notes");
+    std::fs::write(&notes, "not a disk").unwrap();
+    told(&["mount", &notes], 2, "-f raw");
+    told(&["mount", "-f", "raw", &image], 2, "expanded, not raw");
+    told(&["mount", &disk.path("gone")], 4, "gone");
+    let id = disk.call(&["snapshot"]).good().out;
+    told(&["snapshot", "-u", id.trim(), &xml], 38, "already");
+    // A name without a directory is one in the current directory.
+    let mut export = firn(&["ploop", "convert", "-f", "raw", "-o", "flat", &xml]);
+    let export = export.current_dir(disk.dir.path()).output().unwrap();
+    assert!(export.status.success(), "{export:?}");
+    assert_eq!(
+        std::fs::metadata(disk.path("flat")).unwrap().len(),
+        20 << 20
+    );
+}
+
+#[test]
+fn a_disk_of_version_1_says_so_and_is_converted() {
+    let disk = Disk::new(&["-s", "20M", "-b", "64K", "-f", "preallocated"]);
+    let file = disk.path("disk/root.hds");
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[..16].copy_from_slice(b"WithoutFreeSpace");
+    for entry in bytes[64..64 + 320 * 4].as_chunks_mut::<4>().0 {
+        *entry = (u32::from_le_bytes(*entry) * 128).to_le_bytes();
+    }
+    bytes[(64 << 10) + 5] = 9;
+    std::fs::write(&file, bytes).unwrap();
+    assert_eq!(disk.json(&["info"])["fmt_version"], 1);
+    assert!(
+        disk.call(&["info", "-s"])
+            .good()
+            .out
+            .contains("fmt_version:\t1")
+    );
+    disk.call(&["check"]).good();
+    assert_eq!(
+        disk.call(&["snapshot"]).code,
+        Some(38),
+        "version 1 is only read"
+    );
+    disk.call(&["convert", "-v", "2"]).good();
+    assert_eq!(disk.json(&["info"])["fmt_version"], 2);
+    disk.call(&["snapshot"]).good();
+    disk.call(&["convert", "-f", "raw", "-o", &disk.path("flat")])
+        .good();
+    assert_eq!(std::fs::read(disk.path("flat")).unwrap()[5], 9);
+}

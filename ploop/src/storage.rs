@@ -126,6 +126,18 @@ impl HostFile {
         }
     }
 
+    /// Whether somebody else has the writer's seat at this moment.
+    ///
+    /// # Errors
+    /// The host has no locks for it.
+    pub fn has_writer(&self) -> io::Result<bool> {
+        match self.file.try_lock_shared() {
+            Ok(()) => self.file.unlock().map(|()| false),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+            Err(std::fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path

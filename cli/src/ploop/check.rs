@@ -74,6 +74,13 @@ fn one_image(args: &CheckArgs, repair: Repair) -> Result<u8, Failure> {
     let name = args.path.display().to_string();
     let file = HostFile::open(&args.path, access)
         .map_err(|error| Failure::io(format!("{name} can't be opened"), &error))?;
+    if access == Access::ReadOnly && file.has_writer().is_ok_and(|has| has) {
+        let what = format!("{name} is in use: another program has it open for writing");
+        return Err(Failure {
+            code: 37,
+            ..Failure::new("refused", what).hint("unmount it first")
+        });
+    }
     let checked = expanded::check(&file, repair).map_err(|error| failure(&error.into()))?;
     let text = lines(&name, &checked.findings, &checked.left, &checked.lost)
         + &verdict(checked.worst(), 1);

@@ -188,7 +188,7 @@ pub fn merge(args: &MergeArgs) -> Result<u8, Failure> {
             .map_err(|error| failure(&error))?;
         merges = 1;
     } else {
-        while merges == 0 || (args.all && has_parent(&folder)) {
+        while merges == 0 || (args.all && has_more(&folder)) {
             folder
                 .merge(args.uuid, None, &closed_disk(), &mut show)
                 .map_err(|error| failure(&error))?;
@@ -196,6 +196,10 @@ pub fn merge(args: &MergeArgs) -> Result<u8, Failure> {
         }
     }
     drop(steps);
+    tell_merges(args, merges)
+}
+
+fn tell_merges(args: &MergeArgs, merges: u32) -> Result<u8, Failure> {
     let text = match merges {
         1 => "merged\n".to_owned(),
         count => format!("merged {count} times\n"),
@@ -218,17 +222,19 @@ fn merge_served(args: &MergeArgs, record: &Record) -> Result<u8, Failure> {
         merged.map_err(|error| live::refused(&error, error.exit_code()))?;
         merges += 1;
         let folder = Folder::view(&args.disk.disk).map_err(|error| failure(&error))?;
-        if !args.all || !has_parent(&folder) {
+        if !args.all || !has_more(&folder) {
             drop(steps);
-            let text = format!("merged {merges} times\n");
-            return answer(args.disk.json, &json!({ "merges": merges }), &text);
+            return tell_merges(args, merges);
         }
     }
 }
 
-fn has_parent(folder: &Folder) -> bool {
-    let top = folder.descriptor().shot(Guid::TOP);
-    top.is_ok_and(|top| top.parent != Guid::NIL)
+/// Whether the top lies on an image that it can be merged into: a base of many disks stays.
+fn has_more(folder: &Folder) -> bool {
+    let descriptor = folder.descriptor();
+    let parent = descriptor.shot(Guid::TOP).map(|top| top.parent);
+    let below = parent.and_then(|parent| descriptor.image(parent));
+    below.is_ok_and(|below| folder.owns(below))
 }
 
 fn open(disk: &DiskArgs) -> Result<Folder, Failure> {

@@ -42,6 +42,54 @@ fn a_file_system_lives_through_the_death_of_its_server() {
 }
 
 #[test]
+fn a_mounted_disk_is_known_as_one_and_its_base_is_shared() {
+    let Some(place) = Place::new() else { return };
+    place
+        .ploop(&["init", "-s", "64M", "-t", "ext4", "gold"])
+        .good();
+    place.ploop(&["clone", "gold", "d"]).good();
+    let refused = |args: &[&str], code: u8, word: &str| {
+        let said = place.ploop(args);
+        assert_eq!(said.code, Some(code.into()), "{args:?}: {}", said.err);
+        let lines: Vec<&str> = said.err.lines().collect();
+        assert!(
+            lines[0].starts_with("error: ") && lines[0].contains(word),
+            "{lines:?}"
+        );
+        assert!(
+            lines.len() == 1 || lines[1].starts_with("hint: "),
+            "{lines:?}"
+        );
+    };
+    refused(&["mount", "gold"], 38, "build on it");
+    let mounted = place.json(&["mount", "-m", "mnt", "--json", "d"]);
+    refused(&["mount", "d"], 37, "mounted already");
+    refused(&["check", "d"], 37, "in use");
+    let image = place.json(&["info", "--json", "d"])["images"][1]["file"].clone();
+    refused(&["check", image.as_str().unwrap()], 37, "in use");
+    let info = place.json(&["info", "--json", "d"]);
+    assert_eq!(info["device"], mounted["device"]);
+    assert_eq!(info["notes"].as_array().unwrap().len(), 0, "{info}");
+    for name in ["1", "2"] {
+        write_files(&place.path("mnt"), 1..2, MIB);
+        std::fs::rename(place.path("mnt/1"), place.path("mnt").join(name)).unwrap();
+        place.ploop(&["snapshot", "d"]).good();
+    }
+    // Down to what others build on, and no further.
+    let merged = place.json(&["snapshot-merge", "-A", "--json", "d"]);
+    assert_eq!(merged["merges"], 2);
+    refused(&["snapshot-merge", "d"], 38, "belongs to another disk");
+    place.ploop(&["umount", "d"]).good();
+    place.ploop(&["snapshot", "d"]).good();
+    let merged = place.json(&["snapshot-merge", "-A", "--json", "d"]);
+    assert_eq!(merged["merges"], 1);
+    place.ploop(&["check", "d"]).good();
+    place.ploop(&["mount", "-F", "-m", "mnt", "d"]).good();
+    assert!(std::fs::read(place.path("mnt/2")).unwrap() == pattern(1, MIB));
+    place.ploop(&["umount", "d"]).good();
+}
+
+#[test]
 fn snapshots_and_growth_happen_under_a_mounted_file_system() {
     let Some(place) = Place::new() else { return };
     place

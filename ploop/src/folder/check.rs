@@ -93,6 +93,10 @@ impl Folder {
             false => Access::ReadOnly,
         };
         let file = HostFile::open(&path, access).map_err(|error| unopened(&path, error))?;
+        // What is being written looks like damage at any moment.
+        if access == Access::ReadOnly && file.has_writer().is_ok_and(|has| has) {
+            return Err(unopened(&path, std::io::ErrorKind::WouldBlock.into()));
+        }
         let format = match self.format_of(entry)? {
             // Whatever it was, the descriptor says that it is no raw image.
             Format::Raw if entry.kind == crate::descriptor::ImageType::Compressed => {

@@ -43,6 +43,12 @@ impl NewDisk {
 /// # Errors
 /// There is a disk already, size or cluster can't be, or the host refused.
 pub fn create(dir: &Path, new: &NewDisk) -> Result<Folder, FolderError> {
+    if new.size_bytes == 0 {
+        return Err(FolderError::refused(
+            dir,
+            "a disk without size holds nothing",
+        ));
+    }
     let made_dir = make_dir(dir)?;
     let unit = u64::from(new.cluster_bytes).max(1);
     let size_bytes = new.size_bytes.next_multiple_of(unit);

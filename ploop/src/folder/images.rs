@@ -184,7 +184,8 @@ pub(super) fn make(path: &Path, new: &NewImage) -> Result<(), FolderError> {
         Format::Qcow2 => qcow2::create(&file, new.size_bytes, new.cluster_bytes),
     };
     let synced = made.map_err(FolderError::from).and_then(|()| {
-        let dir = path.parent().unwrap_or(Path::new("."));
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new("."));
         super::sync_dir(dir).map_err(FolderError::host(dir, "written"))
     });
     if synced.is_err() {

@@ -71,10 +71,14 @@ impl Folder {
     }
 
     fn load(xml: PathBuf) -> Result<Folder, FolderError> {
-        let mut text = String::new();
+        let mut text = Vec::new();
         File::open(&xml)
-            .and_then(|file| file.take(descriptor::MAX_BYTES).read_to_string(&mut text))
+            .and_then(|file| file.take(descriptor::MAX_BYTES).read_to_end(&mut text))
             .map_err(FolderError::host(&xml, "read"))?;
+        let text = String::from_utf8(text).map_err(|_| FolderError::Descriptor {
+            path: xml.clone(),
+            source: DescriptorError::Xml("it is no text; name its DiskDescriptor.xml".to_owned()),
+        })?;
         let descriptor = Descriptor::parse(&text).map_err(|source| FolderError::Descriptor {
             path: xml.clone(),
             source,

@@ -36,6 +36,9 @@ impl Folder {
     ) -> Result<Option<DirtyBitmap>, FolderError> {
         self.must_be_mine()?;
         self.finish_interrupted(new.running, options)?;
+        if self.descriptor().shot(new.id).is_ok() {
+            return Err(self.refused(format!("there is a snapshot {} already", new.id)));
+        }
         match new.running {
             Some(disk) => self.snapshot_of(disk, new, options),
             None => {

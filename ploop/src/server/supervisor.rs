@@ -18,6 +18,7 @@ use super::pending::PendingFile;
 use super::registry::{Held, Place, Record};
 use super::setup::{SetUp, SetUpError, set_up};
 use super::state::State;
+use super::worker::READY;
 use super::{Registry, chain_of, mounting};
 use crate::device::{Channel, Device, Lent, View, choose};
 use crate::kernel;
@@ -69,10 +70,23 @@ pub fn run(prefix: &[String]) -> Result<(), String> {
     let begun = begin(config, prefix, &registry);
     match begun {
         Ok((supervisor, place)) => supervisor.supervise(&place),
-        Err(message) => {
-            tell(io::stdout(), &failed(&message, 2));
-            Err(message)
+        Err(refused) => {
+            // Before the log is there, a word more would come to the launcher's terminal.
+            tell(io::stdout(), &failed(&refused.message, refused.code));
+            Ok(())
         }
+    }
+}
+
+/// Why there is no disk, and the exit status that goes with it.
+struct Refused {
+    message: String,
+    code: u8,
+}
+
+impl From<String> for Refused {
+    fn from(message: String) -> Refused {
+        Refused { message, code: 2 }
     }
 }
 
@@ -107,15 +121,16 @@ fn begin(
     config: ServeConfig,
     prefix: &[String],
     registry: &Registry,
-) -> Result<(Supervisor, Place), String> {
+) -> Result<(Supervisor, Place), Refused> {
     let place = registry
         .place(&config.source)
         .map_err(|error| format!("{}: {error}", config.source.path().display()))?;
     let held = place.hold().map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            format!("{} is mounted already", config.source.path().display())
-        }
-        _ => format!("{}: {error}", registry.dir().display()),
+        io::ErrorKind::WouldBlock => Refused {
+            message: format!("{} is mounted already", config.source.path().display()),
+            code: 37,
+        },
+        _ => Refused::from(format!("{}: {error}", registry.dir().display())),
     })?;
     // As long as the launcher still hears why there is none.
     let device = choose(config.device).map_err(|error| error.to_string())?;
@@ -173,10 +188,10 @@ fn watch_signals(mut signals: File, sender: Sender<Event>) {
 impl Supervisor {
     fn supervise(mut self, place: &Place) -> Result<(), String> {
         let first = self.start_first();
-        if let Err(message) = first {
+        if let Err(refused) = first {
             place.remove();
-            self.report(&failed(&message, 11));
-            return Err(message);
+            self.report(&failed(&refused.message, refused.code));
+            return Err(refused.message);
         }
         self.start_set_up(place);
         let outcome = loop {
@@ -202,7 +217,7 @@ impl Supervisor {
     }
 
     /// Starts the first worker, whose failure is the launcher's business.
-    fn start_first(&mut self) -> Result<(), String> {
+    fn start_first(&mut self) -> Result<(), Refused> {
         let (mut ready, theirs) = io::pipe().map_err(|error| error.to_string())?;
         self.spawn(&theirs, false)
             .map_err(|error| format!("the server can't be started: {error}"))?;
@@ -211,11 +226,15 @@ impl Supervisor {
         ready
             .read_to_string(&mut answer)
             .map_err(|error| error.to_string())?;
-        match answer.as_str() {
-            "ready" => Ok(()),
-            "" => Err("the server ended at its start; see its log".to_owned()),
-            message => Err(message.to_owned()),
+        if answer == READY {
+            return Ok(());
         }
+        let silent = || Refused::from("the server ended at its start".to_owned());
+        let (code, message) = answer.split_once(' ').ok_or_else(silent)?;
+        Err(Refused {
+            message: message.to_owned(),
+            code: code.parse().map_err(|_| silent())?,
+        })
     }
 
     fn spawn(&mut self, ready: &io::PipeWriter, restarted: bool) -> io::Result<()> {

@@ -47,6 +47,23 @@ pub enum WorkerError {
     Channel,
 }
 
+impl WorkerError {
+    /// The exit status that the original command line gives for it.
+    fn exit_code(&self) -> u8 {
+        match self {
+            WorkerError::Config(_) => 38,
+            WorkerError::Step { .. } => 12,
+            WorkerError::Disk(error) => error.exit_code(),
+            WorkerError::Folder(error) => error.exit_code(),
+            WorkerError::Channel => 2,
+        }
+    }
+}
+
+/// What the first worker tells its supervisor when requests are answered; otherwise it is an exit status
+/// and why.
+pub(super) const READY: &str = "ready";
+
 fn step(what: &'static str) -> impl FnOnce(io::Error) -> WorkerError {
     move |source| WorkerError::Step { what, source }
 }
@@ -77,7 +94,8 @@ pub fn run(text: &str) -> Result<(), WorkerError> {
     let result = serve(config, &mut ready);
     if let Err(error) = &result {
         // The first worker's supervisor listens; later ones' read it in the log.
-        let _ = ready.write_all(chain_of(error).as_bytes());
+        let answer = format!("{} {}", error.exit_code(), chain_of(error));
+        let _ = ready.write_all(answer.as_bytes());
         eprintln!("{}", chain_of(error));
     }
     result
@@ -123,7 +141,7 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
     worker.thaw_leftover();
     conversation::listen(Arc::clone(&worker), listener).map_err(step("starting threads"))?;
     // A supervisor that starts a worker again does not listen.
-    let _ = ready.write_all(b"ready");
+    let _ = ready.write_all(READY.as_bytes());
     *ready = File::open("/dev/null").map_err(step("opening /dev/null"))?;
     wait(&worker, &end)
 }

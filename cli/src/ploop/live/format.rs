@@ -16,7 +16,7 @@ use crate::output::Failure;
 /// Partitions a new disk and makes a file system on it.
 pub fn format(xml: &Path, fs: FsType, options: &FormatOptions) -> Result<(), Failure> {
     let config = ServeConfig {
-        source: mount::source(xml, None, None)?,
+        source: mount::source(xml, None, None, None)?,
         read_only: false,
         recover: false,
         threads: THREADS,

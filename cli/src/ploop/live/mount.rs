@@ -11,12 +11,13 @@ use firn_ploop::format::expanded::DEFAULT_CLUSTER;
 use firn_ploop::server::{
     LaunchError, Launcher, MountConfig, Record, Registry, ServeConfig, Source, THREADS, unmount,
 };
+use firn_ploop::{Access, Format, HostFile};
 use serde_json::{Value, json};
 
 use super::{must_be_served, refused};
 use crate::output::Failure;
 use crate::ploop::report::answer;
-use crate::ploop::words::cluster;
+use crate::ploop::words::{Arrangement, cluster};
 
 /// So long umount waits for the last user of the device.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -85,6 +86,9 @@ pub struct MountArgs {
     /// Requests carried out at once
     #[arg(long, value_name = "COUNT", default_value_t = THREADS)]
     pub threads: usize,
+    /// Format of an image without descriptor; a raw one has to be named so, for it looks like any file
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    pub format: Option<Arrangement>,
     /// Cluster of a raw image without descriptor
     #[arg(short = 'b', long, value_name = "CLUSTER", value_parser = cluster)]
     pub blocksize: Option<u32>,
@@ -151,10 +155,10 @@ pub struct ListArgs {
 pub fn source(
     disk: &Path,
     snapshot: Option<String>,
+    format: Option<Arrangement>,
     blocksize: Option<u32>,
 ) -> Result<Source, Failure> {
-    let missing = |error| Failure::io(format!("{} can't be used", disk.display()), &error);
-    let path = std::fs::canonicalize(disk).map_err(missing)?;
+    let path = std::fs::canonicalize(disk).map_err(|error| missing(disk, &error))?;
     let xml = match path.is_dir() {
         true => path.join(descriptor::FILE_NAME),
         false => path.clone(),
@@ -165,13 +169,46 @@ pub fn source(
             path: xml,
             snapshot,
         }),
-        (false, None) => Ok(Source::File {
-            path,
-            cluster_bytes: blocksize.unwrap_or(DEFAULT_CLUSTER),
-        }),
+        (false, None) => {
+            must_be(&path, format)?;
+            Ok(Source::File {
+                path,
+                cluster_bytes: blocksize.unwrap_or(DEFAULT_CLUSTER),
+            })
+        }
         (false, Some(_)) => Err(Failure::usage(
             "only a disk with a descriptor has snapshots",
         )),
+    }
+}
+
+/// A path that was named and can't be opened.
+fn missing(path: &Path, error: &std::io::Error) -> Failure {
+    Failure {
+        code: 4,
+        ..Failure::io(format!("{} can't be opened", path.display()), error)
+    }
+}
+
+/// Holds an image without descriptor against the format that it is said to have.
+fn must_be(path: &Path, format: Option<Arrangement>) -> Result<(), Failure> {
+    let file = HostFile::open(path, Access::ReadOnly).map_err(|error| missing(path, &error))?;
+    let found = Format::detect(&file).map_err(|error| refused(&error, error.exit_code()))?;
+    match format.map(Arrangement::format) {
+        None if found == Format::Raw => {
+            let what = format!("{} is neither a descriptor nor an image", path.display());
+            Err(Failure::usage(what).hint("add '-f raw' if it is a raw disk"))
+        }
+        Some(said) if said != found => {
+            let what = format!(
+                "{} is {}, not {}",
+                path.display(),
+                found.name(),
+                said.name()
+            );
+            Err(Failure::usage(what))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -203,6 +240,7 @@ impl MountArgs {
             without_device: false,
             cached: false,
             threads: THREADS,
+            format: None,
             blocksize: None,
             disk: disk.to_owned(),
             json: false,
@@ -225,15 +263,14 @@ pub fn start(args: &MountArgs) -> Result<Record, Failure> {
     let mount = match &args.mountpoint {
         None => None,
         Some(dir) => Some(MountConfig {
-            target: std::fs::canonicalize(dir)
-                .map_err(|error| Failure::io(format!("{} can't be used", dir.display()), &error))?,
+            target: std::fs::canonicalize(dir).map_err(|error| missing(dir, &error))?,
             fs_type: args.fs_type.clone(),
             options: args.options.clone(),
             check: args.check,
         }),
     };
     let config = ServeConfig {
-        source: source(&args.disk, args.uuid.clone(), args.blocksize)?,
+        source: source(&args.disk, args.uuid.clone(), args.format, args.blocksize)?,
         read_only: args.read_only || args.uuid.is_some(),
         recover: args.recover,
         threads: args.threads,

@@ -123,7 +123,7 @@ type Work<'a> = &'a dyn Fn(&Path, &File) -> Result<(), Failure>;
 /// Does something with the device of a disk that is mounted for it.
 fn on_device(xml: &Path, work: Work<'_>) -> Result<(), Failure> {
     let config = ServeConfig {
-        source: mount::source(xml, None, None)?,
+        source: mount::source(xml, None, None, None)?,
         read_only: false,
         recover: false,
         threads: THREADS,
