@@ -269,7 +269,7 @@ mod tests {
     use firn_proto::UserX86RegsEntry;
 
     use super::*;
-    use crate::arch::regs::Resumption;
+    use crate::arch::restart::Resumption;
 
     #[test]
     fn finds_executable_ranges_only() {

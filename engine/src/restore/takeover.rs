@@ -20,7 +20,8 @@ use super::RestoreError;
 use super::load::{LivingTask, LoadedTask};
 use super::run::{NewTree, SEIZE_OPTIONS};
 use super::thread;
-use crate::arch::regs::{self, Resumption};
+use crate::arch::regs;
+use crate::arch::restart::{self, Resumption};
 use crate::arch::{self, Abi, XsaveLayout};
 use crate::crew;
 use crate::inject::{CallSpec, RemoteCall, call_all};
@@ -192,7 +193,7 @@ impl TakenOver<'_> {
     fn settle(&self, tid: Pid, is_parked: impl Fn() -> bool) -> Result<(), RestoreError> {
         for _ in 0..MAX_TRIES {
             let regs = ptrace::general_regs(tid).map_err(failed(tid, "read the registers"))?;
-            if regs::is_asleep(&regs) || is_parked() {
+            if restart::is_asleep(&regs) || is_parked() {
                 return Ok(());
             }
             ptrace::cont(tid, 0).map_err(failed(tid, "resume the thread"))?;
@@ -211,7 +212,7 @@ impl TakenOver<'_> {
                 let program = self.tree.programs.of_threads[nth][at];
                 let has_slept = match thread::abi(core) {
                     Abi::Native => self.tree.arena.is_parked(program),
-                    Abi::Ia32 => sleeps(core) && fall_asleep(*tid, core)?,
+                    Abi::Ia32 => fall_asleep(*tid, core)?,
                 };
                 let regs = final_registers(core, has_slept);
                 ptrace::set_general_regs(*tid, &regs).map_err(failed(*tid, "set the registers"))?;
@@ -259,15 +260,18 @@ fn sleeps(core: &CoreEntry) -> bool {
     matches!(thread::resumption(core), Resumption::Sleep { .. })
 }
 
-/// Brings a thread of 32-bit code back into its sleep, so that the kernel's restart block is the real one
-/// again, and tells whether the sleep has ended. Its program could not: the kernel notes that the call was
+/// Brings a thread of 32-bit code that sleeps on back into its sleep, so that the kernel's restart block is
+/// the real one again, and tells whether the sleep has ended. Its program could not: the kernel notes that the call was
 /// a 32-bit one, and where in 32-bit memory it writes what is left.
 ///
 /// The call is the one that the thread was in, made by its own instruction with all signals blocked; both
 /// of its ends are stops, so that nothing of the thread's own code runs.
 fn fall_asleep(tid: Pid, core: &CoreEntry) -> Result<bool, RestoreError> {
+    let Resumption::Sleep { nr, .. } = thread::resumption(core) else {
+        return Ok(false);
+    };
     let info = core.thread_info.as_ref().expect("checked while loading");
-    let regs = regs::ia32_sleep(&info.gpregs);
+    let regs = regs::ia32_sleep(&info.gpregs, nr);
     ptrace::set_general_regs(tid, &regs).map_err(failed(tid, "set the registers"))?;
     let go_on = || ptrace::cont_to_syscall(tid).map_err(failed(tid, "resume the thread"));
     go_on()?;
@@ -276,7 +280,7 @@ fn fall_asleep(tid: Pid, core: &CoreEntry) -> Result<bool, RestoreError> {
     ptrace::interrupt(tid).map_err(failed(tid, "interrupt the thread"))?;
     await_call_stop(tid)?;
     let regs = ptrace::general_regs(tid).map_err(failed(tid, "read the registers"))?;
-    Ok(!regs::is_asleep(&regs))
+    Ok(!restart::is_asleep(&regs))
 }
 
 fn await_call_stop(tid: Pid) -> Result<(), RestoreError> {

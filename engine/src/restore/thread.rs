@@ -4,7 +4,8 @@ use firn_proto::{CoreEntry, CredsEntry, ThreadCoreEntry};
 use firn_sys::nr;
 
 use crate::arch::Abi;
-use crate::arch::regs::{self, Resumption};
+use crate::arch::regs;
+use crate::arch::restart::{self, Resumption};
 use crate::program::{Program, Rule, Word};
 use crate::task::mempolicy::Policy;
 use crate::task::modes::{self, ThreadModes};
@@ -41,7 +42,7 @@ pub(super) fn part(core: &CoreEntry) -> &ThreadCoreEntry {
 
 /// How the thread gets on with the system call it was stopped in.
 pub(super) fn resumption(core: &CoreEntry) -> Resumption {
-    regs::resumption(part(core).firn_restart.as_ref())
+    restart::resumption(part(core).firn_restart.as_ref(), abi(core))
 }
 
 /// The NUMA policy of a thread, where it had one.
@@ -141,7 +142,7 @@ fn plan_altstack(p: &mut Program, thread: &ThreadCoreEntry) {
 /// Not that of 32-bit code, which the kernel would go on with as if it were 64-bit code's: the coordinator
 /// brings it about.
 pub(super) fn plan_sleep(p: &mut Program, core: &CoreEntry, asleep: Word) {
-    let Resumption::Sleep { sec, nsec } = resumption(core) else {
+    let Resumption::Sleep { nr, sec, nsec } = resumption(core) else {
         return;
     };
     if abi(core) == Abi::Ia32 {
@@ -151,8 +152,8 @@ pub(super) fn plan_sleep(p: &mut Program, core: &CoreEntry, asleep: Word) {
         return;
     };
     let request = p.data(&[sec.to_le_bytes(), nsec.to_le_bytes()].concat());
-    let clock = regs::sleep_clock(&info.gpregs);
-    let remainder = regs::sleep_remainder_pointer(&info.gpregs);
+    let clock = restart::sleep_clock(&info.gpregs, nr);
+    let remainder = restart::sleep_remainder_pointer(&info.gpregs, nr);
     p.post(asleep, "about to sleep on");
     let args = [clock.into(), 0.into(), request.into(), remainder.into()];
     p.call(nr::CLOCK_NANOSLEEP, &args, Rule::Any, "sleeping on");

@@ -20,7 +20,7 @@ use super::load::{Checkpoint, LivingTask, LoadedTask};
 use super::programs::{Builder, CLONE_CHILD_CLEARTID, CLONE_THREAD, count};
 use super::thread;
 use crate::arch::Abi;
-use crate::arch::regs::Resumption;
+use crate::arch::restart::Resumption;
 use crate::memory::MemoryPlan;
 use crate::program::{CloneSpec, Program, ProgramId, Rule};
 use crate::task::mempolicy::{self, Policy};

@@ -17,7 +17,7 @@ use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
 use super::{creds, ia32, scheduling, signals};
-use crate::arch::regs::Remainder;
+use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
 use crate::tree::{Task, TaskState};
 
@@ -222,8 +222,14 @@ fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
 
 /// What the kernel has promised to a thread interrupted in a system call.
 fn restart(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<FirnRestartEntry> {
-    let restart = regs::pending_restart(regs)?;
-    let remaining = regs::sleep_remainder(regs, abi).and_then(|at| read_timespec(tid, at));
+    let mut restart = restart::pending(regs)?;
+    if restart.is_second(abi)
+        && let Some(nr) = restart::first_call(regs, abi, |at, bytes| read_all(tid, at, bytes))
+    {
+        restart = Restart { nr, ..restart };
+    }
+    let remaining = restart::sleep_remainder(restart, regs, abi);
+    let remaining = remaining.and_then(|at| read_timespec(tid, at));
     Some(FirnRestartEntry {
         nr: restart.nr,
         result: restart.result,
@@ -234,17 +240,22 @@ fn restart(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<FirnRestartEntry> {
 
 /// Seconds and nanoseconds of a timespec in the task's memory.
 fn read_timespec(tid: Pid, at: Remainder) -> Option<(u64, u64)> {
-    let (mut bytes, len) = ([0u8; 16], 2 * at.width);
-    let address = at.address;
-    let range = process_vm::RemoteRange { address, len };
-    let got = process_vm::read(tid, &[range], &mut bytes[..len]).ok()?;
+    let mut bytes = [0u8; 16];
+    read_all(tid, at.address, &mut bytes[..2 * at.width])?;
     let number = |from: usize| {
         let mut number = [0u8; 8];
         number[..at.width].copy_from_slice(&bytes[from..from + at.width]);
         u64::from_le_bytes(number)
     };
     let (sec, nsec) = (number(0), number(at.width));
-    (got == len && nsec < 1_000_000_000).then_some((sec, nsec))
+    (nsec < 1_000_000_000).then_some((sec, nsec))
+}
+
+fn read_all(tid: Pid, address: u64, bytes: &mut [u8]) -> Option<()> {
+    let len = bytes.len();
+    let range = process_vm::RemoteRange { address, len };
+    let got = process_vm::read(tid, &[range], bytes).ok()?;
+    (got == len).then_some(())
 }
 
 fn dump_process(

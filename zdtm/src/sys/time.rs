@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
-use super::check_long;
+use super::{check, check_long};
 
 /// A time as the kernel takes it.
 pub fn timespec(time: Duration) -> libc::timespec {
@@ -47,6 +47,14 @@ pub fn nanosleep(time: Duration) -> Result<(), (io::Error, Duration)> {
     check_long(result)
         .map(drop)
         .map_err(|error| (error, duration(left)))
+}
+
+/// Sleeps by libc's function, and tells whether it came back early; what was left is not asked for.
+pub fn sleep_by_libc(time: Duration) -> io::Result<()> {
+    let time = timespec(time);
+    // SAFETY: the time lives through the call, and the other pointer may be null.
+    let result = unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+    check(result).map(drop)
 }
 
 /// Sleeps on a clock by the raw system call; the error comes with the time that was left.

@@ -121,7 +121,8 @@ mod tests {
     use firn_proto::UserX86RegsEntry;
 
     use super::*;
-    use crate::arch::regs::{self, Resumption};
+    use crate::arch::regs;
+    use crate::arch::restart::Resumption;
 
     #[test]
     fn arguments_go_where_each_kind_of_code_has_them() {

@@ -5,6 +5,7 @@ mod cpu;
 mod executor;
 mod jump;
 pub mod regs;
+pub mod restart;
 mod syscalls;
 mod xsave;
 

@@ -1,67 +1,17 @@
 //! General registers between ptrace and the image, and interrupted system calls.
 //!
-//! A task that is stopped inside a system call carries the kernel's private restart code in `rax`
-//! (-512, -513, -514 or -516) and the call's number in `orig_rax`. The image holds registers that are
-//! already wound back, as CRIU writes them, so that any engine can set them; what the kernel said
-//! travels beside them in the `firn_restart` extension, so that our own restore can do better than
-//! EINTR.
-//!
-//! Source: linux arch/x86/kernel/signal.c, arch_do_signal_or_restart.
+//! The image holds registers that are already wound back, as CRIU writes them, so that any engine can set
+//! them; what the kernel said about an interrupted call travels beside them ([`super::restart`]).
 
-use firn_proto::{FirnRestartEntry, UserX86RegsEntry, UserX86RegsMode};
+use firn_proto::{UserX86RegsEntry, UserX86RegsMode};
 use firn_sys::ptrace::GeneralRegs;
 
 use super::abi::Abi;
+use super::restart::{self, ERESTART_RESTARTBLOCK, Resumption};
 
-/// Kernel-private: restart with the same arguments, if the handler says SA_RESTART.
-const ERESTARTSYS: i64 = 512;
-/// Kernel-private: restart always.
-const ERESTARTNOINTR: i64 = 513;
-/// Kernel-private: restart unless a handler runs.
-const ERESTARTNOHAND: i64 = 514;
-/// Kernel-private: restart through `restart_syscall`, with what is left of the timeout.
-const ERESTART_RESTARTBLOCK: i64 = 516;
 const EINTR: i64 = 4;
-/// Numbers of sleeps, of both kinds of code.
-const NANOSLEEP: u64 = 35;
-const CLOCK_NANOSLEEP: u64 = 230;
-const IA32_NANOSLEEP: u64 = 162;
-const IA32_CLOCK_NANOSLEEP: u64 = 267;
-const IA32_CLOCK_NANOSLEEP_TIME64: u64 = 407;
 /// Length of the `syscall` instruction, and of `int 0x80`.
-const CALL_LEN: u64 = 2;
-
-/// Which restart the kernel has promised to a task stopped in a system call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Restart {
-    /// Number of the interrupted call.
-    pub nr: u64,
-    /// The kernel's restart code: -512, -513, -514 or -516.
-    pub result: i64,
-}
-
-impl Restart {
-    /// True when the kernel would continue with what is left of a timeout.
-    pub fn is_restart_block(self) -> bool {
-        self.result == -ERESTART_RESTARTBLOCK
-    }
-}
-
-/// The restart that registers of a stopped task carry, if it was interrupted in a system call.
-pub fn pending_restart(regs: &GeneralRegs) -> Option<Restart> {
-    let in_syscall = regs.orig_rax.cast_signed() >= 0;
-    let result = regs.rax.cast_signed();
-    let codes = [
-        -ERESTARTSYS,
-        -ERESTARTNOINTR,
-        -ERESTARTNOHAND,
-        -ERESTART_RESTARTBLOCK,
-    ];
-    (in_syscall && codes.contains(&result)).then_some(Restart {
-        nr: regs.orig_rax,
-        result,
-    })
-}
+pub(super) const CALL_LEN: u64 = 2;
 
 /// Converts registers of a stopped task to the image's form, winding back an interrupted call. The image
 /// says of all threads of a 32-bit program that they are 32-bit ones.
@@ -96,7 +46,7 @@ pub fn to_image(regs: &GeneralRegs, abi: Abi) -> UserX86RegsEntry {
         gs: regs.gs,
         mode: Some(UserX86RegsMode::Native.into()),
     };
-    match pending_restart(regs) {
+    match restart::pending(regs) {
         Some(restart) if restart.is_restart_block() => image.ax = (-EINTR).cast_unsigned(),
         Some(restart) => rewind(&mut image, restart.nr),
         None => {}
@@ -152,44 +102,14 @@ fn rewind(image: &mut UserX86RegsEntry, nr: u64) {
     image.ip = image.ip.wrapping_sub(CALL_LEN);
 }
 
-/// How a restored task gets on with the call it was interrupted in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resumption {
-    /// The registers of the image say all.
-    AsStored,
-    /// The call is made again with its arguments: its timeout is absolute, or what is left is unknown.
-    Again,
-    /// The kernel is brought back into the sleep with this remaining time, so that it keeps its promise.
-    Sleep {
-        /// Whole seconds left.
-        sec: u64,
-        /// Nanoseconds left.
-        nsec: u64,
-    },
-}
-
-/// Decides how to resume, given what the image says about the interrupted call.
-pub fn resumption(restart: Option<&FirnRestartEntry>) -> Resumption {
-    match restart {
-        Some(entry) if entry.result == -ERESTART_RESTARTBLOCK => {
-            match (entry.remaining_sec, entry.remaining_nsec) {
-                (Some(sec), Some(nsec)) => Resumption::Sleep { sec, nsec },
-                _ => Resumption::Again,
-            }
-        }
-        _ => Resumption::AsStored,
-    }
-}
-
 /// Converts the image's registers to what ptrace sets.
 pub fn from_image(image: &UserX86RegsEntry, resumption: Resumption) -> GeneralRegs {
     let mut image = *image;
-    let nr = image.orig_ax;
     let mut orig_rax = u64::MAX;
     match resumption {
         Resumption::AsStored => {}
-        Resumption::Again => rewind(&mut image, nr),
-        Resumption::Sleep { .. } => {
+        Resumption::Again { nr } => rewind(&mut image, nr),
+        Resumption::Sleep { nr, .. } => {
             image.ax = (-ERESTART_RESTARTBLOCK).cast_unsigned();
             orig_rax = nr;
         }
@@ -225,39 +145,12 @@ pub fn from_image(image: &UserX86RegsEntry, resumption: Resumption) -> GeneralRe
     }
 }
 
-/// Where the kernel writes what is left of a sleep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Remainder {
-    /// Address of the timespec.
-    pub address: u64,
-    /// Bytes of each of its two numbers: 4 or 8.
-    pub width: usize,
-}
-
-/// Where `nanosleep` and `clock_nanosleep` write the time that is left, if the stopped call is a relative
-/// sleep that was given a place for it.
-///
-/// Source: man 2 clock_nanosleep; linux arch/x86/entry/syscalls/syscall_32.tbl.
-pub fn sleep_remainder(regs: &GeneralRegs, abi: Abi) -> Option<Remainder> {
-    let restart = pending_restart(regs)?;
-    let (address, width) = match (abi, restart.nr) {
-        (Abi::Native, NANOSLEEP) => (regs.rsi, 8),
-        (Abi::Native, CLOCK_NANOSLEEP) if regs.rdx == 0 => (regs.r10, 8),
-        (Abi::Ia32, IA32_NANOSLEEP) => (regs.rcx, 4),
-        (Abi::Ia32, IA32_CLOCK_NANOSLEEP) if regs.rcx == 0 => (regs.rsi, 4),
-        (Abi::Ia32, IA32_CLOCK_NANOSLEEP_TIME64) if regs.rcx == 0 => (regs.rsi, 8),
-        _ => return None,
-    };
-    let is_told = restart.is_restart_block() && address != 0;
-    is_told.then_some(Remainder { address, width })
-}
-
 /// Registers with which an interrupted sleep of 32-bit code goes on: the call is made again by itself,
 /// with what is left as the request, which stands in the memory of the task.
-pub fn ia32_sleep(image: &UserX86RegsEntry) -> GeneralRegs {
-    let regs = from_image(image, Resumption::Again);
-    match image.orig_ax {
-        IA32_NANOSLEEP => GeneralRegs {
+pub fn ia32_sleep(image: &UserX86RegsEntry, nr: u64) -> GeneralRegs {
+    let regs = from_image(image, Resumption::Again { nr });
+    match nr {
+        restart::IA32_NANOSLEEP => GeneralRegs {
             rbx: regs.rcx,
             ..regs
         },
@@ -266,30 +159,6 @@ pub fn ia32_sleep(image: &UserX86RegsEntry) -> GeneralRegs {
             ..regs
         },
     }
-}
-
-/// The clock that an interrupted sleep runs on.
-pub fn sleep_clock(image: &UserX86RegsEntry) -> u64 {
-    const CLOCK_MONOTONIC: u64 = 1;
-    if image.orig_ax == CLOCK_NANOSLEEP {
-        image.di
-    } else {
-        CLOCK_MONOTONIC
-    }
-}
-
-/// The remaining-time pointer of an interrupted sleep.
-pub fn sleep_remainder_pointer(image: &UserX86RegsEntry) -> u64 {
-    if image.orig_ax == CLOCK_NANOSLEEP {
-        image.r10
-    } else {
-        image.si
-    }
-}
-
-/// True when the stopped task is inside the sleep that its program ends with.
-pub fn is_asleep(regs: &GeneralRegs) -> bool {
-    regs.rax.cast_signed() == -ERESTART_RESTARTBLOCK
 }
 
 /// Where the instruction stands by which a stopped thread has entered the call that it is in, if it is.
@@ -303,10 +172,10 @@ pub fn syscall_result(regs: &GeneralRegs) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn stopped(rax: i64, orig: i64) -> GeneralRegs {
+    pub fn stopped(rax: i64, orig: i64) -> GeneralRegs {
         let image = UserX86RegsEntry {
             ip: 0x1000,
             ..UserX86RegsEntry::default()
@@ -330,46 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_sleep_with_known_rest_goes_back_to_the_kernels_code() {
-        let regs = stopped(-516, 35);
-        let entry = FirnRestartEntry {
-            nr: 35,
-            result: -516,
-            remaining_sec: Some(1),
-            remaining_nsec: Some(2),
-        };
-        let how = resumption(Some(&entry));
-        assert_eq!(how, Resumption::Sleep { sec: 1, nsec: 2 });
-        let restored = from_image(&to_image(&regs, Abi::Native), how);
-        assert_eq!((restored.rax.cast_signed(), restored.orig_rax), (-516, 35));
-        assert_eq!(restored.rip, 0x1000);
-    }
-
-    #[test]
-    fn a_poll_is_made_again() {
-        let entry = FirnRestartEntry {
-            nr: 7,
-            result: -516,
-            remaining_sec: None,
-            remaining_nsec: None,
-        };
-        let restored = from_image(
-            &to_image(&stopped(-516, 7), Abi::Native),
-            resumption(Some(&entry)),
-        );
-        assert_eq!(
-            (restored.rax, restored.rip, restored.orig_rax),
-            (7, 0xffe, u64::MAX)
-        );
-    }
-
-    #[test]
     fn a_task_outside_a_call_is_left_alone() {
         let regs = stopped(-512, -1);
-        assert_eq!(pending_restart(&regs), None);
+        assert_eq!(restart::pending(&regs), None);
         assert_eq!(to_image(&regs, Abi::Native).ip, 0x1000);
     }
-    fn in_ia32_code(rax: i64, orig: i64) -> GeneralRegs {
+
+    pub fn in_ia32_code(rax: i64, orig: i64) -> GeneralRegs {
         GeneralRegs {
             cs: 0x23,
             rcx: 0xff80_1000,
@@ -391,15 +227,8 @@ mod tests {
 
     #[test]
     fn a_32_bit_sleep_goes_on_with_its_remainder_as_the_request() {
-        let regs = in_ia32_code(-516, 162);
-        let at = Remainder {
-            address: 0xff80_1000,
-            width: 4,
-        };
-        assert_eq!(sleep_remainder(&regs, Abi::Ia32), Some(at));
-        assert_eq!(sleep_remainder(&regs, Abi::Native), None);
-        let image = to_image(&regs, Abi::Ia32);
-        let again = ia32_sleep(&image);
+        let image = to_image(&in_ia32_code(-516, 162), Abi::Ia32);
+        let again = ia32_sleep(&image, 162);
         assert_eq!((again.rip, again.rax), (0xffe, 162));
         assert_eq!((again.rbx, again.rcx), (0xff80_1000, 0xff80_1000));
     }

@@ -6,6 +6,7 @@
 //! with the remaining time right.
 
 mod blocked;
+mod restarted;
 mod sleep;
 mod wakeups;
 
@@ -28,4 +29,5 @@ pub static ALL: &[&Workload] = &[
     &sleep::ABSOLUTE,
     &sleep::REPEATED,
     &sleep::TIMEOUTS,
+    &restarted::WAITS,
 ];
