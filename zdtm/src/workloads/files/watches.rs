@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static INOTIFY: Workload = Workload::new(
     "files/inotify",
@@ -20,7 +20,8 @@ pub static FANOTIFY: Workload = Workload::new(
     "files/fanotify",
     "marks on a file, a mount and a filesystem",
     fanotify,
-);
+)
+.needs(&[Need::Root]);
 
 const IN_MODIFY: u32 = 2;
 const IN_CREATE: u32 = 0x100;

@@ -72,7 +72,8 @@ static SEVERAL: Workload = Workload::new(
     "three tasks with different things: the refusal must list them all",
     several,
 )
-.refused(&["kmsg", "loop-control", "userfaultfd"]);
+.refused(&["kmsg", "loop-control", "userfaultfd"])
+.needs(&[Need::Root]);
 static VFORK: Workload = Workload::new(
     "refusals/vfork",
     "a parent that waits in vfork for its child",

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static PAIRS: Workload = Workload::new(
     "sockets/unix-pairs",
@@ -32,7 +32,8 @@ pub static OPTIONS: Workload = Workload::new(
     "sockets/unix-options",
     "options, buffer sizes and a filter",
     options,
-);
+)
+.needs(&[Need::Root]);
 pub static PEERS: Workload = Workload::new(
     "sockets/unix-peers",
     "credentials of peers: pairs, clients and servers of other tasks",

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
 use anyhow::{Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static NAMES: Workload = Workload::new(
     "sockets/unix-names",
@@ -17,7 +17,8 @@ pub static FILES: Workload = Workload::new(
     "sockets/unix-files",
     "files of sockets: owner, removed, replaced by another socket",
     files,
-);
+)
+.needs(&[Need::Root]);
 pub static DATAGRAMS: Workload = Workload::new(
     "sockets/unix-datagrams",
     "datagram sockets that are connected in one direction, in a chain and to a dead peer",

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::thread;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::sys::{self, SchedAttr};
 use crate::{Need, Stage, Workload};
@@ -94,16 +94,20 @@ fn with_threads(stage: &Stage, kinds: &'static [Change]) -> Result<()> {
         .map(|change| {
             let send = send.clone();
             thread::spawn(move || -> Result<()> {
-                change()?;
-                let before = told()?;
-                send.send(())?;
+                let before = change().and_then(|()| told());
+                send.send(before.as_ref().err().map(ToString::to_string))?;
+                let before = before?;
                 crate::stop::wait();
                 check(&before)
             })
         })
         .collect();
     drop(send);
-    threads.iter().try_for_each(|_| receive.recv())?;
+    for _ in &threads {
+        if let Some(error) = receive.recv()? {
+            bail!("a thread can't be as wanted: {error}");
+        }
+    }
     let own = told()?;
     stage.ready_and_wait()?;
     check(&own)?;
