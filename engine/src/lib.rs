@@ -36,6 +36,7 @@ pub mod dump;
 pub mod files;
 pub mod freeze;
 pub mod inject;
+mod kernel;
 pub mod memory;
 pub mod network_lock;
 pub mod obstacle;

@@ -127,7 +127,7 @@ const _: () = assert!(size_of::<BatchAttr>() == 56);
 
 /// # Safety
 /// `attr` must be what the command takes, and its addresses good for what the command does with them.
-unsafe fn bpf<T>(command: i64, attr: &mut T) -> Result<u64> {
+pub(crate) unsafe fn bpf<T>(command: i64, attr: &mut T) -> Result<u64> {
     // SAFETY: the caller vouches for the attributes.
     let result = unsafe {
         libc::syscall(
