@@ -16,6 +16,7 @@ use super::describe::Descriptions;
 use super::epoll::Unresolved;
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
+use super::io_uring::DumpedRings;
 use super::link_remap::LinkRemaps;
 use super::locks::Locks;
 use super::memfd;
@@ -74,6 +75,7 @@ pub(super) struct Collected {
     /// Processes and threads of the tree.
     pub(super) inside: HashSet<Pid>,
     pub(super) finder: Finder,
+    pub(super) rings: DumpedRings,
     /// Watched files without a name: the last one, and whose watch it is.
     pub(super) nameless_watches: Vec<(Watched, PathBuf, OpenFile)>,
     /// What is not saved and need not stop a dump.
@@ -146,6 +148,7 @@ impl FileTable {
                 maps: MapContents::default(),
                 inside: HashSet::new(),
                 finder: Finder::default(),
+                rings: DumpedRings::default(),
                 nameless_watches: Vec::new(),
                 warnings: Vec::new(),
                 next_id: 0,

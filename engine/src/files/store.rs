@@ -25,7 +25,7 @@ use super::pipe::{self, Pipes};
 use super::pty::{ControlledSession, Ptys};
 use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tty::{self, TerminalInfos};
-use super::{FileRestoreOptions, kind, link_remap, task_files, validate};
+use super::{FileRestoreOptions, io_uring, kind, link_remap, task_files, validate};
 
 /// Bit of remap_id that marked ghosts before there was remap_type.
 const OLD_GHOST_BIT: u32 = 1 << 31;
@@ -144,6 +144,7 @@ impl FileStore {
                  last written to"
             ));
         }
+        warnings.extend(io_uring::check(self.entries.all())?);
         Ok(warnings)
     }
 

@@ -17,20 +17,44 @@ pub mod setup {
     pub const SQ_AFF: u32 = 1 << 2;
     /// The number of completions is given.
     pub const CQSIZE: u32 = 1 << 3;
+    /// Numbers of entries that are too large are made smaller.
+    pub const CLAMP: u32 = 1 << 4;
+    /// Shares workers with another ring.
+    pub const ATTACH_WQ: u32 = 1 << 5;
     /// The ring starts disabled.
     pub const R_DISABLED: u32 = 1 << 6;
+    /// Submitting goes on behind an entry that fails.
+    pub const SUBMIT_ALL: u32 = 1 << 7;
+    /// The kernel does not interrupt the program for its work.
+    pub const COOP_TASKRUN: u32 = 1 << 8;
+    /// The ring says when such work waits.
+    pub const TASKRUN_FLAG: u32 = 1 << 9;
     /// Submission entries of 128 bytes.
     pub const SQE128: u32 = 1 << 10;
     /// Completion entries of 32 bytes.
     pub const CQE32: u32 = 1 << 11;
+    /// One thread only submits.
+    pub const SINGLE_ISSUER: u32 = 1 << 12;
+    /// The kernel works only when that thread asks for completions.
+    pub const DEFER_TASKRUN: u32 = 1 << 13;
+    /// The ring lies in memory of the program.
+    pub const NO_MMAP: u32 = 1 << 14;
+    /// The ring has a number of its thread and no descriptor.
+    pub const REGISTERED_FD_ONLY: u32 = 1 << 15;
     /// Submission entries are taken in order, without an array of indices.
     pub const NO_SQARRAY: u32 = 1 << 16;
+    /// Polling sleeps for a while first.
+    pub const HYBRID_IOPOLL: u32 = 1 << 17;
+    /// Completion entries of 16 and of 32 bytes.
+    pub const CQE_MIXED: u32 = 1 << 18;
 }
 
 /// Bytes of the request that the kernel reads when an entry is submitted.
 pub mod request {
     /// Does nothing.
     pub const NOP: u8 = 0;
+    /// Puts a completion into another ring.
+    pub const MSG_RING: u8 = 40;
     /// Flag: no completion if it succeeds.
     pub const SKIP_SUCCESS: u8 = 1 << 6;
 }

@@ -11,6 +11,7 @@ const EVENT: usize = 32;
 const MOST: usize = 64;
 const PREAD: u16 = 0;
 const PWRITE: u16 = 1;
+const POLL: u16 = 5;
 
 /// A context, with memory for the arguments of its calls.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,12 @@ impl AioContext {
     /// Asks for reads of the beginning of a file into `memory`, as [`AioContext::write`].
     pub fn read(&self, fd: impl AsFd, memory: Region, values: &[u64]) -> io::Result<u64> {
         self.submit(fd, PREAD, memory, values)
+    }
+
+    /// Asks to be told when a file can be read; returns how many requests the kernel took.
+    pub fn poll(&self, fd: impl AsFd, value: u64) -> io::Result<u64> {
+        let events = Region { addr: 1, len: 0 };
+        self.submit(fd, POLL, events, &[value])
     }
 
     fn submit(

@@ -14,8 +14,18 @@ pub const SQE128: u32 = 1 << 10;
 pub const CQE32: u32 = 1 << 11;
 /// A thread of the kernel submits.
 pub const SQPOLL: u32 = 1 << 1;
+/// The ring starts disabled.
+pub const R_DISABLED: u32 = 1 << 6;
+/// Submitting goes on behind an entry that fails.
+pub const SUBMIT_ALL: u32 = 1 << 7;
+/// The kernel does not interrupt the program for its work.
+pub const COOP_TASKRUN: u32 = 1 << 8;
+/// The ring says when such work waits.
+pub const TASKRUN_FLAG: u32 = 1 << 9;
 /// Only one thread may submit.
 pub const SINGLE_ISSUER: u32 = 1 << 12;
+/// The kernel works only when that thread asks for completions.
+pub const DEFER_TASKRUN: u32 = 1 << 13;
 const CQSIZE: u32 = 1 << 3;
 const ENTRIES_AT: i64 = 0x1000_0000;
 const GETEVENTS: usize = 1;
@@ -26,6 +36,10 @@ const PARAMS: usize = 120;
 pub const NOP: u8 = 0;
 /// Waits for a file to become ready.
 pub const POLL_ADD: u8 = 6;
+/// Ends a wait, of the request with the value `addr`.
+pub const POLL_REMOVE: u8 = 7;
+/// Length of a wait that goes on after each time.
+pub const POLL_MULTI: u32 = 1;
 /// Waits for some time.
 pub const TIMEOUT: u8 = 11;
 /// Reads.

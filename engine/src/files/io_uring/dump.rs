@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use firn_proto::{FdTypes, FileEntry, FirnUringEntry};
 use firn_sys::io_uring::{self, setup};
-use firn_sys::mapping::SharedMapping;
 use firn_sys::pagemap::{Pagemap, entry as page};
 use firn_sys::{Errno, Pid};
 
 use super::fdinfo::Shown;
+use super::inner::Inner;
 use super::layout::{self, Layout};
+use super::memory::Memory;
 use super::probe::{self, Special};
+use super::restore::{self, KNOWN};
+use super::turns::{self, Turns};
 use crate::files::dump::{DumpState, query};
 use crate::files::error::FileDumpError;
 use crate::files::fdinfo::FdInfo;
@@ -20,9 +23,9 @@ use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
 use crate::files::outside;
 
-/// More requests than this take a restore longer than a moment, which is said.
-const MANY: u32 = 50_000_000;
 const PAGE: usize = 4096;
+/// Bits that say how a ring is made and not what it is then.
+const ONLY_AT_SETUP: u32 = setup::CQSIZE | setup::CLAMP;
 /// How long requests may take to end, and how often is looked.
 const PATIENCE: Duration = Duration::from_millis(100);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
@@ -63,9 +66,11 @@ pub(super) fn trouble(shown: &Shown) -> Option<Trouble> {
     Some(Trouble::new(reason, hint))
 }
 
-/// What fdinfo tells against saving the ring of a task that is stopped.
-fn unfinished(shown: &Shown) -> Option<Trouble> {
-    let in_flight = shown.taken.wrapping_sub(shown.completed);
+/// What tells against saving the ring of a task that is stopped: its fdinfo, and the number of requests in flight
+/// where that can be seen.
+fn unfinished(shown: &Shown, in_flight: Option<u32>) -> Option<Trouble> {
+    let is_seen = in_flight.is_some();
+    let in_flight = in_flight.unwrap_or(shown.taken.wrapping_sub(shown.completed));
     let (reason, hint) = if shown.nr_overflown > 0 {
         (
             "the io_uring ring has more completions than it has room for",
@@ -73,7 +78,7 @@ fn unfinished(shown: &Shown) -> Option<Trouble> {
         )
     } else if in_flight == 0 {
         return trouble(shown);
-    } else if in_flight < u32::MAX / 2 {
+    } else if is_seen || in_flight < u32::MAX / 2 {
         ("requests of the io_uring ring are in flight", FINISH)
     } else {
         (
@@ -87,10 +92,11 @@ fn unfinished(shown: &Shown) -> Option<Trouble> {
 
 /// Waits for requests that end by themselves, such as those that workers of the kernel have begun; says what stays
 /// in the way.
-fn await_end(file: &OpenFile) -> Result<Option<Trouble>, Errno> {
+fn await_end(file: &OpenFile, inner: Option<Inner<'_>>) -> Result<Option<Trouble>, Errno> {
     let begun = Instant::now();
     loop {
-        let found = unfinished(&look(file)?);
+        let in_flight = inner.and_then(|inner| inner.in_flight());
+        let found = unfinished(&look(file)?, in_flight);
         if found.is_none() || begun.elapsed() > PATIENCE {
             return Ok(found);
         }
@@ -125,6 +131,10 @@ impl Special {
                 "groups of buffers are provided to the io_uring ring",
                 "let the program take them back before the dump",
             ),
+            Special::Personalities => (
+                "credentials are registered with the io_uring ring",
+                "let the program unregister them before the dump",
+            ),
         };
         Trouble::new(reason, hint)
     }
@@ -143,11 +153,17 @@ pub(super) fn dump(
         return Err(FileDumpError::Obstacles(held));
     }
     let in_the_way = |trouble| FileDumpError::Obstacles(vec![file.obstacle(trouble)]);
-    if let Some(special) = probe::special(fd) {
+    let kernel = state.collected.rings.kernel.get();
+    let inner = kernel.and_then(|kernel| Inner::of(kernel, fd));
+    let special = match inner.and_then(|inner| inner.special()) {
+        Some(special) => special,
+        None => probe::special(fd),
+    };
+    if let Some(special) = special {
         return Err(in_the_way(special.trouble()));
     }
     let failed = |source| query(file, "the memory of the io_uring ring", source);
-    if let Some(trouble) = await_end(file).map_err(failed)? {
+    if let Some(trouble) = await_end(file, inner).map_err(failed)? {
         return Err(in_the_way(trouble));
     }
     let Ok(head) = probe::head(fd) else {
@@ -156,32 +172,51 @@ pub(super) fn dump(
             "let the program close it before the dump",
         )));
     };
-    let flags = probe::shape(&head, || look(file)).map_err(failed)?;
+    let flags = match inner {
+        Some(inner) => inner.flags & !ONLY_AT_SETUP,
+        None => probe::shape(&head, || look(file)).map_err(failed)?,
+    };
+    if flags & !KNOWN != 0 {
+        return Err(in_the_way(Trouble::new(
+            format!(
+                "the io_uring ring has parameters that are not known (IORING_SETUP bits {:#x})",
+                flags & !KNOWN
+            ),
+            "let the program close it before the dump",
+        )));
+    }
     let word = |at: usize| head.word(at).load(Ordering::Acquire);
     let (sq_entries, cq_entries) = (word(layout::SQ_ENTRIES), word(layout::CQ_ENTRIES));
     let layout = Layout::new(sq_entries, cq_entries, flags);
     let layout = layout.ok_or_else(|| failed(Errno::EINVAL))?;
     // Another ring of the same shape tells whether everything is where it is looked for.
-    let twin = io_uring::create(layout.params()).map_err(failed)?;
+    let twin = io_uring::create(restore::params(layout)).map_err(failed)?;
     if !layout.fits(&twin) {
         return Err(failed(Errno::EINVAL));
     }
-    if hides_wide_entries(fd, layout, flags).map_err(failed)? {
+    if inner.is_none() && hides_wide_entries(fd, layout, flags).map_err(failed)? {
         return Err(in_the_way(Trouble::new(
             "the io_uring ring has submission entries of 128 bytes and no array of indices",
             "let the program close it before the dump",
         )));
     }
-    let ring = read(fd, layout, flags).map_err(failed)?;
-    if ring.cq_tail > MANY {
-        state.collected.warnings.push(format!(
-            "{} of task {}: to restore an io_uring ring after {} requests takes about {} seconds",
-            file.place,
-            file.pid,
-            ring.cq_tail,
-            ring.cq_tail / 5_000_000
-        ));
+    let ring = Memory::map(fd, layout).map_err(failed)?.read(flags);
+    let total = Turns::of(&ring).total();
+    if turns::is_too_many(total) {
+        return Err(in_the_way(Trouble::new(
+            format!(
+                "the io_uring ring has taken {} requests, and a restore has to repeat their number",
+                total
+            ),
+            "let the program make its ring anew before the dump",
+        )));
     }
+    if let Some(address) = inner.map(|inner| inner.address()) {
+        state.collected.rings.note(dumping.id, address);
+    }
+    let warning =
+        turns::warning(total).map(|text| format!("{} of task {}: {text}", file.place, file.pid));
+    state.collected.warnings.extend(warning);
     Ok(FileEntry {
         r#type: FdTypes::FirnUring.into(),
         id: dumping.id,
@@ -225,32 +260,6 @@ fn hides_wide_entries(fd: BorrowedFd<'_>, layout: Layout, flags: u32) -> Result<
     Ok(bits[0] & page::PRESENT != 0)
 }
 
-fn read(fd: BorrowedFd<'_>, layout: Layout, flags: u32) -> Result<FirnUringEntry, Errno> {
-    let map = |offset, len: usize| -> Result<SharedMapping, Errno> {
-        io_uring::map(fd, offset, len.next_multiple_of(PAGE))
-    };
-    let rings = map(io_uring::OFFSET_RINGS, layout.rings_len())?;
-    let entries = map(io_uring::OFFSET_ENTRIES, layout.entries_len())?;
-    let word = |at: usize| rings.word(at).load(Ordering::Acquire);
-    let has_array = flags & setup::NO_SQARRAY == 0;
-    Ok(FirnUringEntry {
-        setup_flags: flags,
-        sq_entries: layout.sq_entries,
-        cq_entries: layout.cq_entries,
-        sq_head: word(layout::SQ_HEAD),
-        sq_tail: word(layout::SQ_TAIL),
-        cq_head: word(layout::CQ_HEAD),
-        cq_tail: word(layout::CQ_TAIL),
-        sq_dropped: Some(word(layout::SQ_DROPPED)).filter(|nr| *nr != 0),
-        cq_overflow: Some(word(layout::CQ_OVERFLOW)).filter(|nr| *nr != 0),
-        cq_flags: Some(word(layout::CQ_FLAGS)).filter(|flags| *flags != 0),
-        sqes: entries.read(0, layout.entries_len()),
-        cqes: rings.read(layout::COMPLETIONS, layout.completions_len()),
-        sq_array: has_array.then(|| rings.read(layout.array(), layout.array_len())),
-        ..FirnUringEntry::default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,8 +272,8 @@ mod tests {
             sq_tail: 9,
             ..Shown::default()
         };
-        assert!(unfinished(&idle).is_none());
-        let reason = |shown: Shown| unfinished(&shown).expect("in the way").reason;
+        assert!(unfinished(&idle, None).is_none());
+        let reason = |shown: Shown| unfinished(&shown, None).expect("in the way").reason;
         let busy = Shown {
             taken: 2,
             completed: u32::MAX,
@@ -279,7 +288,9 @@ mod tests {
             completed: 8,
             ..idle.clone()
         };
-        assert!(reason(many).contains("several times"));
+        assert!(reason(many.clone()).contains("several times"));
+        assert!(unfinished(&many, Some(0)).is_none());
+        assert!(unfinished(&idle, Some(1)).is_some());
         let polling = Shown {
             nr_polls: 1,
             ..idle.clone()

@@ -141,7 +141,8 @@ pub(super) fn of_image(ring: &FirnUringEntry) -> Result<Layout, &'static str> {
     Ok(layout)
 }
 
-fn number(count: u32) -> usize {
+/// A number of entries.
+pub(super) fn number(count: u32) -> usize {
     usize::try_from(count).expect("usize has at least 32 bits")
 }
 

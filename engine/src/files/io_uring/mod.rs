@@ -1,16 +1,13 @@
 //! io_uring rings: memory that a program and the kernel share, and two counters of the kernel's own.
 //!
-//! What the kernel shows of a ring: its file (which is mapped here to read it), fdinfo, and how it refuses
-//! operations (`probe.rs`). What it does not show decides what can be saved:
+//! What the kernel shows of a ring: its file (which is mapped here to read it), fdinfo, how it refuses operations
+//! (`probe.rs`), and, to a root that may load BPF programs, everything (`inner.rs`). Without the latter
 //!
-//! * **Requests in flight** are not listed. Each request that the kernel has taken gives one completion as a
-//!   rule, so a ring is idle when it has taken as many as it has completed. Requests that complete several
+//! * **requests in flight** show only by their number: each request that the kernel has taken gives one completion
+//!   as a rule, so a ring is idle when it has taken as many as it has completed. Requests that complete several
 //!   times or not at all (multishot, IOSQE_CQE_SKIP_SUCCESS, zero-copy sends, messages between rings) upset the
-//!   balance: such a ring is refused even if it is idle.
-//! * **Registered files and eventfds** are shown by name at most, and which open file it is can't be told.
-//! * **Parameters**: IORING_SETUP_SUBMIT_ALL, COOP_TASKRUN and the idle time of a submitting thread show
-//!   nowhere. A restored ring does without the former two, which changes when the kernel does its work but not
-//!   what comes of it, and has the kernel's usual idle time.
+//!   balance: such a ring is refused even if it is idle;
+//! * **parameters** that say when the kernel does its work, and not what comes of it, show nowhere.
 //!
 //! A restored ring is made with the same parameters, and its counters are moved by requests that do nothing, as
 //! they can be set by nothing else: some millions a second. Then entries and indices are written into it.
@@ -19,11 +16,15 @@
 //! Source: linux io_uring/io_uring.c, fdinfo.c, memmap.c, register.c.
 
 mod dump;
+mod dumped;
 mod fdinfo;
+mod inner;
 mod layout;
+mod memory;
 mod probe;
 mod registered;
 mod restore;
+mod turns;
 
 use std::os::fd::OwnedFd;
 
@@ -35,6 +36,31 @@ use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
+use turns::Turns;
+
+pub(super) use dumped::DumpedRings;
+
+/// Looks at all rings of an image set; returns what is to be said before they are made.
+///
+/// # Errors
+/// Their restore would take too long.
+pub(super) fn check<'a>(
+    entries: impl Iterator<Item = &'a FileEntry>,
+) -> Result<Option<String>, FileRestoreError> {
+    let rings = entries.filter_map(|entry| entry.firn_uring.as_ref());
+    let (mut total, mut last) = (0, 0);
+    for ring in rings {
+        total += Turns::of(ring).total();
+        last = ring.id;
+    }
+    match turns::is_too_many(total) {
+        true => Err(FileRestoreError::Unsupported {
+            id: last,
+            kind: "io_uring ring after so many requests that to repeat their number takes too long",
+        }),
+        false => Ok(turns::warning(total)),
+    }
+}
 
 /// Rings.
 pub(super) struct IoUring;

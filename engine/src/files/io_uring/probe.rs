@@ -39,6 +39,7 @@ pub(super) enum Special {
     Polled,
     Eventfd,
     Buffers,
+    Personalities,
 }
 
 /// Looks for what can't be saved.

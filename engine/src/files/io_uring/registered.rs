@@ -1,7 +1,7 @@
 //! Numbers under which threads have registered rings with themselves (IORING_REGISTER_RING_FDS).
 //!
-//! They belong to a thread, show nowhere, and only the thread can tell whether it has one, by using it. Which ring
-//! it is can't be told, so a process may have one ring only.
+//! They belong to a thread, and only the thread can tell whether it has one, by using it. Which ring it is shows in
+//! the kernel's own structures; where these can't be read, a process may have one ring only.
 
 use std::collections::HashSet;
 
@@ -54,9 +54,14 @@ impl FileTable {
                     if matches!(arenas[nth].slot(*program, *slot), EBADF | EINVAL) {
                         continue;
                     }
-                    match rings[..] {
-                        [ring] => self.register(ring, *tid, index),
-                        _ => found.push(unclear(task.pid, *tid)),
+                    let only = match rings[..] {
+                        [ring] => Some(ring),
+                        _ => None,
+                    };
+                    let seen = self.collected.rings.registered(*tid, index);
+                    match seen.or(only) {
+                        Some(ring) => self.register(ring, *tid, index),
+                        None => found.push(unclear(task.pid, *tid)),
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! Before a ring is copied: is it a living context, and has everything that was asked for ended?
 
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use firn_sys::process_vm::{self, RemoteRange};
@@ -7,6 +8,7 @@ use firn_sys::{Pid, file, nr, procfs};
 
 use super::{HEADER_LEN, Header, is_ring};
 use crate::inject::{self, Job};
+use crate::kernel::Kernel;
 use crate::memory::address_space::AddressSpace;
 use crate::memory::error::MemoryDumpError;
 use crate::memory::smaps::Mapping;
@@ -26,7 +28,7 @@ const EINVAL: i64 = -22;
 /// Most requests have ended when io_submit returns. Those that have not are direct I/O and fsync, which end
 /// by themselves within the time of the disk: this waits until no ring has got an event for a while and no
 /// block device behind a file that the task has open with O_DIRECT is at work. A request that polls
-/// (IOCB_CMD_POLL) is seen nowhere, and lost.
+/// (IOCB_CMD_POLL) waits for ever; only the kernel's own structures show it.
 ///
 /// `spaces` are those of the living tasks, in the tree's order.
 ///
@@ -48,7 +50,18 @@ pub fn settle(tree: &Tree, spaces: &[AddressSpace]) -> Result<(), MemoryDumpErro
         return Ok(());
     }
     let mut found = copies(&with_rings)?;
+    let kernel = Kernel::open();
     for (task, rings) in &with_rings {
+        match kernel
+            .as_ref()
+            .map(|kernel| polling(kernel, task.pid, rings))
+        {
+            Some(Some(polls)) => found.extend(polls),
+            _ => tracing::debug!(
+                "task {}: requests that poll (IOCB_CMD_POLL) would not be seen",
+                task.pid
+            ),
+        }
         found.extend(rings.iter().filter_map(|ring| broken(task.pid, ring)));
         found.extend(busy(task.pid, rings));
     }
@@ -101,6 +114,30 @@ fn copies(tasks: &[(&Task, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpE
         }
     }
     Ok(found)
+}
+
+/// Contexts with requests that can be cancelled, which are those that poll; None where that can't be seen.
+///
+/// Source: linux fs/aio.c, struct kioctx, active_reqs.
+fn polling(kernel: &Kernel, pid: Pid, rings: &[&Mapping]) -> Option<Vec<Obstacle>> {
+    let memory = file::open(format!("/proc/{pid}/mem").as_ref(), 0).ok()?;
+    let mm = kernel.file(memory.as_fd())?;
+    let table = mm
+        .follow_as("private_data", "mm_struct")?
+        .follow("ioctx_table")?;
+    let mut found = Vec::new();
+    for context in (0..table.word("nr")?).filter_map(|nth| table.element("table", nth)) {
+        let id = context.number("user_id")?;
+        let ring = rings.iter().find(|ring| ring.range.start == id);
+        if !context.is_list_empty("active_reqs")?
+            && let Some(ring) = ring
+        {
+            let reason = "requests of its asynchronous I/O context wait for a file (IOCB_CMD_POLL)";
+            let hint = "dump when they have ended, or let the program cancel them (io_cancel)";
+            found.push(obstacle(pid, ring, reason, hint));
+        }
+    }
+    Some(found)
 }
 
 fn broken(pid: Pid, ring: &Mapping) -> Option<Obstacle> {

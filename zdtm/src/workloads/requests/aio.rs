@@ -4,8 +4,9 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result, ensure};
 
+use super::TYPES;
 use crate::sys::{AioContext, PAGE, Region};
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static WAITING: Workload = Workload::new(
     "requests/aio",
@@ -43,6 +44,19 @@ pub static COPIED: Workload = Workload::new(
     },
 )
 .refused(&["copy that fork left", "io_destroy"]);
+
+pub static POLLING: Workload = Workload::new(
+    "requests/aio-polling",
+    "a context with a request that waits for a pipe",
+    |stage| {
+        let (reader, _writer) = sys::pipe(0)?;
+        let context = AioContext::new(8)?;
+        ensure!(context.poll(&reader, 7)? == 1, "the request was not taken");
+        stage.ready_and_wait()
+    },
+)
+.needs(&[Need::Root, TYPES])
+.refused(&["IOCB_CMD_POLL", "io_cancel"]);
 
 /// A file with a known beginning, and memory to read it into.
 fn file(stage: &Stage) -> Result<(OwnedFd, Region)> {

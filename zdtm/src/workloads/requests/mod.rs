@@ -1,9 +1,13 @@
 //! Input and output that is asked for and fetched later.
 
 mod aio;
+mod parameters;
 mod ring;
 
-use crate::Workload;
+use crate::{Need, Workload};
+
+/// The kernel's types, without which its structures can't be read.
+const TYPES: Need = Need::File("/sys/kernel/btf/vmlinux");
 
 pub static ALL: &[&Workload] = &[
     &aio::WAITING,
@@ -12,6 +16,7 @@ pub static ALL: &[&Workload] = &[
     &aio::IN_FLIGHT,
     &aio::FULL,
     &aio::COPIED,
+    &aio::POLLING,
     &ring::IDLE,
     &ring::FRESH,
     &ring::WAITING,
@@ -25,5 +30,9 @@ pub static ALL: &[&Workload] = &[
     &ring::FILES,
     &ring::EVENTFD,
     &ring::REGISTERED,
-    &ring::OWNED,
+    &ring::REGISTERED_TWO,
+    &parameters::SUBMIT_ALL,
+    &parameters::OWNED,
+    &parameters::DISABLED,
+    &parameters::MULTISHOT,
 ];

@@ -7,7 +7,10 @@ use anyhow::{Context, Result, ensure};
 use crate::sys::{self, PAGE, Region, Request, Ring};
 use crate::{Need, Stage, Workload};
 
-const NEEDS: &[Need] = &[Need::Call(libc::SYS_io_uring_setup, "io_uring")];
+pub(super) const NEEDS: &[Need] = &[Need::Call(libc::SYS_io_uring_setup, "io_uring")];
+
+/// Only the kernel's own structures tell of some of it.
+pub(super) const SEEN: &[Need] = &[NEEDS[0], super::TYPES];
 
 pub static IDLE: Workload = Workload::new(
     "requests/uring",
@@ -133,25 +136,30 @@ pub static REGISTERED: Workload = Workload::new(
     registered,
 )
 .needs(NEEDS);
-pub static OWNED: Workload = Workload::new(
-    "requests/uring-single-issuer",
-    "a ring that belongs to one thread",
+pub static REGISTERED_TWO: Workload = Workload::new(
+    "requests/uring-registered-two",
+    "a thread that has registered two rings with itself",
     |stage| {
-        let _ring = Ring::new(8, None, sys::SINGLE_ISSUER)?;
-        stage.ready_and_wait()
+        let mut first = Ring::new(8, None, 0)?;
+        let mut second = Ring::new(16, None, 0)?;
+        turn(&mut first, 3)?;
+        register_as(&second, 5)?;
+        register_as(&first, 2)?;
+        stage.ready_and_wait()?;
+        use_registered(&mut first, 2, 7)?;
+        use_registered(&mut second, 5, 8)
     },
 )
-.needs(NEEDS)
-.refused(&["SINGLE_ISSUER"]);
+.needs(SEEN);
 
-fn file(stage: &Stage) -> Result<(OwnedFd, Region)> {
+pub(super) fn file(stage: &Stage) -> Result<(OwnedFd, Region)> {
     let path = stage.path("data");
     std::fs::write(&path, [7; PAGE]).context("writing the file")?;
     Ok((sys::open(&path, libc::O_RDWR)?, Region::anon(PAGE)?))
 }
 
 /// Lets the ring write to a file and read it back.
-fn use_ring(ring: &mut Ring, fd: &OwnedFd, memory: Region, seed: u8) -> Result<()> {
+pub(super) fn use_ring(ring: &mut Ring, fd: &OwnedFd, memory: Region, seed: u8) -> Result<()> {
     let request = |opcode, value| Request {
         opcode,
         fd: fd.as_raw_fd(),
@@ -170,7 +178,7 @@ fn use_ring(ring: &mut Ring, fd: &OwnedFd, memory: Region, seed: u8) -> Result<(
     Ok(())
 }
 
-fn turn(ring: &mut Ring, times: u64) -> Result<()> {
+pub(super) fn turn(ring: &mut Ring, times: u64) -> Result<()> {
     for value in 0..times {
         let done = ring.run(&Request {
             value,
@@ -319,23 +327,27 @@ fn shared(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Registers the ring with this thread under number 5, which the kernel tells by one.
 fn register(ring: &Ring) -> Result<()> {
+    register_as(ring, 5)
+}
+
+/// Registers the ring with this thread, of which the kernel tells how many there were.
+fn register_as(ring: &Ring, index: u32) -> Result<()> {
     let place = Region::anon(PAGE)?;
-    place.put(0, &5u32.to_ne_bytes());
+    place.put(0, &index.to_ne_bytes());
     place.put(8, &u64::try_from(ring.fd.as_raw_fd())?.to_ne_bytes());
     let count = ring.register(20, place, 1)?;
     ensure!(count == 1, "{count} rings were registered");
     Ok(())
 }
 
-fn use_registered(ring: &mut Ring, value: u64) -> Result<()> {
+fn use_registered(ring: &mut Ring, index: i64, value: u64) -> Result<()> {
     ring.put(&Request {
         value,
         ..Request::default()
     });
     let taken = ring
-        .submit_registered(5)
+        .submit_registered(index)
         .context("by the registered ring")?;
     ensure!(taken == 1, "the kernel took {taken} entries");
     ensure!(ring.take() == [(value, 0)], "no completion of {value}");
@@ -346,19 +358,19 @@ fn registered(stage: &Stage) -> Result<()> {
     let ring = std::sync::Mutex::new(Ring::new(8, None, 0)?);
     let lock = || ring.lock().map_err(|_| anyhow::anyhow!("the ring is lost"));
     register(&*lock()?)?;
-    use_registered(&mut *lock()?, 1)?;
+    use_registered(&mut *lock()?, 5, 1)?;
     let (ready, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             register(&*lock()?)?;
-            use_registered(&mut *lock()?, 2)?;
+            use_registered(&mut *lock()?, 5, 2)?;
             ready.wait();
             go.wait();
-            use_registered(&mut *lock()?, 3)
+            use_registered(&mut *lock()?, 5, 3)
         });
         ready.wait();
         stage.ready_and_wait()?;
-        use_registered(&mut *lock()?, 4)?;
+        use_registered(&mut *lock()?, 5, 4)?;
         go.wait();
         thread
             .join()
