@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
-use firn_engine::FilePolicy;
+use firn_engine::{FilePolicy, LabelChoice};
 
 use crate::external::{ExternalArgs, InheritArgs};
 use crate::normalize::DEFAULT_VERBOSITY;
@@ -195,6 +195,9 @@ pub struct RestoreArgs {
     /// Refuse what can't come back exactly as it was, instead of reporting it
     #[arg(long)]
     pub strict: bool,
+    /// Confine the tasks that were confined by this label: apparmor:PROFILE, selinux:CONTEXT or none
+    #[arg(long, value_name = "TYPE:NAME")]
+    pub lsm_profile: Option<LabelChoice>,
     /// Accept a terminal and a session leader outside the tree
     #[arg(short = 'j', long)]
     pub shell_job: bool,

@@ -208,17 +208,12 @@ pub const OPTIONS: &[Opt] = &[
     opt("cgroup-yard", Required, DUMP | RESTORE, Later(CGROUPS)),
     opt("inherit-fd", Required, RESTORE, Here),
     opt("external", Required, DUMP | RESTORE, Here),
-    opt(
-        "lsm-profile",
-        Required,
-        RESTORE,
-        Later("security labels are left as they are"),
-    ),
+    opt("lsm-profile", Required, RESTORE, Here),
     opt(
         "lsm-mount-context",
         Required,
         RESTORE,
-        Later("security labels are left as they are"),
+        Later("mounts come with namespaces"),
     ),
     opt(
         "unprivileged",

@@ -97,6 +97,7 @@ fn operation(args: &RestoreArgs, work_dir: &Path, cancel: &CancelFlag) -> Restor
         .skip_file_rwx_check(args.skip_file_rwx_check)
         .file_validation(validation(args.file_validation))
         .sockets(args.sockets.options())
+        .labels(args.lsm_profile.clone().unwrap_or_default())
         .scripts(scripts(&args.action_script))
         .cancel(cancel.clone());
     for (pattern, policy) in &args.file_policy {

@@ -53,3 +53,4 @@ pub use files::{FilePolicy, FileValidation};
 pub use firn_sys::Pid;
 pub use progress::{Phase, Progress};
 pub use restore::{Restore, RestoreError, RestoreReport};
+pub use task::lsm::LabelChoice;

@@ -4,8 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use firn_images::IMG_VERSION;
 use firn_proto::{
-    FirnInventoryEntry, InventoryEntry, Lsmtype, PluginsEntry, TaskKobjIdsEntry, TimensEntry,
-    Timespec,
+    FirnInventoryEntry, InventoryEntry, PluginsEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
 };
 use firn_sys::clock;
 use firn_sys::procfs;
@@ -13,6 +12,7 @@ use firn_sys::procfs;
 use crate::arch::{self, XsaveLayout};
 use crate::memory::sysv::OWN_IPC_NAMESPACE;
 use crate::task::core_image::ROOT_CG_SET;
+use crate::task::lsm::Module;
 
 /// Network lock method "skip": nothing was locked.
 const LOCK_SKIP: u32 = 2;
@@ -77,7 +77,7 @@ pub fn inventory(network: Network) -> InventoryEntry {
         root_ids: Some(root_ids()),
         ns_per_id: Some(true),
         root_cg_set: Some(ROOT_CG_SET),
-        lsmtype: Some(Lsmtype::NoLsm.into()),
+        lsmtype: Some(Module::to_image(Module::of_host())),
         dump_uptime: Some(sec * 1_000_000 + nsec / 1000),
         network_lock_method: Some(network.lock_method.unwrap_or(LOCK_SKIP)),
         tcp_close: network.closes_tcp.then_some(true),

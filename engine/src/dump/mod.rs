@@ -44,6 +44,7 @@ use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
 use crate::task::core_image::{self, CoreDumpError};
 use crate::task::ia32;
+use crate::task::lsm;
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
 use crate::task::seccomp::SeccompDump;
@@ -465,11 +466,12 @@ impl Operation<'_> {
 }
 
 fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
-    let own = survey::OwnNamespaces::read();
+    let (own, module) = (survey::OwnNamespaces::read(), lsm::Module::of_host());
     let of_task = |pid: &Pid| {
         let mut found = survey::survey(*pid, &own);
         found.extend(memory::survey(*pid));
         found.extend(ia32::survey(*pid));
+        found.extend(lsm::survey(*pid, module));
         found
     };
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()

@@ -15,6 +15,7 @@ use crate::memory::{
 };
 use crate::program::{ArenaError, ProgramFailure};
 use crate::script::ScriptError;
+use crate::task::lsm::LabelError;
 use crate::task::posix_timers::TimerPlanError;
 use crate::task::relations::RelationError;
 use crate::task::seccomp::SeccompImageError;
@@ -64,6 +65,9 @@ pub enum RestoreError {
         /// Cause.
         source: Errno,
     },
+    /// Security labels that can't be had here.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// Timers that this kernel can't make.
     #[error(transparent)]
     Timers(#[from] TimerPlanError),
@@ -224,6 +228,7 @@ impl RestoreError {
             RestoreError::Version(_)
             | RestoreError::Namespace { .. }
             | RestoreError::Timers(_)
+            | RestoreError::Label(_)
             | RestoreError::SharedTable { .. }
             | RestoreError::NoIa32 { .. }
             | RestoreError::Cpu { .. } => ErrorClass::Unsupported,
@@ -251,6 +256,11 @@ impl RestoreError {
             }
             RestoreError::NoIa32 { .. } => Some(
                 "boot a kernel with CONFIG_IA32_EMULATION, and with ia32_emulation=1".to_owned(),
+            ),
+            RestoreError::Label(LabelError::Module { .. }) => Some(
+                "give the tasks a label that is in use here: --lsm-profile apparmor:PROFILE or \
+                 --lsm-profile selinux:CONTEXT"
+                    .to_owned(),
             ),
             RestoreError::Losses(_) => Some("leave out --strict to do without".to_owned()),
             other => hint_for(other),

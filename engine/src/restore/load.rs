@@ -81,6 +81,8 @@ pub(super) struct Checkpoint {
     pub tree: Tree,
     /// In the order of the tree.
     pub tasks: Vec<LoadedTask>,
+    /// The security module of the dump's machine, as images number it.
+    pub lsmtype: Option<i32>,
 }
 
 /// Reads all images of tasks.
@@ -104,7 +106,11 @@ pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
     let loaded: Result<Vec<_>, RestoreError> = loaded.into_iter().collect();
     let tasks;
     (tree.tasks, tasks) = loaded?.into_iter().unzip();
-    Ok(Checkpoint { tree, tasks })
+    Ok(Checkpoint {
+        tree,
+        tasks,
+        lsmtype: inventory.lsmtype,
+    })
 }
 
 fn tree_of(entries: &[PstreeEntry]) -> Result<Tree, RestoreError> {

@@ -43,6 +43,7 @@ use crate::program::Arena;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
 use crate::task::attributes;
+use crate::task::lsm::LabelPlan;
 use crate::task::modes::ThreadModes;
 use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Family, Role};
@@ -251,6 +252,7 @@ impl Operation<'_> {
             may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
             seccomp: &seccomp,
             timer_ids,
+            labels: &LabelPlan::new(checkpoint.lsmtype, &self.options.labels)?,
             nodes: &facts.nodes,
             is_own_root: &is_own_root,
         };

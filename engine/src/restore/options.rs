@@ -13,6 +13,7 @@ use crate::files::{
 use crate::memory::VdsoChoice;
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
+use crate::task::lsm::LabelChoice;
 
 /// Options of a restore; see the methods of [`Restore`].
 #[derive(Debug, Clone)]
@@ -33,6 +34,7 @@ pub struct RestoreOptions {
     pub(crate) plugins: Plugins,
     pub(crate) scripts: Scripts,
     pub(crate) sockets: SocketRestoreOptions,
+    pub(crate) labels: LabelChoice,
 }
 
 impl RestoreOptions {
@@ -93,6 +95,7 @@ impl Restore {
             plugins: Plugins::default(),
             scripts: Scripts::new(),
             sockets: SocketRestoreOptions::default(),
+            labels: LabelChoice::default(),
         };
         Restore {
             options,
@@ -211,6 +214,13 @@ impl Restore {
     #[must_use]
     pub fn plugin(mut self, plugin: impl FilePlugin + 'static) -> Restore {
         self.options.plugins.add(plugin);
+        self
+    }
+
+    /// Security labels of confined tasks.
+    #[must_use]
+    pub fn labels(mut self, choice: LabelChoice) -> Restore {
+        self.options.labels = choice;
         self
     }
 

@@ -24,6 +24,7 @@ use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
 use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
 use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot, Word};
+use crate::task::lsm::LabelPlan;
 use crate::task::mempolicy::{self, Nodes};
 use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Birth, BirthId, Family, Role};
@@ -101,6 +102,7 @@ pub(super) struct Ingredients<'a> {
     /// Seccomp of each process that has some.
     pub seccomp: &'a [Option<SeccompPlan>],
     pub timer_ids: TimerIds,
+    pub labels: &'a LabelPlan,
     /// NUMA nodes that are here.
     pub nodes: &'a Nodes,
     /// The root directory of the restored tree is this process's, so chroot is not needed.
@@ -299,9 +301,11 @@ impl<'a> Builder<'a> {
         self.plan_files(p, id, nth);
         self.plan_deaths(p, id, nth);
         self.plan_process(p, nth, task);
+        let labels = self.labels(nth, task, 0)?;
+        self.from.labels.plan_own(p, &labels, None);
         let threads = self.plan_threads(p, id, nth, task)?;
         self.plan_late_files(p, id, nth);
-        self.plan_leader_end(p, id, nth, task, memory);
+        self.plan_leader_end(p, id, nth, task, memory, &labels);
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
     }

@@ -23,6 +23,7 @@ use crate::arch::Abi;
 use crate::arch::restart::Resumption;
 use crate::memory::MemoryPlan;
 use crate::program::{CloneSpec, Program, ProgramId, Rule};
+use crate::task::lsm::Labels;
 use crate::task::mempolicy::{self, Policy};
 use crate::task::posix_timers::{self, LateStart, TimerIds};
 use crate::task::relations::{BirthId, Role};
@@ -79,7 +80,10 @@ impl Builder<'_> {
             self.plan_own_policy(&mut thread, task, core);
             plan_pending(&mut thread, pid, *tid, core);
             self.files.plan_registered_rings(pid, *tid, &mut thread);
+            let [common, own] = [self.labels(nth, task, 0)?, self.labels(nth, task, at)?];
             thread::plan_tail(&mut thread, core, self.from.own, |p| {
+                self.from.labels.plan_own(p, &own, Some(&common));
+                self.from.labels.plan_coming(p, &own);
                 self.plan_seccomp(p, id, nth, at);
             });
             if let Some(signal) = thread::part(core).pdeath_sig {
@@ -120,6 +124,18 @@ impl Builder<'_> {
             posix_timers::plan_walk(p, pid, timers)?;
         }
         Ok(all)
+    }
+
+    /// The security labels that a thread is to have.
+    pub(super) fn labels(
+        &self,
+        nth: usize,
+        task: &LivingTask,
+        at: usize,
+    ) -> Result<Labels, RestoreError> {
+        let tid = self.from.checkpoint.tree.tasks[nth].threads[at];
+        let thread = thread::part(&task.cores[at]);
+        Ok(self.from.labels.wanted(tid, thread)?)
     }
 
     /// A thread comes with the NUMA policy of its process.
@@ -164,6 +180,7 @@ impl Builder<'_> {
         nth: usize,
         task: &LivingTask,
         memory: &MemoryPlan,
+        labels: &Labels,
     ) {
         let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
         let process = task.process();
@@ -186,7 +203,8 @@ impl Builder<'_> {
         }
         self.files.plan_registered_rings(pid, pid, p);
         thread::plan_tail(p, leader, self.from.own, |p| {
-            self.plan_seccomp(p, id, nth, 0)
+            self.from.labels.plan_coming(p, labels);
+            self.plan_seccomp(p, id, nth, 0);
         });
         if let Some((owner, files_id)) = self.table_owners[nth]
             && owner == id

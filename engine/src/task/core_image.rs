@@ -93,6 +93,7 @@ pub fn dump(
         .zip(&outside.threads);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
         let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp)?;
+        outside.labels[nth].describe(&mut state.core);
         let policy = &answers.mempolicies[nth];
         if policy.is_some() {
             state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());

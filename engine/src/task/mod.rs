@@ -6,6 +6,7 @@ pub mod creds;
 pub mod ia32;
 pub mod itimers;
 pub mod limits;
+pub mod lsm;
 pub mod mempolicy;
 pub mod modes;
 pub mod outside;

@@ -3,6 +3,7 @@
 
 use firn_sys::{Pid, procfs};
 
+use super::lsm::{Labels, Module};
 use super::status::{Stat, Status, StatusError};
 use super::{attributes, limits};
 use crate::crew;
@@ -17,6 +18,8 @@ const TASKS_PER_THREAD: usize = 16;
 pub struct Outside {
     /// Of each thread, in the order of the task's threads.
     pub threads: Vec<Status>,
+    /// Security labels of the threads, in the same order.
+    pub labels: Vec<Labels>,
     /// Resource limits.
     pub limits: TaskRlimitsEntry,
     /// Personality, as images store it.
@@ -34,16 +37,18 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Reads one task.
+    /// Reads one task, with the labels of that security module.
     ///
     /// # Errors
     /// It is gone, or /proc has another form than documented.
-    pub fn read(task: &Task) -> Result<Outside, StatusError> {
+    pub fn read(task: &Task, module: Option<Module>) -> Result<Outside, StatusError> {
         let pid = task.pid;
         let status = |tid: &Pid| Status::read(pid, *tid);
+        let labels = |tid: &Pid| Labels::read(pid, *tid, module);
         let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
         Ok(Outside {
             threads: task.threads.iter().map(status).collect::<Result<_, _>>()?,
+            labels: task.threads.iter().map(labels).collect(),
             limits: limits::read(pid)?,
             personality: attributes::personality(pid).unwrap_or(0),
             loginuid: attributes::loginuid(pid),
@@ -60,7 +65,9 @@ impl Outside {
     /// As [`Outside::read`].
     pub fn read_all(tree: &Tree) -> Result<Vec<Outside>, StatusError> {
         let tasks: Vec<&Task> = tree.alive().collect();
-        let read = crew::share_out(&tasks, TASKS_PER_THREAD, |task| Outside::read(task));
+        let module = Module::of_host();
+        let read = |task: &&Task| Outside::read(task, module);
+        let read = crew::share_out(&tasks, TASKS_PER_THREAD, read);
         read.into_iter().collect()
     }
 }
@@ -90,7 +97,7 @@ mod tests {
             abi: Abi::Native,
             threads: vec![me],
         };
-        let outside = Outside::read(&task).unwrap();
+        let outside = Outside::read(&task, Module::of_host()).unwrap();
         assert_eq!(outside.threads.len(), 1);
         assert_eq!(outside.limits.rlimits.len(), 16);
         assert!(!outside.cmdline.is_empty() && outside.exe.is_some());

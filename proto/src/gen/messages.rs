@@ -1303,6 +1303,18 @@ impl ::prost::Name for FirnRestartEntry {
 const NAME: &'static str = "firn_restart_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_restart_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_restart_entry".into() }}
+/// Extension. A security label of what a thread is yet to make: of a file in /proc/PID/attr.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnLabelEntry {
+    #[prost(string, required, tag = "1")]
+    pub attribute: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub label: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for FirnLabelEntry {
+const NAME: &'static str = "firn_label_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_label_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_label_entry".into() }}
 /// Extension. A NUMA memory policy.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnMempolicyEntry {
@@ -1336,7 +1348,7 @@ const NAME: &'static str = "firn_dispatch_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_dispatch_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_dispatch_entry".into() }}
 /// Extension. Scheduling and modes of a thread.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnThreadEntry {
     /// SCHED_FLAG_*.
     #[prost(uint64, optional, tag = "1")]
@@ -1379,6 +1391,9 @@ pub struct FirnThreadEntry {
     /// Where memory comes from that has no policy of its own.
     #[prost(message, optional, tag = "20")]
     pub mempolicy: ::core::option::Option<FirnMempolicyEntry>,
+    /// Labels of the next program and of new files and keys.
+    #[prost(message, repeated, tag = "21")]
+    pub labels: ::prost::alloc::vec::Vec<FirnLabelEntry>,
 }
 impl ::prost::Name for FirnThreadEntry {
 const NAME: &'static str = "firn_thread_entry";
