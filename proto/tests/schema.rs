@@ -169,6 +169,7 @@ fn no_extension_is_required() {
         "thread_core_entry.firn=20001",
         "thread_core_entry.firn_restart=20000",
         "timerfd_entry.firn=20000",
+        "tty_info_entry.firn=20000",
         "unix_sk_entry.firn=20000",
         "user_x86_xsave_entry.firn=20000",
         "vma_entry.firn=20000",

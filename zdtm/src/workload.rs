@@ -41,6 +41,8 @@ pub enum Outside {
     Terminal,
     /// A file, in whose place the restore is given another one.
     File,
+    /// A connected unix socket without a name.
+    Socket,
 }
 
 /// What a tree reads from outside, at the end.

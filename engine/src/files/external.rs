@@ -29,7 +29,7 @@ use super::dump::{DumpState, query};
 use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Place, Trouble};
+use super::open_file::{OpenFile, Place};
 use super::pty::Ptys;
 use super::tty::TerminalInfos;
 use super::{FileDumpOptions, pipe, regular, tty, tty_image};
@@ -107,14 +107,6 @@ impl FileKind for ExternalTty {
         FdTypes::Tty
     }
 
-    fn recognises(&self, _: &OpenFile) -> bool {
-        false
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
-    }
-
     fn dump(
         &self,
         dumping: &Dumping<'_>,
@@ -158,14 +150,6 @@ struct ExternalFile;
 impl FileKind for ExternalFile {
     fn fd_type(&self) -> FdTypes {
         FdTypes::Reg
-    }
-
-    fn recognises(&self, _: &OpenFile) -> bool {
-        false
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

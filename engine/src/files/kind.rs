@@ -72,11 +72,15 @@ pub(super) trait FileKind: Sync {
     /// Type of its entries.
     fn fd_type(&self) -> FdTypes;
 
-    /// Whether an open file is of this kind.
-    fn recognises(&self, file: &OpenFile) -> bool;
+    /// Whether an open file is of this kind; kinds that only options tell recognise nothing by themselves.
+    fn recognises(&self, _: &OpenFile) -> bool {
+        false
+    }
 
     /// What keeps a file of this kind from being dumped, if anything does.
-    fn trouble(&self, file: &OpenFile, options: &FileDumpOptions) -> Option<Trouble>;
+    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
+        None
+    }
 
     /// Makes the image entry.
     fn dump(

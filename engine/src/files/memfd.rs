@@ -9,12 +9,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use firn_proto::{FdTypes, FileEntry, FownEntry, MemfdFileEntry};
 use firn_sys::file::S_IFREG;
 
-use super::FileDumpOptions;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError, MemfdSourceError};
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Trouble};
+use super::open_file::OpenFile;
 
 const PREFIX: &[u8] = b"/memfd:";
 
@@ -58,10 +57,6 @@ impl FileKind for Memfd {
 
     fn recognises(&self, file: &OpenFile) -> bool {
         is_memfd(file)
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

@@ -48,6 +48,7 @@ mod plan;
 pub mod plugin;
 mod policy;
 mod pty;
+mod pty_data;
 mod regular;
 mod sharing;
 mod signalfd;

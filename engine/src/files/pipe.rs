@@ -14,13 +14,12 @@ use firn_sys::file::{
 };
 use firn_sys::pipe;
 
-use super::FileDumpOptions;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
 use super::external::Inherited;
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Trouble};
+use super::open_file::OpenFile;
 use super::pipe_data;
 
 /// Pipes without a name.
@@ -33,10 +32,6 @@ impl FileKind for Pipe {
 
     fn recognises(&self, file: &OpenFile) -> bool {
         file.stat.file_type() == S_IFIFO && file.link.starts_with(b"pipe:[")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

@@ -56,12 +56,11 @@ use firn_proto::{ExtFileEntry, FdTypes, FileEntry, FirnExtFileEntry};
 use firn_sys::Errno;
 use firn_sys::file::{O_ACCMODE, S_IFBLK, S_IFCHR};
 
-use super::FileDumpOptions;
 use super::dump::{DumpState, query};
 use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
-use super::open_file::{OpenFile, Place, Trouble};
+use super::open_file::{OpenFile, Place};
 
 /// An error of a plugin.
 pub type PluginError = Box<dyn std::error::Error + Send + Sync>;
@@ -178,15 +177,6 @@ pub(super) struct Foreign;
 impl FileKind for Foreign {
     fn fd_type(&self) -> FdTypes {
         FdTypes::Ext
-    }
-
-    // Only a plugin can tell.
-    fn recognises(&self, _: &OpenFile) -> bool {
-        false
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

@@ -6,168 +6,33 @@
 //! A session gets its controlling terminal right after it began, before its leader makes children,
 //! because they inherit it; its foreground group is set when all groups are there.
 //!
-//! What waits in either direction can only be read by taking it out. It is written back at once, with
-//! the other side's processing switched off, so that lines keep their ends and nothing is echoed.
+//! What waits in a pair is the matter of [`super::pty_data`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use firn_images::{ImageDir, ImageKind, ImageSetWriter};
+use firn_images::{ImageDir, ImageKind};
 use firn_proto::{TtyDataEntry, TtyFileEntry, TtyInfoEntry};
-use firn_sys::file::{self, O_NOCTTY, O_NONBLOCK, O_RDWR};
-use firn_sys::tty::{self, Termios};
-use firn_sys::{Errno, Pid, nr};
+use firn_sys::file::{self, O_NOCTTY, O_RDWR};
+use firn_sys::{Pid, nr, tty};
 
-use super::dump::query;
-use super::error::{FileDumpError, FileRestoreError};
+use super::error::FileRestoreError;
 use super::open::{self, Opener};
-use super::open_file::OpenFile;
+use super::pty_data::Waiting;
 use super::store::FileStore;
-use super::tty::{Sort, TerminalInfos};
+use super::tty::TerminalInfos;
 use super::tty_image;
 use crate::program::{Program, Rule};
 
-const MASTER: u32 = 1;
+/// What the number of a master's description has more than that of its slave.
+pub(super) const MASTER: u32 = 1;
 /// Pairs that are made on the way to the wanted number.
 const MAX_PAIRS: usize = 4096;
-/// More than both buffers of a terminal hold.
-const MAX_WAITING: usize = 1 << 17;
-/// ECHO, ECHOE, ECHOK, ECHONL, ISIG, IEXTEN, ECHOCTL, ECHOKE.
-const PROCESSING: u32 = 0o10 | 0o20 | 0o40 | 0o100 | 0o1 | 0o100_000 | 0o1000 | 0o4000;
-const OPOST: u32 = 1;
 /// ESRCH, as a record's rule takes it.
 const ESRCH: i32 = 3;
-
-/// Bytes that wait in pairs, by the number of the side that would read them.
-#[derive(Debug, Default)]
-pub(super) struct PtyContents {
-    sides: HashMap<u32, OwnedFd>,
-}
-
-impl PtyContents {
-    /// Notes one side of a pair.
-    pub(super) fn add(
-        &mut self,
-        file: &OpenFile,
-        fd: BorrowedFd<'_>,
-        sort: Sort,
-    ) -> Result<(), FileDumpError> {
-        if let Sort::Master(_) | Sort::Slave(_) = sort {
-            let copy = fd.try_clone_to_owned();
-            let copy = copy.map_err(|error| query(file, "the terminal", error.into()))?;
-            self.sides.entry(sort.info_id()).or_insert(copy);
-        }
-        Ok(())
-    }
-
-    /// Writes tty-data, if anything waits.
-    pub(super) fn write(&self, images: &ImageSetWriter) -> Result<(), FileDumpError> {
-        let mut entries = Vec::new();
-        for (&id, master) in self.sides.iter().filter(|(id, _)| *id & MASTER != 0) {
-            let Some(slave) = self.sides.get(&(id - MASTER)) else {
-                continue;
-            };
-            let failed = |source| FileDumpError::Terminal {
-                index: id / 2,
-                source,
-            };
-            let input = take_input(master, slave).map_err(failed)?;
-            let output = take_output(master, slave).map_err(failed)?;
-            for (tty_id, data) in [(id - MASTER, input), (id, output)] {
-                if !data.is_empty() {
-                    entries.push(TtyDataEntry { tty_id, data });
-                }
-            }
-        }
-        if entries.is_empty() {
-            return Ok(());
-        }
-        entries.sort_by_key(|entry| entry.tty_id);
-        Ok(images.write_all(ImageKind::TtyData, 0, &entries)?)
-    }
-}
-
-/// Reads what waits for the slave and puts it back.
-fn take_input(master: &OwnedFd, slave: &OwnedFd) -> Result<Vec<u8>, Errno> {
-    if tty::waiting(slave)? == 0 {
-        return Ok(Vec::new());
-    }
-    // An open file of our own, which may be non-blocking.
-    let path = format!("/proc/self/fd/{}", slave.as_raw_fd());
-    let reader = file::open(
-        path.as_ref(),
-        (O_RDWR | O_NONBLOCK | O_NOCTTY).cast_unsigned(),
-    )?;
-    let data = read_all(&reader, usize::MAX)?;
-    put_input(master, &data)?;
-    Ok(data)
-}
-
-/// Reads what waits for the master and puts it back.
-fn take_output(master: &OwnedFd, slave: &OwnedFd) -> Result<Vec<u8>, Errno> {
-    let waiting = usize::try_from(tty::waiting(master)?).unwrap_or(usize::MAX);
-    // Its packets would have to be told from its bytes.
-    if waiting == 0 || tty::is_packet_mode(master)? {
-        return Ok(Vec::new());
-    }
-    let data = read_all(master, waiting)?;
-    put_output(slave, &data)?;
-    Ok(data)
-}
-
-fn read_all(fd: &OwnedFd, limit: usize) -> Result<Vec<u8>, Errno> {
-    let mut data = Vec::new();
-    while data.len() < limit.min(MAX_WAITING) {
-        let mut chunk = [0; 4096];
-        let len = chunk.len().min(limit - data.len());
-        match tty::read(fd, &mut chunk[..len]) {
-            Ok(0) | Err(Errno::EAGAIN) => break,
-            Ok(got) => data.extend_from_slice(&chunk[..got]),
-            Err(errno) => return Err(errno),
-        }
-    }
-    Ok(data)
-}
-
-/// Lets the slave have bytes as if they had just been read from the master's side.
-fn put_input(master: impl AsFd, data: &[u8]) -> Result<(), Errno> {
-    let settings = tty::settings(&master)?;
-    let quiet = Termios {
-        iflag: 0,
-        lflag: settings.lflag & !PROCESSING,
-        ..settings
-    };
-    put(&master, &master, data, &settings, &quiet)
-}
-
-/// Lets the master have bytes as if the slave had written them.
-fn put_output(slave: impl AsFd, data: &[u8]) -> Result<(), Errno> {
-    let settings = tty::settings(&slave)?;
-    let quiet = Termios {
-        oflag: settings.oflag & !OPOST,
-        ..settings
-    };
-    put(&slave, &slave, data, &settings, &quiet)
-}
-
-fn put(
-    of: impl AsFd,
-    to: impl AsFd,
-    data: &[u8],
-    settings: &Termios,
-    quiet: &Termios,
-) -> Result<(), Errno> {
-    tty::set_settings(&of, quiet)?;
-    let written = tty::write(to, data);
-    tty::set_settings(of, settings)?;
-    match written? {
-        all if all == data.len() => Ok(()),
-        _ => Err(Errno::EIO),
-    }
-}
 
 /// The pairs being restored.
 #[derive(Debug, Default)]
@@ -220,22 +85,25 @@ impl Ptys {
     /// masters of hung up slaves go.
     pub(super) fn finish(
         &mut self,
+        infos: &TerminalInfos,
         receiver: Option<&MasterReceiver>,
     ) -> Result<(), FileRestoreError> {
-        for (id, data) in &self.data {
-            let index = id / 2;
-            let Some(master) = self.masters.get(&index) else {
-                continue;
+        for (&index, master) in &self.masters {
+            let mut waited = |id| self.data.remove(&id).unwrap_or_default();
+            let (slave_id, master_id) = (index * 2, index * 2 + MASTER);
+            let waiting = Waiting {
+                input: waited(slave_id),
+                output: waited(master_id),
+                state: infos
+                    .get(&master_id)
+                    .and_then(|info| info.firn)
+                    .unwrap_or_default(),
             };
-            let done = if id & MASTER == 0 {
-                put_input(master, data)
-            } else {
-                open_slave(index, O_RDWR.cast_unsigned(), None)
-                    .map_err(|_| Errno::EIO)
-                    .and_then(|slave| put_output(slave, data))
-            };
-            let name = format!("terminal {index}");
-            done.map_err(FileRestoreError::refused("fill", name))?;
+            let refused = || FileRestoreError::refused("fill", format!("terminal {index}"));
+            waiting.put(master).map_err(refused())?;
+            if infos.get(&master_id).is_some_and(|info| info.locked) {
+                tty::set_locked(master, true).map_err(refused())?;
+            }
         }
         for index in std::mem::take(&mut self.orphans) {
             if let (Some(receiver), Some(master)) = (receiver, self.masters.remove(&index)) {

@@ -203,7 +203,9 @@ impl FileStore {
             opened.insert(key, fd);
         }
         opener.fifos.fill(&self.images)?;
-        opener.ptys.finish(options.orphan_masters.as_ref())?;
+        opener
+            .ptys
+            .finish(opener.terminals, options.orphan_masters.as_ref())?;
         self.late_files = std::mem::take(&mut opener.late_files);
         self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
         let sockets = opener.sockets;

@@ -25,7 +25,7 @@ use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
-use super::pty::PtyContents;
+use super::pty_data::PtyContents;
 use super::{external, pty, regular, tty_image};
 use crate::obstacle::Obstacle;
 
@@ -83,9 +83,14 @@ pub(super) struct Terminals {
 impl Terminals {
     /// Writes tty-info, and what waits in the pairs.
     pub(super) fn write(&self, images: &ImageSetWriter) -> Result<(), FileDumpError> {
-        let infos: Vec<TtyInfoEntry> = self.infos.values().cloned().collect();
+        let mut infos = self.infos.clone();
+        let data = self.contents.take(&mut infos)?;
+        let infos: Vec<TtyInfoEntry> = infos.into_values().collect();
         images.write_all(ImageKind::TtyInfo, 0, &infos)?;
-        self.contents.write(images)
+        if !data.is_empty() {
+            images.write_all(ImageKind::TtyData, 0, &data)?;
+        }
+        Ok(())
     }
 
     /// What an external terminal is, by its device and that of its filesystem.
@@ -162,11 +167,6 @@ impl FileKind for Tty {
 
     fn recognises(&self, file: &OpenFile) -> bool {
         sort_of(file).is_some()
-    }
-
-    // That its other side is outside is seen when all files are known.
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

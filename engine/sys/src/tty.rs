@@ -2,7 +2,7 @@
 //!
 //! Source: man 2 ioctl_tty, man 3 termios.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::{Errno, Result, signal};
 
@@ -138,6 +138,100 @@ pub fn is_packet_mode(master: impl AsFd) -> Result<bool> {
 /// ENOTTY for anything but a master.
 pub fn set_packet_mode(master: impl AsFd, packets: bool) -> Result<()> {
     set(master, 0x5420, i32::from(packets))
+}
+
+/// What a terminal is ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// Something can be read.
+    pub input: bool,
+    /// Something can be written: there is room, and the output has not been stopped.
+    pub output: bool,
+    /// A change of state waits to be told by a master in packet mode.
+    pub news: bool,
+    /// The other side is closed.
+    pub hung_up: bool,
+}
+
+/// Tells what a terminal is ready for, within some milliseconds, once the kernel has delivered what was written
+/// last if nothing else waits to be read.
+///
+/// # Errors
+/// EINTR.
+pub fn ready(fd: impl AsFd, events: Wanted, milliseconds: i32) -> Result<Ready> {
+    let mut polled = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events: match events {
+            Wanted::Anything => libc::POLLIN | libc::POLLOUT | libc::POLLPRI,
+            Wanted::Output => libc::POLLOUT,
+        },
+        revents: 0,
+    };
+    // SAFETY: one structure, which lives through the call.
+    let result = unsafe { libc::poll(&raw mut polled, 1, milliseconds) };
+    Errno::check(i64::from(result))?;
+    let has = |event| polled.revents & event != 0;
+    Ok(Ready {
+        input: has(libc::POLLIN),
+        output: has(libc::POLLOUT),
+        news: has(libc::POLLPRI),
+        hung_up: has(libc::POLLHUP),
+    })
+}
+
+/// What [`ready`] waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Whatever comes.
+    Anything,
+    /// Room.
+    Output,
+}
+
+/// Opens the slave of a master, wherever its filesystem is mounted; it is non-blocking and controls nobody.
+///
+/// # Errors
+/// EIO when the slave is locked.
+pub fn peer(master: impl AsFd) -> Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes flags and gives a new descriptor.
+    let result = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), 0x5441, flags) };
+    let fd = Errno::check(i64::from(result))?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What [`act`] does to a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Throws away what has not been read.
+    FlushInput,
+    /// Throws away what has been written and not read by the other side.
+    FlushOutput,
+    /// Stops what is written.
+    StopOutput,
+    /// Lets it go on, if [`Action::StopOutput`] has stopped it.
+    StartOutput,
+}
+
+/// Does what tcflush and tcflow do.
+///
+/// # Errors
+/// ENOTTY, EIO.
+pub fn act(fd: impl AsFd, action: Action) -> Result<()> {
+    const TCXONC: libc::Ioctl = 0x540a;
+    const TCFLSH: libc::Ioctl = 0x540b;
+    let (request, number) = match action {
+        Action::FlushInput => (TCFLSH, 0),
+        Action::FlushOutput => (TCFLSH, 1),
+        Action::StopOutput => (TCXONC, 0),
+        Action::StartOutput => (TCXONC, 1),
+    };
+    let _blocked = signal::block_all();
+    // SAFETY: both take a number.
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, number) };
+    Errno::check(i64::from(result)).map(drop)
 }
 
 /// Session that the terminal controls; a master is asked about its slave.

@@ -4897,11 +4897,31 @@ pub struct TtyInfoEntry {
     pub uid: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "15")]
     pub gid: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnTtyInfoEntry>,
 }
 impl ::prost::Name for TtyInfoEntry {
 const NAME: &'static str = "tty_info_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "tty_info_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/tty_info_entry".into() }}
+/// More about a pair of pseudo terminals, in the entry of its master.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnTtyInfoEntry {
+    /// Changes of state that a master in packet mode has not told yet, TIOCPKT_*.
+    #[prost(uint32, optional, tag = "1")]
+    pub news: ::core::option::Option<u32>,
+    /// What the slave writes is held: by a call (1) or by the key for it (2).
+    #[prost(uint32, optional, tag = "2")]
+    pub stopped: ::core::option::Option<u32>,
+    /// The slave was open, and is not any more.
+    #[prost(bool, optional, tag = "3")]
+    pub slave_closed: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnTtyInfoEntry {
+const NAME: &'static str = "firn_tty_info_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_tty_info_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_tty_info_entry".into() }}
 /// An open terminal.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TtyFileEntry {

@@ -62,7 +62,7 @@ impl Engine {
             .args(["-o", "dump.log", "-v4"])
             .args(self.dump_options);
         if let Some(outside) = outside {
-            command.args(["--external", &outside.key()?]);
+            command.args(["--external", &outside.declared_key()?]);
         }
         match after {
             After::Kill => {}

@@ -42,6 +42,10 @@ impl OutsideObject {
                 (slave, Some(master))
             }
             Outside::File => (write_file(&path, BEFORE_DUMP)?, None),
+            Outside::Socket => {
+                let (inside, ours) = sys::socket_pair(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?;
+                (inside, Some(ours))
+            }
         };
         Ok(OutsideObject {
             kind,
@@ -56,13 +60,24 @@ impl OutsideObject {
         self.inside.try_clone().context("duplicating the object")
     }
 
-    /// CRIU's name of it.
+    /// CRIU's name of what a dump is told to be external.
+    pub fn declared_key(&self) -> Result<String> {
+        match (self.kind, &self.ours) {
+            (Outside::Socket, Some(peer)) => {
+                let link = format!("/proc/self/fd/{}", peer.as_raw_fd());
+                Ok(format!("unix[{}]", fs::metadata(link)?.ino()))
+            }
+            _ => self.key(),
+        }
+    }
+
+    /// CRIU's name of what a restore is given.
     pub fn key(&self) -> Result<String> {
         let number = self.inside.as_raw_fd();
         let link = format!("/proc/self/fd/{number}");
         let stat = fs::metadata(&link).context("looking at the object")?;
         Ok(match self.kind {
-            Outside::Pipe => fs::read_link(&link)?.to_string_lossy().into_owned(),
+            Outside::Pipe | Outside::Socket => fs::read_link(&link)?.to_string_lossy().into_owned(),
             Outside::Terminal => format!("tty[{:x}:{:x}]", stat.rdev(), stat.dev()),
             Outside::File => {
                 let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;

@@ -109,3 +109,16 @@ pub fn set_packet_mode(fd: impl AsFd) -> io::Result<()> {
     // SAFETY: the int lives through the call.
     check(unsafe { libc::ioctl(fd, libc::TIOCPKT, &raw const on) }).map(drop)
 }
+
+/// Stops what is written to a terminal, or lets it go on.
+pub fn stop_output(fd: impl AsFd, stop: bool) -> io::Result<()> {
+    let action = if stop { libc::TCOOFF } else { libc::TCOON };
+    // SAFETY: numbers only.
+    check(unsafe { libc::tcflow(fd.as_fd().as_raw_fd(), action) }).map(drop)
+}
+
+/// Throws away what waits to be read from a terminal.
+pub fn flush_terminal(fd: impl AsFd) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::tcflush(fd.as_fd().as_raw_fd(), libc::TCIFLUSH) }).map(drop)
+}

@@ -323,3 +323,40 @@ fn a_pre_dump_is_told_from_a_dump() {
     let expected = "inventory.img: this is a pre-dump, which can only be a parent of a dump";
     assert_eq!(problems(dir.path()), [expected]);
 }
+
+#[test]
+fn contents_of_bpf_maps_belong_to_them() {
+    let map = json!({"type": "BPFMAP", "id": 900, "bpf": {
+        "id": 900, "flags": 2, "pos": 0, "map_type": 1, "key_size": 4, "value_size": 8, "map_id": 7,
+        "max_entries": 3, "map_flags": 0, "memlock": 0, "frozen": false, "map_name": "m", "ifindex": 0,
+        "fown": {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0},
+    }});
+    let with_data = |map_id: u32, count: u32| {
+        let map = map.clone();
+        move |dir: &Path| {
+            edit(dir, "files.img", |entries| {
+                entries.as_array_mut().unwrap().push(map);
+            });
+            // Twelve bytes: one key and one value.
+            let data = json!({"magic": "BPFMAP_DATA", "entries": [{
+                "map_id": map_id, "keys_bytes": 4, "values_bytes": 8, "count": count,
+                "extra": "AAAAAAAAAAAAAAAA",
+            }]});
+            let mut bytes = Vec::new();
+            encode(data.to_string().as_bytes(), &mut bytes).unwrap();
+            fs::write(dir.join("bpfmap-data.img"), bytes).unwrap();
+        }
+    };
+    assert_told(with_data(7, 1), &[]);
+    let dir = copied();
+    with_data(8, 1)(dir.path());
+    let told = problems(dir.path());
+    assert!(told.len() == 1 && told[0].contains("BPF map 8"), "{told:?}");
+    let dir = copied();
+    with_data(7, 2)(dir.path());
+    let told = problems(dir.path());
+    assert!(
+        told.len() == 2 && told[0].contains("keys_bytes"),
+        "{told:?}"
+    );
+}

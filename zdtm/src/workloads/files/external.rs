@@ -28,6 +28,12 @@ pub static FILE: Workload = Workload::new(
 )
 .outside(Outside::File)
 .moves(&["fd"]);
+pub static SOCKET: Workload = Workload::new(
+    "files/external-socket",
+    "a unix socket whose peer is outside, which the restore is given, shared with a child",
+    pipe,
+)
+.outside(Outside::Socket);
 pub static UNDECLARED: Workload = Workload::new(
     "files/external-undeclared",
     "a pipe whose other end is outside, which the dump is not told",

@@ -1,8 +1,8 @@
 //! Regular files that are where they were.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 
 use anyhow::{Context, Result, ensure};
 
@@ -28,6 +28,24 @@ pub static PATH: Workload = Workload::new(
     "O_PATH descriptors of a file, a directory, a link",
     path,
 );
+pub static PATH_ODD: Workload = Workload::new(
+    "files/o-path-odd",
+    "O_PATH descriptors of a pipe, a memory file, a device and a namespace",
+    path_odd,
+);
+pub static PATH_REFUSED: Workload = Workload::new(
+    "files/o-path-refused",
+    "an O_PATH descriptor of an eventfd, which tells nothing about it",
+    |stage| {
+        let counter = sys::eventfd(0, 0)?;
+        let path = format!("/proc/self/fd/{}", counter.as_raw_fd());
+        let path_only = sys::open(path, libc::O_PATH)?;
+        stage.ready_and_wait()?;
+        drop((counter, path_only));
+        Ok(())
+    },
+)
+.refused(&["O_PATH", "eventfd"]);
 pub static TWICE: Workload = Workload::new(
     "files/opened-twice",
     "one file opened twice: two positions",
@@ -140,7 +158,7 @@ fn path(stage: &Stage) -> Result<()> {
     let of_dir = sys::open(stage.path("."), libc::O_PATH | libc::O_DIRECTORY)?;
     let of_link = sys::open(&link, libc::O_PATH | libc::O_NOFOLLOW)?;
     stage.ready_and_wait()?;
-    let number = |fd: &OwnedFd| std::os::fd::AsRawFd::as_raw_fd(fd);
+    let number = |fd: &OwnedFd| fd.as_raw_fd();
     let mut byte = [0];
     let error = sys::read(&of_file, &mut byte)
         .err()
@@ -158,6 +176,36 @@ fn path(stage: &Stage) -> Result<()> {
     );
     let found = proc::link("self", &format!("fd/{}", number(&of_link)))?;
     ensure!(found == link, "the link's descriptor leads to {found:?}");
+    Ok(())
+}
+
+fn path_odd(stage: &Stage) -> Result<()> {
+    let (reader, writer) = sys::pipe(0)?;
+    let memory = sys::memfd(c"path only", 0)?;
+    sys::write(&memory, b"memory")?;
+    let own = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let of_pipe = sys::open(own(&reader), libc::O_PATH)?;
+    let of_memory = sys::open(own(&memory), libc::O_PATH)?;
+    let of_device = sys::open("/dev/ptmx", libc::O_PATH)?;
+    let of_namespace = sys::open("/proc/self/ns/net", libc::O_PATH)?;
+    stage.ready_and_wait()?;
+    for fd in [&of_pipe, &of_memory, &of_device, &of_namespace] {
+        let error = sys::read(fd, &mut [0]).err().and_then(|e| e.raw_os_error());
+        ensure!(error == Some(libc::EBADF), "{} can be read", own(fd));
+    }
+    sys::write(&writer, b"x")?;
+    let again = sys::open(own(&of_pipe), libc::O_RDONLY | libc::O_NONBLOCK)?;
+    ensure!(sys::read_exact(&again, 1)? == b"x", "it is another pipe");
+    let again = sys::open(own(&of_memory), libc::O_RDONLY)?;
+    ensure!(
+        sys::read_exact(&again, 6)? == b"memory",
+        "it is another memory file"
+    );
+    let net = fs::metadata(own(&of_namespace))?.ino();
+    ensure!(
+        net == fs::metadata("/proc/self/ns/net")?.ino(),
+        "it is another namespace"
+    );
     Ok(())
 }
 

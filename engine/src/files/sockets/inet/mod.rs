@@ -20,12 +20,11 @@ use firn_proto::{FdTypes, FileEntry, InetSkEntry};
 use firn_sys::socket::{IPPROTO_TCP, SOCK_STREAM};
 
 use super::{is_socket, protocol_name};
-use crate::files::FileDumpOptions;
 use crate::files::dump::DumpState;
 use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
 use crate::files::open::Opener;
-use crate::files::open_file::{OpenFile, Trouble};
+use crate::files::open_file::OpenFile;
 
 /// Protocols as sockfs calls them.
 const PROTOCOLS: [&str; 10] = [
@@ -52,10 +51,6 @@ impl FileKind for InetSocketKind {
     fn recognises(&self, file: &OpenFile) -> bool {
         is_socket(file)
             && protocol_name(file).is_some_and(|name| PROTOCOLS.contains(&name.as_str()))
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(

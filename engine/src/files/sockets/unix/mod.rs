@@ -23,12 +23,11 @@ use std::os::fd::OwnedFd;
 use firn_proto::{FdTypes, FileEntry};
 
 use super::{is_socket, protocol_name};
-use crate::files::FileDumpOptions;
 use crate::files::dump::DumpState;
 use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
 use crate::files::open::Opener;
-use crate::files::open_file::{OpenFile, Trouble};
+use crate::files::open_file::OpenFile;
 
 /// `uflags` of a socket that stands for a peer outside of the tree.
 const USK_EXTERN: u32 = 1;
@@ -44,10 +43,6 @@ impl FileKind for UnixSocketKind {
     fn recognises(&self, file: &OpenFile) -> bool {
         // A name for streams and one for the others.
         is_socket(file) && protocol_name(file).is_some_and(|name| name.starts_with("UNIX"))
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
     }
 
     fn dump(
