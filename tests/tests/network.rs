@@ -232,7 +232,8 @@ fn every_way_to_hold_packets_off_works() {
                 .expect_success("unlock --list");
             listed.stdout.lines().count()
         };
-        for (method, tables, dropping) in [("nftables", 1, 0), ("iptables", 0, 4), ("skip", 0, 0)] {
+        // Both connections both ways, and the listening socket, which has both families.
+        for (method, tables, dropping) in [("nftables", 1, 0), ("iptables", 0, 6), ("skip", 0, 0)] {
             let (task, port) = start(sandbox, &format!("server-{method}"), &["echo", "2"]);
             let mut streams = HERE.map(|address| connect(&network, address, port));
             let images = sandbox.make_dir(&format!("images-{method}"));
@@ -354,5 +355,65 @@ fn waiting_connections_are_told_and_left_out() {
             Some(0),
             "the server has failed"
         );
+    });
+}
+
+/// Whoever connects while nobody is there has to wait, and is never told so.
+#[test]
+fn clients_that_come_meanwhile_wait() {
+    let name = "clients_that_come_meanwhile_wait";
+    isolated(name, &["ip", "nsenter"], |sandbox| {
+        let network = Network::enter(sandbox);
+        let (task, port) = start(sandbox, "server", &["echo", "1000000"]);
+        let (served, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            for address in HERE {
+                let (network, served, enough) = (&network, &served, &enough);
+                scope.spawn(move || {
+                    while !enough.load(Ordering::Relaxed) {
+                        let mut stream = connect(network, address, port);
+                        stream.write_all(b"here").expect("it is connected");
+                        let mut answer = [0; 4];
+                        stream.read_exact(&mut answer).expect("it is served");
+                        assert_eq!(&answer, b"here");
+                        drop(stream);
+                        served.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(3));
+                    }
+                });
+            }
+            let mut refusals = 0;
+            for round in 1..=rounds() {
+                let before = served.load(Ordering::Relaxed);
+                sandbox.wait_until(60, "nobody is served", || {
+                    served.load(Ordering::Relaxed) > before + 20
+                });
+                let images = sandbox.make_dir(&format!("images-{round}"));
+                // One may just wait to be accepted, which is told before anything is done to it.
+                loop {
+                    let dumped = task.dump(&images, KEEP);
+                    if dumped.status.success() {
+                        break;
+                    }
+                    assert!(
+                        dumped.stderr.contains("wait to be accepted"),
+                        "{}",
+                        dumped.stderr
+                    );
+                    refusals += 1;
+                    assert!(refusals < 100 * rounds(), "it is never dumped");
+                }
+                // Long enough for clients to come.
+                thread::sleep(Duration::from_millis(30));
+                task.try_restore_with(&images, KEEP)
+                    .expect_success("restore");
+            }
+            enough.store(true, Ordering::Relaxed);
+            println!("{refusals} dumps refused");
+        });
+        println!("{} clients", served.load(Ordering::Relaxed));
+        let listed = sandbox.firn(["unlock", "--list"]);
+        assert_eq!(listed.expect_success("unlock --list").stdout, "");
+        task.kill();
     });
 }

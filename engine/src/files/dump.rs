@@ -265,7 +265,8 @@ impl FileTable {
         let found = sockets
             .tcp
             .lock_and_read(entries, &self.run_id, &options.sockets)?;
-        self.obstacles.extend(found);
+        warnings.extend(found.left_out);
+        self.obstacles.extend(found.obstacles);
         Ok(())
     }
 

@@ -70,7 +70,7 @@ pub use memfd::MemfdRestore;
 pub use open_file::{ProcLink, ProcReadError};
 pub use policy::FilePolicy;
 pub use pty::MasterReceiver;
-pub(crate) use sockets::connections;
+pub(crate) use sockets::held_off;
 pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
 pub use survey::{Depth, survey};

@@ -77,16 +77,8 @@ pub fn unlock_dump(images_dir: &Path) -> Result<bool, UnlockError> {
     match inventory.network_lock_method {
         None | Some(METHOD_SKIP) => Ok(false),
         Some(METHOD_IPTABLES) => {
-            let connections = files::connections(&images)?;
-            let wire: Vec<_> = connections
-                .into_iter()
-                .map(|one| one.on_the_wire())
-                .collect();
-            if !iptables::is_locked(&wire) {
-                return Ok(false);
-            }
-            iptables::unlock(&wire)?;
-            Ok(true)
+            let held_off = files::held_off(&images)?;
+            Ok(iptables::unlock(&held_off.on_the_wire())?)
         }
         Some(_) => Ok(unlock_run(run_id)?),
     }

@@ -3,7 +3,8 @@
 //! A packet for a connection whose task is frozen or gone would be answered by the kernel: by a reset once
 //! the socket is closed, by an acknowledgement of bytes that no image has before. So both directions of
 //! exactly these connections are dropped, and never rejected, from before the first of them is read until
-//! the last one is restored.
+//! the last one is restored. So are the first packets of new connections to the tree's listening sockets,
+//! whose clients try again, instead of being told that nobody is there.
 //!
 //! The lock is a table of nftables that belongs to nobody else, `CRIU-` and the run id of the dump, as
 //! CRIU names it: a restore by either program lifts it. Where the kernel lacks nftables, rules of
@@ -15,7 +16,7 @@ mod nft;
 
 pub use left::{UnlockError, left_runs, unlock_dump, unlock_run};
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use firn_sys::Errno;
 
@@ -72,6 +73,54 @@ impl Connection {
     }
 }
 
+/// Where new connections are held off: a port of one address, or of all of one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    /// The address; of all that are not specified the family counts.
+    pub address: IpAddr,
+    /// The port.
+    pub number: u16,
+}
+
+impl Port {
+    /// The ports that a listening socket has; an IPv6 one may have those of IPv4, too.
+    pub fn of_listener(local: SocketAddr, v6only: bool) -> impl Iterator<Item = Port> {
+        let (address, number) = (local.ip().to_canonical(), local.port());
+        let is_dual = local.is_ipv6() && local.ip().is_unspecified() && !v6only;
+        let other = is_dual.then_some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let addresses = [Some(address), other].into_iter().flatten();
+        addresses.map(move |address| Port { address, number })
+    }
+}
+
+/// What a lock holds off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldOff {
+    /// Packets of these, both ways.
+    pub connections: Vec<Connection>,
+    /// Packets that would begin a connection to these.
+    pub ports: Vec<Port>,
+}
+
+impl HeldOff {
+    /// The same as it travels, and nothing twice.
+    fn on_the_wire(&self) -> HeldOff {
+        let connections = self.connections.iter().copied();
+        let mut ports = self.ports.clone();
+        ports.sort_unstable();
+        ports.dedup();
+        HeldOff {
+            connections: connections.map(Connection::on_the_wire).collect(),
+            ports,
+        }
+    }
+
+    /// Whether there is nothing to hold off.
+    pub fn is_empty(&self) -> bool {
+        self.connections.is_empty() && self.ports.is_empty()
+    }
+}
+
 /// Why the network could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkLockError {
@@ -83,40 +132,45 @@ pub enum NetworkLockError {
     Iptables(String),
 }
 
+/// Whether a dump's lock is there.
+pub fn is_locked(run_id: &str, method: u32, held_off: &HeldOff) -> bool {
+    match method {
+        METHOD_SKIP => false,
+        METHOD_IPTABLES => iptables::is_locked(&held_off.on_the_wire()),
+        _ => nft::is_locked(run_id),
+    }
+}
+
 /// A lock that holds. Dropping it lifts it; [`LockedNetwork::keep`] leaves it to a restore.
 #[derive(Debug)]
 pub struct LockedNetwork {
     run_id: String,
     method: u32,
-    connections: Vec<Connection>,
+    held_off: HeldOff,
     lifted_on_drop: bool,
 }
 
 impl LockedNetwork {
-    /// Locks the connections, under the name of that run.
+    /// Locks, under the name of that run.
     ///
     /// # Errors
     /// The kernel has no means, or refuses.
     pub fn lock(
         run_id: &str,
         way: NetworkLock,
-        connections: &[Connection],
+        held_off: &HeldOff,
     ) -> Result<LockedNetwork, NetworkLockError> {
-        let connections: Vec<Connection> = connections
-            .iter()
-            .copied()
-            .map(Connection::on_the_wire)
-            .collect();
-        let by_nft = || nft::lock(run_id, &connections).map_err(NetworkLockError::Nftables);
+        let held_off = held_off.on_the_wire();
+        let by_nft = || nft::lock(run_id, &held_off).map_err(NetworkLockError::Nftables);
         let method = match way {
             NetworkLock::Skip => METHOD_SKIP,
             NetworkLock::Nftables => by_nft().map(|()| METHOD_NFTABLES)?,
-            NetworkLock::Iptables => iptables::lock(&connections).map(|()| METHOD_IPTABLES)?,
+            NetworkLock::Iptables => iptables::lock(&held_off).map(|()| METHOD_IPTABLES)?,
             NetworkLock::Automatic => match by_nft() {
                 Ok(()) => METHOD_NFTABLES,
                 Err(error) => {
                     tracing::info!("{error}: trying iptables");
-                    iptables::lock(&connections).map_err(|_| error)?;
+                    iptables::lock(&held_off).map_err(|_| error)?;
                     METHOD_IPTABLES
                 }
             },
@@ -124,7 +178,7 @@ impl LockedNetwork {
         Ok(LockedNetwork {
             run_id: run_id.to_owned(),
             method,
-            connections,
+            held_off,
             lifted_on_drop: true,
         })
     }
@@ -137,35 +191,20 @@ impl LockedNetwork {
     pub fn take_over(
         run_id: &str,
         method: u32,
-        connections: &[Connection],
+        held_off: &HeldOff,
     ) -> Result<LockedNetwork, NetworkLockError> {
-        let wire: Vec<Connection> = connections
-            .iter()
-            .copied()
-            .map(Connection::on_the_wire)
-            .collect();
-        let way = match method {
-            METHOD_SKIP => NetworkLock::Skip,
-            METHOD_IPTABLES => NetworkLock::Iptables,
-            _ => NetworkLock::Nftables,
-        };
-        let is_there = match way {
-            NetworkLock::Iptables => iptables::is_locked(&wire),
-            NetworkLock::Nftables => nft::is_locked(run_id),
-            NetworkLock::Skip | NetworkLock::Automatic => false,
-        };
-        if !is_there {
-            let way = if way == NetworkLock::Skip {
-                way
-            } else {
-                NetworkLock::Automatic
+        let wire = held_off.on_the_wire();
+        if !is_locked(run_id, method, &wire) {
+            let way = match method {
+                METHOD_SKIP => NetworkLock::Skip,
+                _ => NetworkLock::Automatic,
             };
-            return LockedNetwork::lock(run_id, way, connections);
+            return LockedNetwork::lock(run_id, way, held_off);
         }
         Ok(LockedNetwork {
             run_id: run_id.to_owned(),
             method,
-            connections: wire,
+            held_off: wire,
             lifted_on_drop: false,
         })
     }
@@ -189,7 +228,7 @@ impl LockedNetwork {
     fn unlock(&self) {
         let result = match self.method {
             METHOD_NFTABLES => nft::unlock(&self.run_id).map_err(NetworkLockError::Nftables),
-            METHOD_IPTABLES => iptables::unlock(&self.connections),
+            METHOD_IPTABLES => iptables::unlock(&self.held_off).map(drop),
             _ => Ok(()),
         };
         if let Err(error) = result {

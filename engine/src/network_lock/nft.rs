@@ -7,8 +7,11 @@
 //!     chain input  { type filter hook input priority raw
 //!         meta mark 0xc114 accept
 //!         meta nfproto ipv4 meta l4proto tcp ip saddr . tcp sport . ip daddr . tcp dport @conns4 drop
-//!         ... ipv6 ... @conns6 drop }
-//!     chain output { the same }
+//!         ... ipv6 ... @conns6 drop
+//!         meta nfproto ipv4 meta l4proto tcp tcp flags & (fin | syn | rst | ack) == syn
+//!             ip daddr ADDRESS tcp dport PORT drop        (for each listening socket)
+//!         ... }
+//!     chain output { the same without listening sockets }
 //! }
 //! ```
 //!
@@ -21,7 +24,7 @@ use firn_sys::netlink::{
 };
 use firn_sys::{Errno, Result};
 
-use super::{Connection, PASS_MARK};
+use super::{Connection, HeldOff, PASS_MARK, Port};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -69,7 +72,7 @@ fn tables(run_id: &str) -> impl Iterator<Item = String> {
 }
 
 /// Makes the table.
-pub(super) fn lock(run_id: &str, connections: &[Connection]) -> Result<()> {
+pub(super) fn lock(run_id: &str, held_off: &HeldOff) -> Result<()> {
     let table = table(run_id);
     let mut requests = vec![
         message(NEW_TABLE, CREATE | EXCLUSIVE).text(1, &table),
@@ -86,8 +89,14 @@ pub(super) fn lock(run_id: &str, connections: &[Connection]) -> Result<()> {
             requests.push(rule(&table, name, |list| drop_of(list, family, set)));
         }
     }
+    for port in &held_off.ports {
+        requests.push(rule(&table, "input", |list| drop_first(list, port)));
+    }
     for (set, is_v4) in [("conns4", true), ("conns6", false)] {
-        let of_family = connections.iter().filter(|c| c.local.is_ipv4() == is_v4);
+        let of_family = held_off
+            .connections
+            .iter()
+            .filter(|c| c.local.is_ipv4() == is_v4);
         let mut keys: Vec<Vec<u8>> = of_family.flat_map(keys).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -276,6 +285,42 @@ fn drop_of(list: Request, family: u8, set: &str) -> Request {
     verdict(list, DROP)
 }
 
+/// Drops what would begin a connection to a port.
+fn drop_first(list: Request, port: &Port) -> Request {
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    const FLAGS: u32 = 13;
+    const SYN: u8 = 2;
+    const FIN_SYN_RST_ACK: u8 = 0x17;
+    let (family, offset, address) = match port.address {
+        IpAddr::V4(ip) => (NFPROTO_IPV4, 16, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (NFPROTO_IPV6, 24, ip.octets().to_vec()),
+    };
+    let list = compare(meta(list, 15), &[family]);
+    let list = compare(meta(list, 16), &[TCP]);
+    let list = load(list, REGISTER, TRANSPORT, FLAGS, 1);
+    let list = compare(mask(list, FIN_SYN_RST_ACK), &[SYN]);
+    let list = load(list, REGISTER, TRANSPORT, 2, 2);
+    let list = compare(list, &port.number.to_be_bytes());
+    if port.address.is_unspecified() {
+        return verdict(list, DROP);
+    }
+    let len = u32::from(if family == NFPROTO_IPV4 { 4u8 } else { 16 });
+    let list = load(list, REGISTER, NETWORK, offset, len);
+    verdict(compare(list, &address), DROP)
+}
+
+/// Keeps some bits of a byte.
+fn mask(list: Request, bits: u8) -> Request {
+    expression(list, "bitwise", |data| {
+        data.number(1, REGISTER)
+            .number(2, REGISTER)
+            .number(3, 1)
+            .nested(4, |inner| inner.attribute(1, &[bits]))
+            .nested(5, |inner| inner.attribute(1, &[0]))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -286,19 +331,26 @@ mod tests {
             local: local.parse().expect("an address"),
             remote: remote.parse().expect("an address"),
         };
-        let connections = [
-            connection("127.0.0.1:1", "127.9.9.9:2"),
-            connection("[::1]:1", "[::2]:2"),
-        ];
+        let port = |address: &str| Port {
+            address: address.parse().expect("an address"),
+            number: 3,
+        };
+        let held_off = HeldOff {
+            connections: vec![
+                connection("127.0.0.1:1", "127.9.9.9:2"),
+                connection("[::1]:1", "[::2]:2"),
+            ],
+            ports: ["0.0.0.0", "::", "127.9.9.9", "::1"].map(port).into(),
+        };
         let id = format!("test-{}", firn_sys::Pid::this());
-        match lock(&id, &connections) {
+        match lock(&id, &held_off) {
             Ok(()) => {
                 assert!(is_locked(&id));
                 assert_eq!(unlock(&id), Ok(()));
                 assert!(!is_locked(&id));
                 // CRIU 4.2 names its table by the first part of a long id.
                 let long = format!("{id:-<36}");
-                assert_eq!(lock(&long[..RUN_ID_LEN], &connections), Ok(()));
+                assert_eq!(lock(&long[..RUN_ID_LEN], &held_off), Ok(()));
                 assert!(is_locked(&long));
                 assert_eq!(unlock(&long), Ok(()));
                 assert!(!is_locked(&long[..RUN_ID_LEN]));

@@ -36,7 +36,7 @@ use super::error::{FileDumpError, FileRestoreError};
 use super::external::Inherited;
 use super::kind::Dumping;
 use super::open_file::{OpenFile, Trouble};
-use crate::network_lock::{Connection, LockedNetwork};
+use crate::network_lock::{self, HeldOff, LockedNetwork};
 
 /// Number of the network namespace in images: all tasks have the same one.
 const NET_NS_ID: u32 = 2;
@@ -193,11 +193,17 @@ fn lost_options(entry: &FileEntry, fd: BorrowedFd<'_>) -> Vec<String> {
         .collect()
 }
 
-/// The TCP connections of a set of images.
-pub(crate) fn connections(images: &ImageDir) -> Result<Vec<Connection>, FileRestoreError> {
-    let entries = Entries::read(images)?;
-    let inet = entries.all().filter_map(|entry| entry.isk.as_deref());
-    Ok(inet::connections(inet))
+/// What the lock of a dump holds off, by its images.
+pub(crate) fn held_off(images: &ImageDir) -> Result<HeldOff, FileRestoreError> {
+    Ok(held_off_of(&Entries::read(images)?))
+}
+
+fn held_off_of(entries: &Entries) -> HeldOff {
+    let inet = || entries.all().filter_map(|entry| entry.isk.as_deref());
+    HeldOff {
+        connections: inet::connections(inet()),
+        ports: inet().flat_map(inet::ports).collect(),
+    }
 }
 
 /// The network of a restore: locked until all connections have been made.
@@ -215,14 +221,19 @@ impl RestoredNetwork {
         inventory: &InventoryEntry,
         options: &FileRestoreOptions,
     ) -> Result<RestoredNetwork, FileRestoreError> {
-        let connections = inet::connections(entries.all().filter_map(|entry| entry.isk.as_deref()));
+        let held_off = held_off_of(entries);
         let closes = inventory.tcp_close == Some(true) || options.sockets.tcp_close;
         let run_id = inventory.dump_criu_run_id.as_deref().unwrap_or_default();
-        if connections.is_empty() || (closes && inventory.network_lock_method.is_none()) {
+        let method = inventory.network_lock_method;
+        // Without connections there is a lock only where the dump was to keep them.
+        let is_needed = match held_off.connections.is_empty() {
+            true => method.is_some_and(|method| network_lock::is_locked(run_id, method, &held_off)),
+            false => !closes || method.is_some(),
+        };
+        if !is_needed {
             return Ok(RestoredNetwork::default());
         }
-        let method = inventory.network_lock_method.unwrap_or(0);
-        let lock = LockedNetwork::take_over(run_id, method, &connections)?;
+        let lock = LockedNetwork::take_over(run_id, method.unwrap_or(0), &held_off)?;
         Ok(RestoredNetwork {
             lock: Some(lock),
             ..RestoredNetwork::default()

@@ -10,7 +10,7 @@ mod restore;
 mod tcp_dump;
 mod tcp_restore;
 
-pub(in crate::files) use restore::{RestoredInet, connections};
+pub(in crate::files) use restore::{RestoredInet, connections, ports};
 pub(in crate::files) use tcp_dump::DumpedTcp;
 pub(in crate::files) use tcp_restore::Resting;
 
@@ -65,8 +65,7 @@ impl FileKind for InetSocketKind {
         }
         let entry = describe::describe(dumping, &mut sockets.defaults)?;
         if is_tcp(&entry) {
-            let left_out = sockets.tcp.add(dumping, &entry, &options)?;
-            state.collected.warnings.extend(left_out);
+            sockets.tcp.add(dumping, &entry, &options)?;
         } else {
             datagrams::dump(dumping, &entry, sockets)?;
         }

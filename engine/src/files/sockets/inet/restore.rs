@@ -26,7 +26,7 @@ use super::{address, datagrams, groups, is_connection, is_tcp, local_of, remote_
 use crate::files::FileRestoreOptions;
 use crate::files::error::FileRestoreError;
 use crate::files::open;
-use crate::network_lock::Connection;
+use crate::network_lock::{Connection, Port};
 
 type Outcome<T> = std::result::Result<T, FileRestoreError>;
 
@@ -46,6 +46,14 @@ pub(in crate::files) fn connections<'a>(
 ) -> Vec<Connection> {
     let connected = entries.filter(|entry| is_connection(entry));
     connected.filter_map(connection_of).collect()
+}
+
+/// Where a socket listens for TCP connections.
+pub(in crate::files) fn ports(entry: &InetSkEntry) -> Vec<Port> {
+    let listens = is_tcp(entry) && entry.state == TCP_LISTEN;
+    let local = local_of(entry).filter(|_| listens);
+    let v6only = entry.v6only == Some(true);
+    local.map_or_else(Vec::new, |local| Port::of_listener(local, v6only).collect())
 }
 
 impl<'a> RestoredInet<'a> {

@@ -1,7 +1,8 @@
 //! Reading TCP connections.
 //!
 //! ```text
-//! lock     packets of all connections are held off
+//! lock     packets of all connections are held off, and what would begin one to a listening socket
+//! wait     nobody may wait to be accepted now, as nothing can be done for them
 //! repair   each connection goes into repair mode, in which nothing that is done to it is sent
 //! read     sequence numbers, windows, handshake options, both queues
 //! leave    after a kill the sockets vanish in repair mode, without a word to the peers, and the lock
@@ -26,7 +27,7 @@ use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
-use crate::network_lock::{Connection, LockedNetwork};
+use crate::network_lock::{Connection, HeldOff, LockedNetwork, Port};
 use crate::obstacle::Obstacle;
 
 /// States by the kernel's numbers.
@@ -64,6 +65,7 @@ pub(super) fn is_connected(state: u32) -> bool {
 #[derive(Debug, Default)]
 pub(in crate::files) struct DumpedTcp {
     held: Vec<Held>,
+    listeners: Vec<Listener>,
     lock: Option<LockedNetwork>,
     streams: Vec<Stream>,
     is_killed: bool,
@@ -81,6 +83,22 @@ struct Held {
 }
 
 #[derive(Debug)]
+struct Listener {
+    file: OpenFile,
+    fd: OwnedFd,
+    ports: Vec<Port>,
+}
+
+/// What reading the connections has shown.
+#[derive(Debug, Default)]
+pub(in crate::files) struct FoundTcp {
+    /// What is in the way.
+    pub(in crate::files) obstacles: Vec<Obstacle>,
+    /// What is left out, in words.
+    pub(in crate::files) left_out: Vec<String>,
+}
+
+#[derive(Debug)]
 struct Stream {
     ino: u32,
     entry: TcpStreamEntry,
@@ -89,13 +107,13 @@ struct Stream {
 }
 
 impl DumpedTcp {
-    /// Notes a socket; returns what of it is left out, in words.
+    /// Notes a socket.
     pub(super) fn add(
         &mut self,
         dumping: &Dumping<'_>,
         entry: &InetSkEntry,
         options: &SocketDumpOptions,
-    ) -> std::result::Result<Option<String>, FileDumpError> {
+    ) -> std::result::Result<(), FileDumpError> {
         let file = dumping.file;
         let fd = dumping
             .duplicate
@@ -114,17 +132,14 @@ impl DumpedTcp {
             ));
         }
         let info = tcp::info(fd).map_err(failed)?;
-        if info.state == TCP_LISTEN && info.waiting > 0 {
-            let port = local_of(entry).map_or(0, |local| local.port());
-            let waiting = listed::waiting(port, info.waiting);
-            if options.skip_in_flight {
-                let place = format!("task {}: {}", file.pid, file.place);
-                return Ok(Some(format!("{place}: {waiting} and are left out")));
-            }
-            return refuse(Trouble::new(
-                waiting,
-                "dump when they have been accepted, or add --skip-in-flight, which leaves them out",
-            ));
+        if info.state == TCP_LISTEN {
+            let fd = fd.try_clone_to_owned();
+            self.listeners.push(Listener {
+                file: file.clone(),
+                fd: fd.map_err(|error| failed(error.into()))?,
+                ports: super::ports(entry),
+            });
+            return Ok(());
         }
         if info.state == SYN_RECV {
             return refuse(Trouble::new(
@@ -133,7 +148,7 @@ impl DumpedTcp {
             ));
         }
         if !is_connected(info.state) {
-            return Ok(None);
+            return Ok(());
         }
         if !options.tcp_close && !matches!(socket::receive_urgent(fd), Ok(None)) {
             return refuse(Trouble::new(
@@ -156,26 +171,32 @@ impl DumpedTcp {
             reuses_address: socket::number(fd, SOL_SOCKET, SO_REUSEADDR).map_err(failed)?,
             in_repair: false,
         });
-        Ok(None)
+        Ok(())
     }
 
-    /// Locks all connections and reads them; returns what is in the way.
+    /// Locks all connections and reads them.
     pub(in crate::files) fn lock_and_read(
         &mut self,
         entries: &mut [FileEntry],
         run_id: &str,
         options: &SocketDumpOptions,
-    ) -> std::result::Result<Vec<Obstacle>, FileDumpError> {
-        let obstacles = self.leading_outside(options);
-        if self.held.is_empty() || options.tcp_close || !obstacles.is_empty() {
-            return Ok(obstacles);
+    ) -> std::result::Result<FoundTcp, FileDumpError> {
+        let mut found = FoundTcp {
+            obstacles: self.leading_outside(options),
+            ..FoundTcp::default()
+        };
+        if !found.obstacles.is_empty() {
+            return Ok(found);
         }
-        let connections: Vec<Connection> = self.held.iter().map(|held| held.connection).collect();
-        self.lock = Some(LockedNetwork::lock(
-            run_id,
-            options.network_lock,
-            &connections,
-        )?);
+        let held_off = self.held_off(options);
+        if !held_off.is_empty() {
+            let way = options.network_lock;
+            self.lock = Some(LockedNetwork::lock(run_id, way, &held_off)?);
+        }
+        self.look_at_listeners(options, &mut found)?;
+        if options.tcp_close || !found.obstacles.is_empty() {
+            return Ok(found);
+        }
         let mut states = HashMap::new();
         for held in &mut self.held {
             let failed = |source| query(&held.file, "the TCP connection", source);
@@ -191,7 +212,47 @@ impl DumpedTcp {
                 entry.state = *state;
             }
         }
-        Ok(obstacles)
+        Ok(found)
+    }
+
+    /// What has to be held off. Where no connection is to be kept, nothing stays behind a tree that is gone.
+    fn held_off(&self, options: &SocketDumpOptions) -> HeldOff {
+        if options.tcp_close || (self.held.is_empty() && !options.tcp_established) {
+            return HeldOff::default();
+        }
+        let ports = self.listeners.iter().flat_map(|listener| &listener.ports);
+        HeldOff {
+            connections: self.held.iter().map(|held| held.connection).collect(),
+            ports: ports.copied().collect(),
+        }
+    }
+
+    /// Looks who waits to be accepted. Where new ones are held off nobody can come after this look.
+    fn look_at_listeners(
+        &self,
+        options: &SocketDumpOptions,
+        found: &mut FoundTcp,
+    ) -> std::result::Result<(), FileDumpError> {
+        for Listener { file, fd, ports } in &self.listeners {
+            let info = tcp::info(fd).map_err(|source| query(file, "the TCP socket", source))?;
+            if info.waiting == 0 {
+                continue;
+            }
+            let waiting =
+                listed::waiting(ports.first().map_or(0, |port| port.number), info.waiting);
+            if options.skip_in_flight {
+                let place = format!("task {}: {}", file.pid, file.place);
+                found
+                    .left_out
+                    .push(format!("{place}: {waiting} and are left out"));
+                continue;
+            }
+            found.obstacles.push(file.obstacle(Trouble::new(
+                waiting,
+                "dump when they have been accepted, or add --skip-in-flight, which leaves them out",
+            )));
+        }
+        Ok(())
     }
 
     /// Connections to peers outside, where those are not to be kept.
