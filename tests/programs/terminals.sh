@@ -1,0 +1,8 @@
+# A tmux server, and a client of it on a terminal of `script`, in one tree.
+export TERM=xterm
+unset TMUX
+tmux -S socket -f /dev/null -D &
+until [ -S socket ]; do sleep 0.05; done
+session='tmux -S socket -f /dev/null new-session -s s -x 90 -y 30 bash --norc --noprofile'
+script -q -f -c "touch attached; stty rows 31 cols 90; exec $session" typescript > /dev/null
+wait
