@@ -10,6 +10,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
 /// More than a few only wait for each other.
 const MAX_WORKERS: usize = 4;
+/// Items that are handed over at a time: one by one, the handing over would cost as much as the work.
+const BATCH: usize = 16;
 
 /// Number of threads that work at a time.
 pub fn workers() -> usize {
@@ -83,7 +85,11 @@ pub fn stream<T: Sync, R: Send, E>(
     if nr_workers <= 1 {
         return items.iter().map(work).try_for_each(take);
     }
-    let belt = Belt::new(items.len(), ahead.max(1));
+    // The batch that is being taken has left the belt and counts as well.
+    let batch = (ahead / 4).clamp(1, BATCH);
+    let batches: Vec<&[T]> = items.chunks(batch).collect();
+    let work = |items: &[T]| items.iter().map(&work).collect::<Vec<R>>();
+    let belt = Belt::new(batches.len(), (ahead / batch).saturating_sub(1).max(1));
     std::thread::scope(|scope| {
         // However this ends, by an error of `take` or a panic: nobody goes on waiting.
         let _stop = StopBelt(&belt);
@@ -91,15 +97,15 @@ pub fn stream<T: Sync, R: Send, E>(
             scope.spawn(|| {
                 let stop = StopBelt(&belt);
                 while let Some(nth) = belt.claim() {
-                    belt.put(nth, work(&items[nth]));
+                    belt.put(nth, work(batches[nth]));
                 }
                 std::mem::forget(stop);
             });
         }
         while let Some(step) = belt.next_step() {
             match step {
-                Step::Take(result) => take(result)?,
-                Step::Work(nth) => belt.put(nth, work(&items[nth])),
+                Step::Take(results) => results.into_iter().try_for_each(&mut take)?,
+                Step::Work(nth) => belt.put(nth, work(batches[nth])),
             }
         }
         Ok(())
