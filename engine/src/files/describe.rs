@@ -53,7 +53,7 @@ pub(super) struct Description {
 /// A descriptor that was looked at beside others.
 enum Look {
     /// Its open file was known before.
-    Known(Seen, (u32, FdTypes)),
+    Known(i32, FdInfo, (u32, FdTypes)),
     /// Its open file was not known, but may be that of another one looked at beside it.
     New(i32, Box<NewFile>),
 }
@@ -113,7 +113,8 @@ impl FileTable {
         let (known, fd) = match self.descriptions.find(me, number, &seen.info)? {
             Ok(known) => (Some(known), Some(fd)),
             Err(place) => {
-                let new = NewFile::read(&dir, seen, Some(fd), &self.collected.options)?;
+                let file = dir.look(seen, Some(fd.as_fd()))?;
+                let new = NewFile::read(file, Some(fd), &self.collected.options)?;
                 let known = self.describe(&new, shared)?;
                 if let Some(known) = known {
                     let key = DescriptionKey::of(&new.file.info);
@@ -136,11 +137,12 @@ impl FileTable {
         shared: &mut SharedDump,
     ) -> Result<Option<FdinfoEntry>, FileDumpError> {
         let (fd, flags, known) = match look {
-            Look::Known(seen, known) => {
-                let (fd, flags) = (seen.fd, seen.info.flags);
+            Look::Known(fd, info, known) => {
+                let flags = info.flags;
                 // Locks of fcntl belong to the task and not to the open file.
-                if seen.info.has_locks() {
-                    let file = dir.look(seen, None)?;
+                if info.has_locks() {
+                    let link = dir.link(fd)?;
+                    let file = dir.look(Seen { fd, link, info }, None)?;
                     let options = &self.collected.options;
                     self.obstacles.extend(kind::lock_obstacles(&file, options));
                     self.note_locks(&file, fd, known.0, None)?;
@@ -244,17 +246,18 @@ fn look_at(
     descriptions: &RwLock<Descriptions>,
     options: &FileDumpOptions,
 ) -> Result<Look, FileDumpError> {
-    let seen = dir.see(fd)?;
-    let found = read(descriptions).find(dir.pid(), fd, &seen.info)?;
+    let info = dir.info(fd)?;
+    let found = read(descriptions).find(dir.pid(), fd, &info)?;
     if let Ok(known) = found {
-        return Ok(Look::Known(seen, known));
+        return Ok(Look::Known(fd, info, known));
     }
     let failed = |source| dir.failed(&format!("a duplicate of fd {fd}"), source);
-    let duplicate = match seen.info.is_path_only() {
+    let duplicate = match info.is_path_only() {
         true => None,
         false => Some(pidfd::getfd(pidfd, fd).map_err(failed)?),
     };
-    let new = NewFile::read(dir, seen, duplicate, options)?;
+    let file = dir.look_behind(fd, info, duplicate.as_ref().map(AsFd::as_fd))?;
+    let new = NewFile::read(file, duplicate, options)?;
     Ok(Look::New(fd, Box::new(new)))
 }
 
@@ -314,12 +317,10 @@ fn write(descriptions: &RwLock<Descriptions>) -> RwLockWriteGuard<'_, Descriptio
 
 impl NewFile {
     fn read(
-        dir: &DescriptorDir,
-        seen: Seen,
+        file: OpenFile,
         duplicate: Option<OwnedFd>,
         options: &FileDumpOptions,
     ) -> Result<NewFile, FileDumpError> {
-        let file = dir.look(seen, duplicate.as_ref().map(AsFd::as_fd))?;
         let obstacles = kind::obstacles(&file, options);
         let fown = match &duplicate {
             Some(fd) if obstacles.is_empty() => {

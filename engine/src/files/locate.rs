@@ -9,7 +9,8 @@ use firn_sys::file::{self, S_IFDIR};
 
 use super::open_file::{OpenFile, Trouble};
 
-const DELETED: &[u8] = b" (deleted)";
+/// What /proc says behind the path of a file that is not there any more.
+pub(super) const DELETED: &[u8] = b" (deleted)";
 
 /// Where an open file can be found.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use firn_sys::file::{self, Stat};
-use firn_sys::{Errno, Pid};
+use firn_sys::file::{self, S_IFIFO, S_IFSOCK, Stat};
+use firn_sys::{Errno, Pid, pipe};
 
 use super::dump::query;
 use super::error::FileDumpError;
@@ -245,14 +245,38 @@ impl DescriptorDir {
 
     /// The same where the link is known.
     pub(super) fn see_behind(&self, fd: i32, link: Vec<u8>) -> Result<Seen, ProcReadError> {
+        let info = self.info(fd)?;
+        Ok(Seen { fd, link, info })
+    }
+
+    /// Reads fdinfo of a descriptor, which tells which open file it may be.
+    pub(super) fn info(&self, fd: i32) -> Result<FdInfo, ProcReadError> {
         let mut text = Vec::new();
         let read = file::read_at(&self.infos, &name_of(fd), &mut text);
         read.map_err(|source| self.failed(&format!("fd {fd}"), source))?;
-        let info = FdInfo::parse(&text);
-        Ok(Seen {
-            fd,
+        FdInfo::parse(&text).map_err(|_| self.failed(&format!("fd {fd}"), Errno::EINVAL))
+    }
+
+    /// Looks at an open file through a duplicate, where there is one. Its link is read only where it says more
+    /// than the duplicate does.
+    pub(super) fn look_behind(
+        &self,
+        fd: i32,
+        info: FdInfo,
+        duplicate: Option<BorrowedFd<'_>>,
+    ) -> Result<OpenFile, ProcReadError> {
+        let stat = duplicate.and_then(|duplicate| file::stat(duplicate).ok());
+        let Some((stat, link)) = stat.and_then(|stat| Some((stat, nameless_link(&stat)?))) else {
+            let link = self.link(fd)?;
+            return self.look(Seen { fd, link, info }, duplicate);
+        };
+        Ok(OpenFile {
+            pid: self.pid,
+            place: Place::Fd(fd),
             link,
-            info: info.map_err(|_| self.failed(&format!("fd {fd}"), Errno::EINVAL))?,
+            stat,
+            info,
+            location: OnceLock::new(),
         })
     }
 
@@ -284,6 +308,19 @@ impl DescriptorDir {
             source,
         }
     }
+}
+
+/// The link of a pipe or socket that somebody has open: its text tells nothing but the inode. (A socket in a
+/// directory can't be opened but by O_PATH, of which there are no duplicates.)
+fn nameless_link(stat: &Stat) -> Option<Vec<u8>> {
+    static PIPES: OnceLock<Option<u64>> = OnceLock::new();
+    let pipes = || *PIPES.get_or_init(|| pipe::filesystem().ok());
+    let kind = match stat.file_type() {
+        S_IFSOCK => "socket",
+        S_IFIFO if pipes() == Some(stat.dev) => "pipe",
+        _ => return None,
+    };
+    Some(format!("{kind}:[{}]", stat.ino).into_bytes())
 }
 
 /// Where the descriptors of a task lead that is no other concern of ours; empty for one that is gone.

@@ -11,6 +11,7 @@ use firn_sys::{Pid, file};
 use super::open_file::{DescriptorDir, OpenFile, Trouble, links_of};
 use super::survey::held_outside;
 use crate::crew;
+use crate::freeze;
 use crate::obstacle::Obstacle;
 use crate::task::status::Stat;
 
@@ -41,8 +42,9 @@ fn obstacles_among(
         return Vec::new();
     }
     let inside: HashSet<Pid> = inside.iter().copied().collect();
+    let kernel_threads = kernel_threads();
     let others: Vec<Pid> = (all_pids().into_iter())
-        .filter(|pid| !inside.contains(pid))
+        .filter(|pid| !inside.contains(pid) && !kernel_threads.contains(pid))
         .collect();
     let held_by = |pid: &Pid| -> Vec<(i32, Vec<u8>)> {
         let links = links_of(*pid).into_iter();
@@ -104,6 +106,17 @@ fn belongs_to(pid: Pid, inside: &HashSet<Pid>) -> bool {
         }
     }
     false
+}
+
+/// Most of the tasks of a quiet system, none of which has a descriptor. In a pid namespace there are none.
+fn kernel_threads() -> HashSet<Pid> {
+    const KTHREADD: Pid = Pid::from_raw(2);
+    match Stat::read(KTHREADD) {
+        Ok(stat) if stat.is_kernel_thread() => freeze::children(KTHREADD, &[KTHREADD])
+            .into_iter()
+            .collect(),
+        _ => HashSet::new(),
+    }
 }
 
 fn all_pids() -> Vec<Pid> {

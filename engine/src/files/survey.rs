@@ -1,16 +1,21 @@
 //! A look at running tasks: which of their files stand in the way of a dump.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use firn_sys::Pid;
-use firn_sys::file::{S_IFIFO, S_IFREG};
+use firn_sys::file::{self, S_IFIFO, S_IFREG, Stat};
 use firn_sys::kcmp::{Resource, kcmp};
 
 use super::fdinfo::FdInfo;
 use super::kind;
+use super::locate::{self, Location};
 use super::open_file::{
-    DescriptorDir, FDS_PER_THREAD, OpenFile, ProcLink, ProcReadError, Seen, Trouble,
+    DescriptorDir, FDS_PER_THREAD, OpenFile, Place, ProcLink, ProcReadError, Trouble,
 };
 use super::{FileDumpOptions, autofs, outside, tty};
 use crate::crew;
@@ -22,8 +27,9 @@ const TASKS_PER_THREAD: usize = 4;
 /// How much a survey looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Everything but the locks of regular files. They are asked for one file at a time, which doubles the
-    /// time that many open files take; the frozen look comes upon them early. (/proc/locks is no way
+    /// Everything but the locks of regular files, and files that another one is mounted over. Both are asked
+    /// for one file at a time, which doubles the time that many open files take; the frozen look comes upon
+    /// them early. (/proc/locks is no way
     /// around: each reader of it waits for a grace period of RCU, 3 to 16 ms.)
     Quick,
     /// Everything: there is something in the way already, and the list of it is to be complete.
@@ -71,8 +77,8 @@ fn look_at_task(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
             look.found.extend(link_obstacles(&file, options));
         }
     }
-    let threads = firn_sys::file::open(format!("/proc/{pid}/task").as_ref(), 0);
-    let tids = threads.and_then(firn_sys::file::list_numbers);
+    let threads = file::open(format!("/proc/{pid}/task").as_ref(), 0);
+    let tids = threads.and_then(file::list_numbers);
     let tids: Vec<Pid> = (tids.unwrap_or_default().into_iter())
         .map(Pid::from_raw)
         .collect();
@@ -114,8 +120,7 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Loo
     look
 }
 
-/// Looks at a descriptor. Of a regular file, fdinfo tells the survey nothing but its locks, and of a pipe
-/// nothing at all.
+/// Looks at a descriptor. Of most files the link tells all that a quick survey asks.
 fn look_at_descriptor(
     dir: &DescriptorDir,
     fd: i32,
@@ -123,17 +128,40 @@ fn look_at_descriptor(
     depth: Depth,
 ) -> Result<OpenFile, ProcReadError> {
     let link = dir.link(fd)?;
-    let is_pipe = link.starts_with(b"pipe:[");
-    let is_full = depth == Depth::Full || options.names_mounts();
-    if is_full || !(is_pipe || link.starts_with(b"/")) {
-        return dir.look(dir.see_behind(fd, link)?, None);
+    if depth == Depth::Quick && !options.names_mounts() {
+        let (pid, place) = (dir.pid(), Place::Fd(fd));
+        if let Some((stat, location)) = told_by_link(&link) {
+            return Ok(OpenFile {
+                pid,
+                place,
+                link,
+                stat,
+                info: FdInfo::default(),
+                location,
+            });
+        }
     }
-    let info = FdInfo::default();
-    let file = dir.look(Seen { fd, link, info }, None)?;
-    if is_pipe || file.stat.file_type() == S_IFREG {
-        return Ok(file);
+    dir.look(dir.see_behind(fd, link)?, None)
+}
+
+/// What is behind a link, where its text tells: a pipe, or the regular file that has this name. (Another file may
+/// be mounted over it; the look at the stopped tasks compares them.)
+fn told_by_link(link: &[u8]) -> Option<(Stat, OnceLock<Location>)> {
+    if let Some(inode) = link.strip_prefix(b"pipe:[") {
+        let inode = str::from_utf8(inode.strip_suffix(b"]")?).ok()?;
+        let stat = Stat {
+            mode: S_IFIFO,
+            ino: inode.parse().ok()?,
+            ..Stat::default()
+        };
+        return Some((stat, OnceLock::new()));
     }
-    dir.look(dir.see_behind(fd, file.link)?, None)
+    if !link.starts_with(b"/") || link.ends_with(locate::DELETED) {
+        return None;
+    }
+    let stat = file::lstat_path(Path::new(OsStr::from_bytes(link))).ok()?;
+    let location = OnceLock::from(Location::Named(link.to_vec()));
+    (stat.file_type() == S_IFREG).then_some((stat, location))
 }
 
 /// What keeps a file from being dumped that a task holds without a descriptor.

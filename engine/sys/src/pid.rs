@@ -8,7 +8,7 @@ pub struct Pid(i32);
 
 impl Pid {
     /// Wraps a raw id.
-    pub fn from_raw(raw: i32) -> Pid {
+    pub const fn from_raw(raw: i32) -> Pid {
         Pid(raw)
     }
 

@@ -17,6 +17,15 @@ pub fn create() -> Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
 }
 
+/// Device of the filesystem that all pipes without a name are on.
+///
+/// # Errors
+/// Those of [`create`].
+pub fn filesystem() -> Result<u64> {
+    let (reader, _writer) = create()?;
+    Ok(crate::file::stat(reader)?.dev)
+}
+
 /// Capacity in bytes.
 ///
 /// # Errors
