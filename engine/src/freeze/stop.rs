@@ -133,8 +133,9 @@ impl Stopper<'_> {
             self.stop_level(&level)?;
             // Most newcomers are children of those that have just stopped; orphans may have come to others.
             level = self.newcomers(from);
+            let has_others = from > 0;
             from = self.frozen.tree.tasks.len();
-            if level.is_empty() {
+            if level.is_empty() && has_others {
                 level = self.newcomers(0);
             }
             if level.is_empty() {
