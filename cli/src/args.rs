@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, Args, Command, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, ArgAction, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use firn_engine::{FilePolicy, LabelChoice};
 
 use crate::external::{ExternalArgs, InheritArgs};
@@ -270,6 +272,31 @@ pub struct CheckArgs {
     pub common: Common,
 }
 
+/// Parses the words of a command line.
+///
+/// Where it is short of nothing, the definitions of the one command do, and to define all the others would take
+/// longer than the rest of a program's start.
+///
+/// # Errors
+/// What is wrong with it, or a wish for help, out of all the definitions.
+pub fn parse(words: &[OsString]) -> Result<Cli, clap::Error> {
+    let command = match words.get(1).and_then(|name| name.to_str()) {
+        Some("dump") => parse_one("dump", words).map(Task::Dump),
+        Some("restore") => parse_one("restore", words).map(Task::Restore),
+        _ => None,
+    };
+    match command {
+        Some(command) => Ok(Cli { command }),
+        None => Cli::from_arg_matches(&definitions().try_get_matches_from(words)?),
+    }
+}
+
+fn parse_one<T: Args>(name: &'static str, words: &[OsString]) -> Option<T> {
+    let command = with_negations(T::augment_args(Command::new(name)));
+    let matches = command.try_get_matches_from(&words[1..]).ok()?;
+    T::from_arg_matches(&matches).ok()
+}
+
 /// The definitions, with the `--no-X` forms that CRIU has.
 pub fn definitions() -> Command {
     let mut command = Cli::command();
@@ -331,14 +358,12 @@ fn size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::FromArgMatches;
-
     use super::*;
 
     fn parse(line: &str) -> Cli {
         let words = std::iter::once("firn").chain(line.split_whitespace());
-        let matches = definitions().try_get_matches_from(words).unwrap();
-        Cli::from_arg_matches(&matches).unwrap()
+        let words: Vec<OsString> = words.map(OsString::from).collect();
+        super::parse(&words).unwrap()
     }
 
     fn restore(line: &str) -> RestoreArgs {

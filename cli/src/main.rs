@@ -24,9 +24,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::FromArgMatches;
-
-use crate::args::{Cli, Task};
+use crate::args::Task;
 use crate::output::{Failure, USAGE};
 
 fn main() -> ExitCode {
@@ -57,11 +55,10 @@ enum Parsed {
 
 fn parse(argv: Vec<OsString>) -> Result<Parsed, Failure> {
     let normalized = normalize::normalize(argv, |name| std::env::var_os(name))?;
-    let matches = match args::definitions().try_get_matches_from(normalized.words) {
-        Ok(matches) => matches,
+    let cli = match args::parse(&normalized.words) {
+        Ok(cli) => cli,
         Err(error) => return answer(&error).map(Parsed::Answered),
     };
-    let cli = Cli::from_arg_matches(&matches).map_err(|error| clap_failure(&error))?;
     for warning in &normalized.warnings {
         output::remark(&format!("warning: {warning}"));
     }
