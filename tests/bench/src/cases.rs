@@ -3,7 +3,10 @@
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::workload::{FILES, PIPES, PROCESSES, THREADS, Workload};
+use crate::kernel;
+use crate::workload::{
+    DESCRIPTORS, FILES, LARGE_TREE, MAPPINGS, PIPES, PROCESSES, SHARED, THREADS, Workload,
+};
 
 /// Name of our own rows.
 pub const FIRN: &str = "firn";
@@ -11,6 +14,10 @@ pub const FIRN: &str = "firn";
 pub const CRIU: &str = "criu";
 /// Name of the peer's rows when it finds its kernel cache.
 pub const CRIU_CACHED: &str = "criu cached";
+/// Name of our rows with a quarter of the case's objects.
+pub const QUARTER: &str = "firn, 1/4";
+/// What four times as many objects may cost: linear time, and half as much again for caches that overflow.
+const LINEAR: f64 = 6.0;
 /// Name of the rows that the bare loops fill.
 pub const FLOOR: &str = "floor";
 
@@ -27,6 +34,14 @@ pub enum Case {
     D,
     /// Many files and pipes.
     E,
+    /// As many descriptors as one process may have.
+    F,
+    /// Many processes with the same open files.
+    G,
+    /// As many mappings as one process may have.
+    H,
+    /// A large tree of processes.
+    I,
 }
 
 /// What is measured.
@@ -84,20 +99,56 @@ impl Case {
         match self {
             Self::A => Workload::Idle,
             Self::B => Workload::Memory,
-            Self::C => Workload::Tree,
+            Self::C | Self::I => Workload::Tree,
             Self::D => Workload::Threads,
-            Self::E => Workload::Files,
+            Self::E | Self::F => Workload::Files,
+            Self::G => Workload::Shared,
+            Self::H => Workload::Mappings,
         }
+    }
+
+    /// Number of objects that the workload is made of: MiB, processes, threads, descriptors or mappings.
+    pub fn size(self, memory_mib: usize) -> usize {
+        // What a process of its own has besides.
+        const OTHERS: usize = 100;
+        match self {
+            Self::A => 1,
+            Self::B => memory_mib,
+            Self::C => PROCESSES,
+            Self::D => THREADS,
+            Self::E => FILES + 2 * PIPES,
+            Self::F => {
+                let limit = kernel::descriptor_limit().unwrap_or(DESCRIPTORS);
+                DESCRIPTORS.min(limit.saturating_sub(OTHERS))
+            }
+            Self::G => SHARED,
+            Self::H => {
+                let text = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+                let limit = text.ok().and_then(|text| text.trim().parse().ok());
+                MAPPINGS.min(limit.unwrap_or(usize::MAX).saturating_sub(OTHERS))
+            }
+            Self::I => LARGE_TREE,
+        }
+    }
+
+    /// Whether a quarter of the objects is measured, too, to see that time grows as they do.
+    pub fn is_scaled(self) -> bool {
+        matches!(self, Self::F | Self::G | Self::H | Self::I)
     }
 
     /// One line that says what the case is.
     pub fn title(self, memory_mib: usize) -> String {
+        let size = self.size(memory_mib);
         match self {
             Self::A => "(a) an idle process".to_owned(),
             Self::B => format!("(b) {memory_mib} MiB of touched random anonymous memory"),
             Self::C => format!("(c) a tree of {PROCESSES} processes"),
             Self::D => format!("(d) {THREADS} threads"),
             Self::E => format!("(e) {FILES} files and {PIPES} pipes"),
+            Self::F => format!("(f) one process with {size} descriptors"),
+            Self::G => format!("(g) {PROCESSES} processes that share {size} descriptors"),
+            Self::H => format!("(h) one process with {size} mappings"),
+            Self::I => format!("(i) a tree of {size} processes"),
         }
     }
 
@@ -126,6 +177,11 @@ impl Case {
             Self::C | Self::D | Self::E => [Metric::Dump, Metric::Frozen, Metric::Restore]
                 .map(|m| aim(m, CRIU, 0.35))
                 .to_vec(),
+            Self::F | Self::G | Self::H | Self::I => {
+                let aims = [Metric::Dump, Metric::Frozen, Metric::Restore]
+                    .map(|m| [aim(m, CRIU, 0.35), aim(m, QUARTER, LINEAR)]);
+                aims.concat()
+            }
         }
     }
 

@@ -92,6 +92,35 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(drop)
 }
 
+/// The hard limit of descriptors.
+pub fn descriptor_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a live local of the right type.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok(usize::try_from(limit.rlim_max).unwrap_or(usize::MAX))
+}
+
+/// Makes that many mappings of a page each, one in sixteen of them written to, which stay until the process ends.
+pub fn many_mappings(count: usize) -> io::Result<()> {
+    const PAGE_LEN: usize = 4096;
+    let words = fresh_memory(count * PAGE_LEN)?;
+    let pages = words.chunks_exact_mut(PAGE_LEN / 8).enumerate();
+    for (nth, page) in pages {
+        if nth % 16 == 0 {
+            page[0] = 1;
+        }
+        if nth % 2 == 1 {
+            // Neighbours with other rights are mappings of their own.
+            // SAFETY: the page stays mapped and is not written to any more.
+            check(unsafe { libc::mprotect(page.as_mut_ptr().cast(), PAGE_LEN, libc::PROT_READ) })?;
+        }
+    }
+    Ok(())
+}
+
 /// Sleeps until a signal comes, for ever.
 pub fn pause_for_ever() -> ! {
     loop {

@@ -33,7 +33,7 @@ const VERSION_LIMIT_MS: f64 = 5.0;
 /// Where in the scratch directory the tmpfs lies that CRIU sees at /run.
 const CACHED_RUN: &str = "run";
 
-/// Times dump and restore of five workloads.
+/// Times dump and restore of nine workloads.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -52,9 +52,9 @@ enum Part {
         kind: workload::Workload,
         /// Directory for its files.
         dir: PathBuf,
-        /// Size of the memory workload.
-        #[arg(long, default_value_t = 2048)]
-        memory_mib: usize,
+        /// Number of the objects that it is made of.
+        #[arg(long, default_value_t = 200)]
+        size: usize,
     },
     /// Compare one syscall program with the same calls injected one by one.
     Programs {
@@ -92,7 +92,7 @@ struct Options {
         long,
         value_delimiter = ',',
         ignore_case = true,
-        default_value = "a,b,c,d,e"
+        default_value = "a,b,c,d,e,f,g"
     )]
     case: Vec<Case>,
     /// Rounds that count
@@ -112,11 +112,7 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     match cli.part {
-        Some(Part::Workload {
-            kind,
-            dir,
-            memory_mib,
-        }) => workload::run(kind, &dir, memory_mib)?,
+        Some(Part::Workload { kind, dir, size }) => workload::run(kind, &dir, size)?,
         Some(Part::Programs { runs }) => programs::run(runs)?,
         Some(Part::Ploop { options }) => return disk::run(&options),
         Some(Part::Floor { floor }) => floors::run(&floor)?,

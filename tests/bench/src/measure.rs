@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::cases::{Case, FLOOR, Metric};
+use crate::cases::{Case, FLOOR, Metric, QUARTER};
 use crate::engine::{After, Engine};
 use crate::workload::Workload;
 use crate::{floors, kernel, tree};
@@ -54,29 +54,27 @@ impl Plan {
                 if outcome.failures.contains_key(engine.name) {
                     continue;
                 }
-                let trial = Trial {
-                    plan: self,
-                    engine,
-                    case,
-                    first: round == 0,
-                };
-                match trial.run() {
-                    Ok(samples) if round > 0 => outcome.add(engine.name, samples),
-                    Ok(_) => {}
-                    Err(error) => {
-                        outcome.failures.insert(engine.name, format!("{error:#}"));
-                    }
-                }
+                let trial = self.trial(engine, case, round);
+                outcome.note(engine.name, round, trial.run());
             }
-            match self.floor(case) {
-                Ok(samples) if round > 0 => outcome.add(FLOOR, samples),
-                Ok(_) => {}
-                Err(error) => {
-                    outcome.failures.insert(FLOOR, format!("{error:#}"));
-                }
+            if case.is_scaled() && !outcome.failures.contains_key(QUARTER) {
+                let whole = self.trial(&self.engines[0], case, round);
+                let size = whole.size / 4;
+                outcome.note(QUARTER, round, Trial { size, ..whole }.run());
             }
+            outcome.note(FLOOR, round, self.floor(case));
         }
         outcome
+    }
+
+    fn trial<'a>(&'a self, engine: &'a Engine, case: Case, round: usize) -> Trial<'a> {
+        Trial {
+            plan: self,
+            engine,
+            case,
+            size: case.size(self.memory_mib),
+            first: round == 0,
+        }
     }
 
     /// The bare loops of the cases that have one.
@@ -84,13 +82,13 @@ impl Plan {
         match case {
             Case::B => self.memory_floor(),
             Case::C => Ok(vec![(Metric::Restore, millis(floors::measure(&["fork"])?))]),
-            Case::A | Case::D | Case::E => Ok(Vec::new()),
+            _ => Ok(Vec::new()),
         }
     }
 
     fn memory_floor(&self) -> Result<Vec<(Metric, f64)>> {
         let dir = Scratch::new(&self.scratch)?;
-        let root = self.spawn(Workload::Memory, &dir.0)?;
+        let root = self.spawn(Workload::Memory, self.memory_mib, &dir.0)?;
         let place = std::fs::read_to_string(dir.0.join("ready"))?;
         let (address, len_bytes) = place
             .split_once(' ')
@@ -116,16 +114,11 @@ impl Plan {
     }
 
     /// Starts a workload and waits until it is set up.
-    fn spawn(&self, workload: Workload, dir: &Path) -> Result<i32> {
+    fn spawn(&self, workload: Workload, size: usize, dir: &Path) -> Result<i32> {
         let name = format!("{workload:?}").to_lowercase();
         let out = std::fs::File::create(dir.join("out"))?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args([
-                "workload",
-                &name,
-                "--memory-mib",
-                &self.memory_mib.to_string(),
-            ])
+            .args(["workload", &name, "--size", &size.to_string()])
             .arg(dir)
             .stdin(Stdio::null())
             .stdout(out.try_clone()?)
@@ -146,7 +139,7 @@ impl Plan {
             std::thread::sleep(Duration::from_millis(2));
         }
         let root = i32::try_from(child.id())?;
-        while tree::snapshot(root)?.len() < workload.processes() {
+        while tree::snapshot(root)?.len() < workload.processes(size) {
             ensure!(
                 start.elapsed() < Duration::from_secs(60),
                 "the workload's tree is not complete in 60 s"
@@ -160,6 +153,17 @@ impl Plan {
 }
 
 impl Outcome {
+    /// Keeps what a round gave, unless it was the one that warms caches.
+    fn note(&mut self, row: &'static str, round: usize, result: Result<Vec<(Metric, f64)>>) {
+        match result {
+            Ok(samples) if round > 0 => self.add(row, samples),
+            Ok(_) => {}
+            Err(error) => {
+                self.failures.insert(row, format!("{error:#}"));
+            }
+        }
+    }
+
     fn add(&mut self, row: &'static str, samples: Vec<(Metric, f64)>) {
         for (metric, value) in samples {
             self.rows
@@ -177,6 +181,8 @@ struct Trial<'a> {
     plan: &'a Plan,
     engine: &'a Engine,
     case: Case,
+    /// Objects of the workload.
+    size: usize,
     first: bool,
 }
 
@@ -191,7 +197,7 @@ impl Trial<'_> {
 
     fn round_trip(&self) -> Result<Vec<(Metric, f64)>> {
         let dir = Scratch::new(&self.plan.scratch)?;
-        let root = self.plan.spawn(self.case.workload(), &dir.0)?;
+        let root = (self.plan).spawn(self.case.workload(), self.size, &dir.0)?;
         let before = tree::snapshot(root)?;
         let result = self.dump_and_restore(root, &before, &dir.0);
         tree::end(&before)?;
@@ -239,7 +245,7 @@ impl Trial<'_> {
             .open(&gap)?;
         file.set_len(4096)?;
         let longest_ns = kernel::shared_word(&file)?;
-        let root = self.plan.spawn(Workload::Spin, &dir.0)?;
+        let root = self.plan.spawn(Workload::Spin, 1, &dir.0)?;
         let before = tree::snapshot(root)?;
         let images = dir.0.join("images");
         std::fs::create_dir(&images)?;

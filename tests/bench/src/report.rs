@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use crate::cases::{Aim, CRIU, CRIU_CACHED, FIRN, FLOOR, Metric};
+use crate::cases::{Aim, CRIU, CRIU_CACHED, FIRN, FLOOR, Metric, QUARTER};
 use crate::measure::Outcome;
 
 /// One judged aim.
@@ -89,7 +89,7 @@ impl Outcome {
             "",
             columns.iter().map(|metric| metric.title().to_owned()),
         );
-        for row in [FIRN, CRIU, CRIU_CACHED, FLOOR] {
+        for row in [FIRN, QUARTER, CRIU, CRIU_CACHED, FLOOR] {
             if !self.rows.contains_key(row) {
                 continue;
             }

@@ -23,6 +23,14 @@ pub const THREADS: usize = 500;
 pub const FILES: usize = 1000;
 /// Open pipes (two descriptors each).
 pub const PIPES: usize = 500;
+/// Descriptors of the process with many, as far as the limit lets it.
+pub const DESCRIPTORS: usize = 20_000;
+/// Descriptors that every process of the sharing tree has.
+pub const SHARED: usize = 5_000;
+/// Mappings of the process with many, as far as the kernel lets it.
+pub const MAPPINGS: usize = 128 << 10;
+/// Processes of the large tree, the root included.
+pub const LARGE_TREE: usize = 5_000;
 
 /// What a workload process holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,30 +47,47 @@ pub enum Workload {
     Threads,
     /// One process with many open files and pipes.
     Files,
+    /// A tree of processes that all have the same open files.
+    Shared,
+    /// One process with many mappings.
+    Mappings,
 }
 
 impl Workload {
-    /// Processes that it consists of, once it is complete.
-    pub fn processes(self) -> usize {
+    /// Processes that it consists of, once it is complete; `size` is what [`run`] was given.
+    pub fn processes(self, size: usize) -> usize {
         match self {
-            Workload::Tree => PROCESSES,
+            Workload::Tree => size,
+            Workload::Shared => PROCESSES,
             _ => 1,
         }
     }
 }
 
-/// Becomes the workload; returns only on error.
-pub fn run(workload: Workload, dir: &Path, memory_mib: usize) -> Result<()> {
+/// Becomes the workload; returns only on error. `size` is the number of the objects that the workload is made of:
+/// MiB of memory, processes of a tree, threads, descriptors, mappings.
+pub fn run(workload: Workload, dir: &Path, size: usize) -> Result<()> {
     kernel::close_inherited()?;
     kernel::new_session().context("cannot start a session")?;
     kernel::block_requests()?;
     match workload {
         Workload::Idle => ready(dir, "")?,
         Workload::Spin => spin(dir)?,
-        Workload::Memory => memory(dir, memory_mib << 20)?,
-        Workload::Tree => tree(dir)?,
-        Workload::Threads => threads(dir)?,
-        Workload::Files => files(dir)?,
+        Workload::Memory => memory(dir, size << 20)?,
+        Workload::Tree => tree(dir, size)?,
+        Workload::Threads => threads(dir, size)?,
+        Workload::Files => {
+            files(dir, size)?;
+            ready(dir, "")?;
+        }
+        Workload::Shared => {
+            files(dir, size)?;
+            tree(dir, PROCESSES)?;
+        }
+        Workload::Mappings => {
+            kernel::many_mappings(size)?;
+            ready(dir, "")?;
+        }
     }
     kernel::pause_for_ever()
 }
@@ -129,9 +154,9 @@ impl Xorshift {
 }
 
 /// A root with ten children, which share the other processes among them.
-fn tree(dir: &Path) -> Result<()> {
+fn tree(dir: &Path, processes: usize) -> Result<()> {
     const BRANCHES: usize = 10;
-    let leaves = PROCESSES - 1 - BRANCHES;
+    let leaves = processes.saturating_sub(1 + BRANCHES);
     for branch in 0..BRANCHES {
         if kernel::fork()?.is_none() {
             let own = leaves / BRANCHES + usize::from(branch < leaves % BRANCHES);
@@ -146,8 +171,8 @@ fn tree(dir: &Path) -> Result<()> {
     ready(dir, "")
 }
 
-fn threads(dir: &Path) -> Result<()> {
-    for _ in 1..THREADS {
+fn threads(dir: &Path, threads: usize) -> Result<()> {
+    for _ in 1..threads {
         std::thread::Builder::new()
             .stack_size(64 << 10)
             .spawn(|| kernel::pause_for_ever())?;
@@ -155,23 +180,22 @@ fn threads(dir: &Path) -> Result<()> {
     ready(dir, "")
 }
 
-/// Files with a few bytes at a position of their own, pipes with a few bytes inside.
-fn files(dir: &Path) -> Result<()> {
+/// Files with a few bytes at a position of their own, pipes with a few bytes inside; half of the descriptors each.
+fn files(dir: &Path, descriptors: usize) -> Result<()> {
     kernel::raise_descriptor_limit()?;
     let mut open: Vec<OwnedFd> = Vec::new();
-    for number in 0..FILES {
+    for number in 0..descriptors.div_ceil(2) {
         let mut file = File::create_new(dir.join(format!("file-{number}")))?;
         writeln!(file, "file number {number}")?;
         file.seek(SeekFrom::Start(u64::try_from(number % 10)?))?;
         open.push(file.into());
     }
-    for number in 0..PIPES {
+    for number in 0..descriptors / 4 {
         let (read, write) = kernel::pipe()?;
         let mut write = File::from(write);
         write!(write, "pipe number {number}")?;
         open.extend([read, write.into()]);
     }
-    ready(dir, "")?;
     std::mem::forget(open);
     Ok(())
 }
