@@ -64,6 +64,9 @@ pub enum Task {
         /// Directory for the pages
         dir: PathBuf,
     },
+    /// Keeps track of memory between dumps; a dump starts it
+    #[command(hide = true)]
+    HoldTracker,
     /// Program of the demo's world
     #[command(hide = true)]
     DemoWorld(crate::demo::world::WorldArgs),

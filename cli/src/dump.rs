@@ -1,6 +1,7 @@
 //! `firn dump`.
 
 use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use crate::args::{DumpArgs, Validation};
 use crate::output::{self, Failure, bytes, counted, duration, micros};
 use crate::progress;
+use crate::tracker::Holders;
 
 /// Longer than anybody waits, and short enough to be added to a time.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -76,6 +78,7 @@ fn operation(args: &DumpArgs, cancel: &CancelFlag) -> Dump {
         .link_remap(args.link_remap)
         .file_locks(args.file_locks)
         .track_mem(args.track_mem)
+        .trackers(Arc::new(Holders))
         .timeout(timeout(args.timeout))
         .file_validation(validation(args.file_validation))
         .sockets(sockets)
@@ -170,6 +173,7 @@ fn as_json(report: &DumpReport) -> Value {
         "tasks": report.tasks,
         "threads": report.threads,
         "pages": report.pages,
+        "pages_in_parent": report.pages_in_parent,
         "bytes": report.bytes,
         "freezing_us": micros(report.freezing),
         "frozen_us": micros(report.frozen),
@@ -188,6 +192,7 @@ fn statistics(report: &DumpReport) -> String {
             "Pages written",
             format!("{} ({})", report.pages, bytes(report.bytes)),
         ),
+        ("Pages in the parent", report.pages_in_parent.to_string()),
         ("Freezing time", duration(report.freezing)),
         ("Frozen time", duration(report.stood_still())),
         ("Memory dump time", duration(report.memory_time)),

@@ -18,6 +18,7 @@ mod ploop;
 mod progress;
 mod restore;
 mod sockets;
+mod tracker;
 mod unlock;
 
 use std::ffi::OsString;
@@ -74,6 +75,7 @@ fn name(task: &Task) -> &'static str {
         Task::Unlock(_) => "unlock",
         Task::Ploop(_) => "ploop",
         Task::Demo(_) | Task::DemoWorld(_) => "demo",
+        Task::HoldTracker => "hold-tracker",
         Task::Completions { .. } => "completions",
         Task::Man { .. } => "man",
     }
@@ -88,6 +90,7 @@ fn act(task: Task) -> Result<u8, Failure> {
         Task::Unlock(args) => unlock::run(&args),
         Task::Ploop(args) => ploop::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::HoldTracker => tracker::hold(),
         Task::DemoWorld(args) => demo::world::run(&args),
         Task::Completions { shell } => {
             let mut text = Vec::new();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use firn_images::ImageWriteError;
-use firn_sys::Pid;
+use firn_sys::{Errno, Pid};
 
 use crate::class::{ErrorClass, hint_for};
 use crate::files::FileDumpError;
@@ -55,6 +55,18 @@ pub enum DumpError {
     /// Images.
     #[error(transparent)]
     Images(#[from] ImageWriteError),
+    /// Nothing here tells which pages are written to.
+    #[error("this kernel can't track writes to memory")]
+    NoTracking(#[source] Errno),
+    /// Who keeps track of an earlier dump can't be told that it has ended.
+    #[error("can't end the tracking of an earlier dump")]
+    Tracker {
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A task could not be made to track writes.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
     /// An action script said no.
     #[error(transparent)]
     Script(#[from] ScriptError),
@@ -117,6 +129,10 @@ impl DumpError {
             DumpError::OuterSession { .. } => Some(
                 "add --shell-job to restore it into the session of another shell, \
                  or start it with setsid"
+                    .to_owned(),
+            ),
+            DumpError::NoTracking(_) => Some(
+                "leave --track-mem out: every dump is a full one then; Linux 6.7 tracks writes"
                     .to_owned(),
             ),
             other => hint_for(other),

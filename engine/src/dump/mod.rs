@@ -14,6 +14,7 @@
 //! Until the last step an error lets the tree go on as it was and removes what was written.
 
 mod error;
+mod increment;
 mod inventory;
 mod options;
 pub(crate) mod report;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use firn_images::{ImageKind, ImageSetWriter};
+use firn_images::{ImageDir, ImageKind, ImageSetWriter};
 use firn_proto::{FsEntry, PstreeEntry};
 use firn_sys::Pid;
 
@@ -51,6 +52,8 @@ use crate::task::seccomp::SeccompDump;
 use crate::task::survey;
 use crate::tree::{Task, TaskState, Tree};
 
+use increment::{Increment, Trackable};
+
 pub use error::DumpError;
 pub use options::{Dump, DumpOptions, Leave};
 pub use report::DumpReport;
@@ -68,6 +71,7 @@ const TASKS_PER_THREAD: usize = 4;
 
 /// What was done while the tree was frozen.
 struct Captured {
+    trackable: Trackable,
     pages: PageStats,
     shared_pages: PageStats,
     memory_time: Duration,
@@ -124,24 +128,17 @@ impl Operation<'_> {
     fn try_once(&mut self) -> Result<DumpReport, DumpError> {
         let images = ImageSetWriter::create(&self.options.images_dir)?;
         let mut warnings = self.warnings.clone();
-        if let Some(parent) = &self.options.prev_images_dir {
-            images.set_parent(parent)?;
-            warnings.push(
-                "all memory is dumped: nothing has tracked which pages changed since the \
-                 previous images"
-                    .to_owned(),
-            );
-        }
+        let mut increment = Increment::begin(self.options, &images, &mut warnings)?;
         // What can be known before the tree stops is not asked while it stands still.
         let shared = SharedDump::new()?;
         let files = FileTable::new(&self.options.file_options());
         self.reporter.phase(Phase::Freeze);
         let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
-        let captured = self.capture(&frozen, shared, files, &images)?;
+        let captured = self.capture(&frozen, shared, files, &increment, &images)?;
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
         warnings.extend_from_slice(captured.files.warnings());
-        self.finish(frozen, images, captured, warnings)
+        self.finish(frozen, images, captured, &mut increment, warnings)
     }
 
     /// Lists everything that can't be dumped, before anything is stopped.
@@ -193,6 +190,7 @@ impl Operation<'_> {
         frozen: &FrozenTree,
         mut shared: SharedDump,
         mut files: FileTable,
+        increment: &Increment,
         images: &ImageSetWriter,
     ) -> Result<Captured, DumpError> {
         let tree = frozen.tree();
@@ -208,7 +206,7 @@ impl Operation<'_> {
                 told.send(Outside::read_all(tree)).ok()?;
                 // Before, the maps would show the arena in which the tasks run the programs.
                 have_answered.recv().ok()?;
-                Some(read_address_spaces(tree))
+                Some(read_address_spaces(tree, increment))
             });
             let answers = questions::ask(tree)?;
             let _ = asked.send(());
@@ -229,11 +227,19 @@ impl Operation<'_> {
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();
-        let (pages, shared_pages) =
-            self.dump_memory(tree, &spaces, &answers, &mut files, &mut shared, images)?;
+        let (pages, shared_pages) = self.dump_memory(
+            tree,
+            &spaces,
+            &answers,
+            &mut files,
+            &mut shared,
+            increment,
+            images,
+        )?;
         let memory_time = begun.elapsed();
         files.write(images)?;
         Ok(Captured {
+            trackable: increment.trackable(&spaces, &files),
             pages,
             shared_pages,
             memory_time,
@@ -267,6 +273,7 @@ impl Operation<'_> {
         answers: &[TaskAnswers],
         files: &mut FileTable,
         shared: &mut SharedDump,
+        increment: &Increment,
         images: &ImageSetWriter,
     ) -> Result<(PageStats, PageStats), DumpError> {
         let (copied, buffers) = (AtomicU64::new(0), Buffers::default());
@@ -285,7 +292,8 @@ impl Operation<'_> {
                 exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
                 policies: answers.policies.clone(),
             };
-            described.push(space.describe(&answers, files, shared)?);
+            let space = space.describe(&answers, files, shared)?;
+            described.push((space, increment.parent_of(task.pid)));
         }
         let pages = self.write_spaces(described, images, &page_copy)?;
         let mut next_pages_id = 1 + u32::try_from(spaces.len()).expect("few tasks");
@@ -304,7 +312,7 @@ impl Operation<'_> {
     /// Writes the pages of all tasks, several at a time; tasks and pages files have the same order.
     fn write_spaces(
         &mut self,
-        described: Vec<DescribedSpace<'_>>,
+        described: Vec<(DescribedSpace<'_>, Option<&ImageDir>)>,
         images: &ImageSetWriter,
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, DumpError> {
@@ -314,10 +322,10 @@ impl Operation<'_> {
             let mut pages = PageStats::default();
             loop {
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
-                let Some((pages_id, space)) = next else {
+                let Some((pages_id, (space, parent))) = next else {
                     return Ok(pages);
                 };
-                pages += space.write(images, pages_id, page_copy)?;
+                pages += space.write(parent, images, pages_id, page_copy)?;
             }
         };
         let reporter = &mut self.reporter;
@@ -393,7 +401,8 @@ impl Operation<'_> {
         frozen: FrozenTree,
         images: ImageSetWriter,
         captured: Captured,
-        warnings: Vec<String>,
+        increment: &mut Increment,
+        mut warnings: Vec<String>,
     ) -> Result<DumpReport, DumpError> {
         let (tasks, threads) = (frozen.tree().tasks.len(), frozen.tree().nr_threads());
         let freezing = frozen.freezing();
@@ -406,6 +415,7 @@ impl Operation<'_> {
             closes_tcp: self.options.sockets.tcp_close,
         };
         let inventory = inventory::inventory(network);
+        let tracker = increment.arm(frozen.tree(), &captured.trackable, files.run_id())?;
         let frozen_for;
         if self.options.leave == Leave::Running {
             // Everything has been read: the tree need not wait for the disk.
@@ -419,10 +429,12 @@ impl Operation<'_> {
             frozen_for = frozen.release(if killed { Fate::Kill } else { Fate::Stop });
         }
         files.keep();
+        increment.keep(tracker, &mut warnings);
         let report = DumpReport {
             tasks,
             threads,
             pages: captured.pages.written + captured.shared_pages.written,
+            pages_in_parent: captured.pages.in_parent + captured.shared_pages.in_parent,
             bytes: 4096 * (captured.pages.written + captured.shared_pages.written),
             frozen: frozen_for,
             freezing,
@@ -477,9 +489,14 @@ fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
 }
 
-fn read_address_spaces(tree: &Tree) -> Result<Vec<AddressSpace>, MemoryDumpError> {
+fn read_address_spaces(
+    tree: &Tree,
+    increment: &Increment,
+) -> Result<Vec<AddressSpace>, MemoryDumpError> {
     let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
-    let spaces = crew::share_out(&pids, TASKS_PER_THREAD, |pid| AddressSpace::read(*pid));
+    let spaces = crew::share_out(&pids, TASKS_PER_THREAD, |pid| {
+        AddressSpace::read(*pid, increment.is_tracked(*pid))
+    });
     spaces.into_iter().collect()
 }
 

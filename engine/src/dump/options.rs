@@ -1,6 +1,7 @@
 //! What is asked of a dump.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use firn_sys::Pid;
@@ -9,6 +10,7 @@ use super::{DumpError, DumpReport};
 use crate::cancel::CancelFlag;
 use crate::files::plugin::{FilePlugin, Plugins};
 use crate::files::{FileDumpOptions, FileValidation, SocketDumpOptions};
+use crate::memory::{Trackers, TrackersHere};
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
 
@@ -40,6 +42,7 @@ pub struct DumpOptions {
     pub(crate) timeout: Duration,
     pub(crate) prev_images_dir: Option<PathBuf>,
     pub(crate) track_mem: bool,
+    pub(crate) trackers: Arc<dyn Trackers>,
     pub(crate) file_validation: FileValidation,
     pub(crate) freeze_cgroup: Option<PathBuf>,
     pub(crate) plugins: Plugins,
@@ -104,6 +107,7 @@ impl Dump {
             timeout: Duration::from_secs(10),
             prev_images_dir: None,
             track_mem: false,
+            trackers: TrackersHere::of_this_process(),
             file_validation: FileValidation::default(),
             freeze_cgroup: None,
             plugins: Plugins::default(),
@@ -197,10 +201,18 @@ impl Dump {
         self
     }
 
-    /// Asks to track which pages change from now on.
+    /// Tracks which pages are written to from now on, if the tasks go on, so that a following dump that has
+    /// these images as its previous ones saves no others. Who keeps track is told by [`Dump::trackers`].
     #[must_use]
     pub fn track_mem(mut self, yes: bool) -> Dump {
         self.options.track_mem = yes;
+        self
+    }
+
+    /// Who keeps track of written pages between dumps; unless it is set, this process does.
+    #[must_use]
+    pub fn trackers(mut self, trackers: Arc<dyn Trackers>) -> Dump {
+        self.options.trackers = trackers;
         self
     }
 

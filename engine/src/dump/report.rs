@@ -17,7 +17,9 @@ pub struct DumpReport {
     pub threads: usize,
     /// Pages written, shared memory included.
     pub pages: u64,
-    /// The same in bytes.
+    /// Pages that are as the previous images have them, and left to those.
+    pub pages_in_parent: u64,
+    /// Those written, in bytes.
     pub bytes: u64,
     /// From the first stopped thread until all were let go.
     pub frozen: Duration,
@@ -53,14 +55,14 @@ impl DumpReport {
             memdump_time: micros(self.memory_time),
             memwrite_time: micros(self.write_time),
             pages_scanned: pages.scanned,
-            pages_skipped_parent: 0,
+            pages_skipped_parent: pages.in_parent,
             pages_written: pages.written,
             irmap_resolve: Some(0),
             pages_lazy: 0,
             page_pipes: None,
             page_pipe_bufs: None,
             shpages_scanned: Some(shared.scanned),
-            shpages_skipped_parent: Some(0),
+            shpages_skipped_parent: Some(shared.in_parent),
             shpages_written: Some(shared.written),
         };
         let stats = StatsEntry {

@@ -1,6 +1,6 @@
 //! The address space of a frozen task, and its images.
 
-use firn_images::{ImageKind, ImageSetWriter};
+use firn_images::{ImageDir, ImageKind, ImageSetWriter};
 use firn_proto::{FirnMmEntry, MmEntry};
 use firn_sys::Pid;
 use firn_sys::mm::MmFields;
@@ -15,9 +15,10 @@ use super::pages;
 use super::policies::{self, Governed};
 use super::range::AddressRange;
 use super::shared_dump::SharedDump;
-use super::smaps::{self, Mapping};
+use super::smaps::{self, Mapping, VmFlags};
 use super::survey;
 use super::sysv;
+use super::tracking;
 use super::vma::{Vma, status};
 use crate::obstacle::Obstacle;
 
@@ -80,19 +81,26 @@ pub struct DescribedSpace<'a> {
 }
 
 impl DescribedSpace<'_> {
-    /// Writes mm, pagemap and pages of the task; several threads may do so for several tasks.
+    /// Writes mm, pagemap and pages of the task; several threads may do so for several tasks. What was not
+    /// written to since the `parent` was made is left to it, where that is known.
     ///
     /// # Errors
     /// Pages that can't be read, images that can't be written.
     pub fn write(
         mut self,
+        parent: Option<&ImageDir>,
         images: &ImageSetWriter,
         pages_id: u32,
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
         let space = self.space;
         let found = pages::find(space.pid, &self.vmas, &space.partly_shared())?;
-        let stats = copy::dump(space.pid, &found.runs, images, pages_id, page_copy)?;
+        let in_parent = match parent {
+            Some(parent) => tracking::unchanged(space.pid, &found.runs, parent)?,
+            None => Vec::new(),
+        };
+        let runs = &found.runs;
+        let stats = copy::dump(space.pid, runs, &in_parent, images, pages_id, page_copy)?;
         self.vmas
             .extend(found.guards.iter().map(|range| guard(*range)));
         let mm = space.to_image(&self.answers, &self.vmas);
@@ -108,26 +116,35 @@ pub struct PageStats {
     pub scanned: u64,
     /// Pages written.
     pub written: u64,
+    /// Pages left to the parent images.
+    pub in_parent: u64,
 }
 
 impl std::ops::AddAssign for PageStats {
     fn add_assign(&mut self, other: PageStats) {
         self.scanned += other.scanned;
         self.written += other.written;
+        self.in_parent += other.in_parent;
     }
 }
 
 impl AddressSpace {
     /// Reads the memory map, the mm fields and the auxiliary vector.
     ///
-    /// **Preconditions**: the task is stopped and nothing was mapped into it.
+    /// Of a task that `is_tracked` by us the mappings do not tell that. **Preconditions**: the task is stopped
+    /// and nothing was mapped into it.
     ///
     /// # Errors
     /// The files of /proc can't be read or understood; `Obstacles` with all mappings that can't be
     /// dumped.
-    pub fn read(pid: Pid) -> Result<AddressSpace, MemoryDumpError> {
+    pub fn read(pid: Pid, is_tracked: bool) -> Result<AddressSpace, MemoryDumpError> {
         let map_error = |source| MemoryDumpError::Map { pid, source };
-        let mappings = smaps::parse(&read_proc(pid, "smaps")?).map_err(map_error)?;
+        let mut mappings = smaps::parse(&read_proc(pid, "smaps")?).map_err(map_error)?;
+        if is_tracked {
+            for mapping in &mut mappings {
+                mapping.flags = mapping.flags.without(VmFlags::UFFD_WP);
+            }
+        }
         let obstacles = survey::obstacles(pid, &mappings);
         if !obstacles.is_empty() {
             return Err(MemoryDumpError::Obstacles(obstacles));
@@ -174,7 +191,7 @@ impl AddressSpace {
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
         let described = self.describe(answers, files, shared)?;
-        described.write(images, pages_id, page_copy)
+        described.write(None, images, pages_id, page_copy)
     }
 
     /// Notes the files and shared memory behind the mappings: the part that goes task by task.
@@ -192,6 +209,27 @@ impl AddressSpace {
             answers: answers.clone(),
             vmas: self.describe_mappings(files, shared)?,
         })
+    }
+
+    /// Memory in which writes can be tracked: private and without a file. None where the kernel writes
+    /// unseen: into the buffers that a ring has been told of.
+    pub fn trackable(&self) -> Vec<AddressRange> {
+        let has_ring =
+            |mapping: &Mapping| aio::is_ring(mapping) || mapping.name == b"anon_inode:[io_uring]";
+        if self.mappings.iter().any(has_ring) {
+            return Vec::new();
+        }
+        let not = VmFlags::HUGETLB
+            .or(VmFlags::DROPPABLE)
+            .or(VmFlags::SHADOW_STACK);
+        let is_plain = |mapping: &&Mapping| {
+            let is_memory = mapping.inode == 0 && !mapping.name.starts_with(b"/");
+            let backing = classify::backing(mapping, (u32::MAX, u32::MAX));
+            let is_memory = is_memory && backing == Ok(Backing::Memory);
+            is_memory && !mapping.is_shared && !mapping.flags.has(not)
+        };
+        let plain = self.mappings.iter().filter(is_plain);
+        plain.map(|mapping| mapping.range).collect()
     }
 
     /// Private mappings some pages of which are in other address spaces as well.
@@ -370,7 +408,7 @@ mod tests {
 
     #[test]
     fn reads_its_own_address_space() {
-        let space = AddressSpace::read(Pid::this()).expect("readable");
+        let space = AddressSpace::read(Pid::this(), false).expect("readable");
         let stack = space.mappings.iter().find(|m| m.name == b"[stack]");
         let stack = stack.expect("a stack").range;
         assert!(stack.contains(space.fields.start_stack));

@@ -12,7 +12,7 @@ use firn_sys::{Errno, Pid};
 
 use super::address_space::PageStats;
 use super::error::MemoryDumpError;
-use super::pages::{ReadWay, Run};
+use super::pages::{self, ReadWay, Run};
 use super::range::AddressRange;
 use crate::cancel::CancelFlag;
 
@@ -61,34 +61,42 @@ struct Batch {
     len: usize,
 }
 
-/// Writes pagemap and pages of a frozen task.
+/// Writes pagemap and pages of a frozen task; those `in_parent`, ascending parts of the runs, are left to it.
 ///
 /// # Errors
 /// Pages that can't be read, images that can't be written.
 pub fn dump(
     pid: Pid,
     runs: &[Run],
+    in_parent: &[AddressRange],
     images: &ImageSetWriter,
     pages_id: u32,
     page_copy: &PageCopy<'_>,
 ) -> Result<PageStats, MemoryDumpError> {
     let id = u64::from(pid.to_image());
     let mut pagemap = PagemapWriter::new(images, ImageKind::Pagemap, id, pages_id)?;
-    for run in runs {
-        let flags = match run.is_lazy {
-            true => PageFlags::PRESENT | PageFlags::LAZY,
-            false => PageFlags::PRESENT,
+    let (mut copied, mut in_parent_pages) = (Vec::with_capacity(runs.len()), 0);
+    for (run, is_copied) in pages::split(runs, in_parent) {
+        let flags = match (is_copied, run.is_lazy) {
+            (false, _) => PageFlags::PARENT,
+            (true, true) => PageFlags::PRESENT | PageFlags::LAZY,
+            (true, false) => PageFlags::PRESENT,
         };
         pagemap.push(run.range.start, run.range.nr_pages(), flags)?;
+        match is_copied {
+            true => copied.push(run),
+            false => in_parent_pages += run.range.nr_pages(),
+        }
     }
     let written = pagemap.finish()?;
     let pages = images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
     let source = Source::Task { pid };
-    let batches = batches(runs);
+    let batches = batches(&copied);
     copy_batches(&source, &batches, &pages, pages_id, page_copy)?;
     Ok(PageStats {
-        scanned: written,
+        scanned: written + in_parent_pages,
         written,
+        in_parent: in_parent_pages,
     })
 }
 

@@ -34,6 +34,7 @@ pub mod vdso;
 pub mod vma;
 
 mod survey;
+mod tracking;
 
 pub use address_space::{AddressSpace, DescribedSpace, MappedFiles, MmAnswers, PageStats};
 pub use aio::settle as settle_aio;
@@ -48,5 +49,7 @@ pub use range::{AddressRange, HUGE_PAGE_SIZE, IA32_END, PAGE_SIZE};
 pub use shared_dump::SharedDump;
 pub use shared_restore::{SharedRestore, SharedRestoreError};
 pub use survey::survey;
+pub(crate) use tracking::arm;
+pub use tracking::{Tracker, Trackers, TrackersHere};
 pub use vdso::{KernelVdso, KernelVdsos, VdsoChoice};
 pub use vma::Vma;

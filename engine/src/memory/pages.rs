@@ -142,22 +142,44 @@ fn scan(pagemap: &Pagemap, range: AddressRange) -> firn_sys::Result<Vec<PageRegi
         any_of: category::PRESENT | category::SWAPPED,
         reported: category::GUARD,
     };
+    match regions(pagemap, range, query) {
+        // A kernel that scans but does not know guard regions.
+        Err(Errno::EINVAL) => query.reported = 0,
+        Err(Errno::ENOTTY) => return scan_entries(pagemap, range),
+        result => return result,
+    }
+    regions(pagemap, range, query)
+}
+
+/// All regions of a range that a query asks for.
+pub(super) fn regions(
+    pagemap: &Pagemap,
+    range: AddressRange,
+    query: PageQuery,
+) -> firn_sys::Result<Vec<PageRegion>> {
     let mut regions = Vec::new();
     let mut buffer = [PageRegion::default(); 256];
     let mut start = range.start;
     while start < range.end {
-        match pagemap.scan(start, range.end, query, &mut buffer) {
-            Ok((filled, walk_end)) => {
-                regions.extend_from_slice(&buffer[..filled]);
-                start = walk_end.max(start + PAGE_SIZE);
-            }
-            // A kernel that scans but does not know guard regions.
-            Err(Errno::EINVAL) if query.reported != 0 => query.reported = 0,
-            Err(Errno::ENOTTY) => return scan_entries(pagemap, range),
-            Err(error) => return Err(error),
-        }
+        let (filled, walk_end) = pagemap.scan(start, range.end, query, &mut buffer)?;
+        regions.extend_from_slice(&buffer[..filled]);
+        start = walk_end.max(start + PAGE_SIZE);
     }
     Ok(regions)
+}
+
+/// Ranges to scan at once, out of ascending ones: those that are not far apart together.
+pub(super) fn clusters(ranges: impl Iterator<Item = AddressRange>) -> Vec<AddressRange> {
+    let mut clusters: Vec<AddressRange> = Vec::new();
+    for range in ranges {
+        match clusters.last_mut() {
+            Some(last) if range.start.saturating_sub(last.end) < SCAN_GAP => {
+                last.end = last.end.max(range.end);
+            }
+            _ => clusters.push(range),
+        }
+    }
+    clusters
 }
 
 /// The same through the old interface, page by page.
@@ -250,5 +272,70 @@ fn push_run(found: &mut Found, vma: &Vma, range: AddressRange) {
             last.range.end = range.end;
         }
         _ => found.runs.push(run),
+    }
+}
+
+/// Runs in parts that are to be copied, and parts that are in the parent.
+pub(super) fn split(runs: &[Run], in_parent: &[AddressRange]) -> Vec<(Run, bool)> {
+    let mut parts = Vec::with_capacity(runs.len() + 2 * in_parent.len());
+    for run in runs {
+        let first = in_parent.partition_point(|range| range.end <= run.range.start);
+        let mut start = run.range.start;
+        let inside = in_parent[first..].iter();
+        for range in inside.take_while(|range| range.start < run.range.end) {
+            let range = range.intersect(run.range);
+            parts.push((AddressRange::new(start, range.start), true, run));
+            parts.push((range, false, run));
+            start = range.end;
+        }
+        parts.push((AddressRange::new(start, run.range.end), true, run));
+    }
+    parts.retain(|(range, ..)| !range.is_empty());
+    let part =
+        |(range, is_copied, run): (AddressRange, bool, &Run)| (Run { range, ..*run }, is_copied);
+    parts.into_iter().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_parent_has_is_set_apart() {
+        let r = |start: u64, end: u64| AddressRange::new(start * 4096, end * 4096);
+        let runs = [r(0, 10), r(20, 25)].map(|range| Run {
+            range,
+            is_lazy: false,
+            way: ReadWay::Direct,
+        });
+        let parts = |in_parent: &[AddressRange]| -> Vec<(AddressRange, bool)> {
+            let parts = split(&runs, in_parent).into_iter();
+            parts
+                .map(|(run, is_copied)| (run.range, is_copied))
+                .collect()
+        };
+        assert_eq!(parts(&[]), [(r(0, 10), true), (r(20, 25), true)]);
+        assert_eq!(
+            parts(&[r(0, 2), r(4, 5), r(20, 25)]),
+            [
+                (r(0, 2), false),
+                (r(2, 4), true),
+                (r(4, 5), false),
+                (r(5, 10), true),
+                (r(20, 25), false),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_far_apart_is_scanned_apart() {
+        let r = AddressRange::new;
+        let near = SCAN_GAP - 0x1000;
+        let ranges = [
+            r(0, 0x1000),
+            r(near, 2 * near),
+            r(4 * SCAN_GAP, 5 * SCAN_GAP),
+        ];
+        assert_eq!(clusters(ranges.into_iter()), [r(0, 2 * near), ranges[2]]);
     }
 }

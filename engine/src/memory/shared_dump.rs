@@ -282,6 +282,7 @@ impl Object {
         Ok(PageStats {
             scanned: written,
             written,
+            in_parent: 0,
         })
     }
 

@@ -104,6 +104,11 @@ impl VmFlags {
         self.0 & flags.0 != 0
     }
 
+    /// These without `flags`.
+    pub fn without(self, flags: VmFlags) -> VmFlags {
+        VmFlags(self.0 & !flags.0)
+    }
+
     /// Both together.
     pub const fn or(self, other: VmFlags) -> VmFlags {
         VmFlags(self.0 | other.0)

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use linux_raw_sys::general::pm_scan_arg;
+use linux_raw_sys::general::{PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, pm_scan_arg};
 
 use crate::{Errno, Pid, Result};
 
@@ -85,15 +85,46 @@ impl Pagemap {
         query: PageQuery,
         regions: &mut [PageRegion],
     ) -> Result<(usize, u64)> {
+        self.ask(start, end, query, 0, regions)
+    }
+
+    /// Forgets, for all pages of `start..end` that are there, that they have been written to: from now on
+    /// those of category WRITTEN are the ones written since. All of the range must be mapped and tracked.
+    ///
+    /// # Errors
+    /// EPERM where not all of the range is tracked; those of [`Pagemap::scan`].
+    pub fn forget_writes(&self, start: u64, end: u64) -> Result<()> {
+        let query = PageQuery {
+            all_of: category::WRITTEN,
+            // Those that are not there would get a marker each, which takes page tables.
+            any_of: category::PRESENT | category::SWAPPED,
+            ..PageQuery::default()
+        };
+        let flags = u64::from(PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC);
+        self.ask(start, end, query, flags, &mut []).map(drop)
+    }
+
+    fn ask(
+        &self,
+        start: u64,
+        end: u64,
+        query: PageQuery,
+        flags: u64,
+        regions: &mut [PageRegion],
+    ) -> Result<(usize, u64)> {
         /// `_IOWR('f', 16, struct pm_scan_arg)`.
         const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+        let vec = match regions.is_empty() {
+            true => 0,
+            false => u64::try_from(regions.as_mut_ptr().addr()).expect("addresses fit 64 bits"),
+        };
         let mut arg = pm_scan_arg {
             size: u64::try_from(size_of::<pm_scan_arg>()).expect("a small structure"),
-            flags: 0,
+            flags,
             start,
             end,
             walk_end: 0,
-            vec: u64::try_from(regions.as_mut_ptr().addr()).expect("addresses fit 64 bits"),
+            vec,
             vec_len: u64::try_from(regions.len()).expect("lengths fit 64 bits"),
             max_pages: 0,
             category_inverted: query.none_of,

@@ -129,3 +129,8 @@ fn thread_pointer() -> u64 {
     unsafe { std::arch::asm!("mov {}, fs:[0]", out(reg) tp, options(nostack, readonly)) };
     tp
 }
+
+/// The user as whom this process acts.
+pub fn effective_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}

@@ -3,7 +3,7 @@
 //! Source: man 2 userfaultfd, man 2 ioctl_userfaultfd.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::window::Window;
 use crate::{Errno, Pid, Result, pidfd};
@@ -16,6 +16,13 @@ pub const API: u64 = 0xc018_aa3f;
 pub const REGISTER: u64 = 0xc020_aa00;
 /// `_IOWR(0xAA, 0x03, struct uffdio_copy)`.
 const COPY: u64 = 0xc028_aa03;
+/// `_IOWR(0xAA, 0x06, struct uffdio_writeprotect)`.
+const WRITEPROTECT: u64 = 0xc018_aa06;
+/// UFFD_FEATURE_WP_UNPOPULATED and UFFD_FEATURE_WP_ASYNC: pages that are not there can be written for the
+/// first time, and nobody waits for a written page (Linux 6.7).
+const TRACKING: u64 = 1 << 13 | 1 << 15;
+/// Flags of a userfaultfd that tracks writes.
+pub const TRACKER_FLAGS: u64 = USER_MODE_ONLY | (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
 
 /// `struct uffdio_api` that asks for nothing special.
 pub const API_ARG: [u64; 3] = [0xaa, 0, 0];
@@ -36,6 +43,50 @@ impl Uffd {
     /// As man 2 pidfd_getfd.
     pub fn of_task(pid: Pid, fd: i32) -> Result<Uffd> {
         pidfd::getfd(pidfd::open(pid)?, fd).map(Uffd)
+    }
+
+    /// Takes a descriptor for what it is.
+    pub fn from_fd(fd: OwnedFd) -> Uffd {
+        Uffd(fd)
+    }
+
+    /// A second descriptor of the same userfaultfd.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone(&self) -> Result<Uffd> {
+        Ok(Uffd(self.0.try_clone()?))
+    }
+
+    /// Lends the descriptor.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Makes a new userfaultfd one that tracks writes without holding anybody up.
+    ///
+    /// # Errors
+    /// EINVAL before Linux 6.7, and for one that has been made something already.
+    pub fn begin_tracking(&self) -> Result<()> {
+        ioctl(&self.0, API, &mut [0xaa, TRACKING, 0])
+    }
+
+    /// Tracks writes to a range of mappings. What was written is told by [`crate::pagemap`], which also
+    /// forgets it.
+    ///
+    /// # Errors
+    /// EINVAL for mappings that can't be tracked, EBUSY for those of another userfaultfd, ENOMEM when the
+    /// process has other memory now.
+    pub fn track(&self, start: u64, len: u64) -> Result<()> {
+        const WRITES: u64 = 2;
+        ioctl(&self.0, REGISTER, &mut [start, len, WRITES, 0])
+    }
+
+    /// Whether there still is the memory that it was made for: its process lives and runs the same program.
+    pub fn has_memory(&self) -> bool {
+        // Nothing is mapped there, which is noticed only where there is memory at all.
+        let answer = ioctl(&self.0, WRITEPROTECT, &mut [0x1000, 0x1000, 0]);
+        answer != Err(Errno::ESRCH)
     }
 
     /// Makes the pages at `address` of the userfaultfd's task out of `len` bytes at `offset` of the window.

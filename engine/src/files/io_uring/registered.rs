@@ -25,6 +25,11 @@ const EBADF: i64 = -9;
 const EINVAL: i64 = -22;
 
 impl FileTable {
+    /// Whether a task of the tree has an io_uring ring open.
+    pub fn has_ring(&self, pid: Pid) -> bool {
+        !rings_in(&self.table_of_task(pid)).is_empty()
+    }
+
     /// Asks all threads of processes that have rings which of them they have registered with themselves.
     ///
     /// **Preconditions**: all threads are in ptrace stops of the calling thread, and the tree was added.

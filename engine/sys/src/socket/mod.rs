@@ -255,6 +255,16 @@ pub fn set_number(fd: impl AsFd, level: i32, name: i32, value: i32) -> Result<()
     set_option(fd, level, name, &value.to_ne_bytes())
 }
 
+/// Lets reading and accept(2) wait that long and no longer.
+///
+/// # Errors
+/// As man 2 setsockopt.
+pub fn set_receive_timeout(fd: impl AsFd, timeout: std::time::Duration) -> Result<()> {
+    let words = [timeout.as_secs(), u64::from(timeout.subsec_micros())];
+    let value: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    set_option(fd, SOL_SOCKET, SO_RCVTIMEO, &value)
+}
+
 /// What the network namespace of a socket is known by: different for each, as long as the machine runs.
 ///
 /// # Errors
