@@ -159,10 +159,11 @@ pub struct DumpArgs {
     /// Freeze through this cgroup, which must hold the tree
     #[arg(long, value_name = "PATH")]
     pub freeze_cgroup: Option<PathBuf>,
-    /// Earlier dump of the same tree, relative to the image directory; becomes the parent link
+    /// Earlier dump of the same tree, relative to the image directory; pages that have not been written to since
+    /// are left to it, if it was made with --track-mem
     #[arg(long, value_name = "DIR")]
     pub prev_images_dir: Option<PathBuf>,
-    /// Track memory changes for a following dump
+    /// Track which pages are written to, for a following dump; needs -R or -s
     #[arg(long)]
     pub track_mem: bool,
     /// What is stored to recognize files; size and time of last change always are

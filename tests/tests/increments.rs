@@ -71,7 +71,10 @@ fn only_what_was_written_to_is_saved_again() {
                 let (written, in_parent) = pages(task.dump(&images, &options));
                 match nth {
                     1 => assert!(in_parent == 0 && written > 6000, "{written} {in_parent}"),
-                    _ => assert!(in_parent > 6000 && written < in_parent, "{written} {in_parent}"),
+                    _ => assert!(
+                        in_parent > 6000 && written < in_parent,
+                        "{written} {in_parent}"
+                    ),
                 }
                 assert_eq!(holders(sandbox).len(), 1, "round {nth}");
             }
@@ -122,7 +125,10 @@ fn without_a_tracker_everything_is_saved() {
             let (written, in_parent) = dump("other", &["-R", "--prev-images-dir", "../second"]);
             assert!(in_parent == 0 && written > 6000, "{written} {in_parent}");
             let (written, in_parent) = dump("right", &["-R", "--prev-images-dir", "../first"]);
-            assert!(in_parent > 6000 && written < in_parent, "{written} {in_parent}");
+            assert!(
+                in_parent > 6000 && written < in_parent,
+                "{written} {in_parent}"
+            );
             // With its holder the tracker is gone.
             let holder = holders(sandbox);
             let [holder] = holder[..] else {

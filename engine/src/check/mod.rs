@@ -122,17 +122,17 @@ features! {
     Uffd "uffd" Extra "filling the memory of restored tasks without faults",
     ProcmapQuery "procmap_query" Extra "listing mappings fast",
     Cgroup2Freeze "cgroup2_freeze" Extra "freezing a whole cgroup at once",
+    SuspendSeccomp "seccomp_suspend" Extra "working inside tasks under seccomp filters",
+    TimerIds "timer_cr_ids" Extra "POSIX timers with their old ids",
+    WriteTracking "uffd_wp_async" Extra "finding written pages between dumps",
+    TcpRepair "tcp_repair" Extra "TCP connections",
+    Nftables "network_lock_nftables" Extra "holding packets back while a task is frozen",
     PagemapPfn "pagemap_pfn" Experimental "seeing which pages tasks share copy-on-write",
     CanMapVdso "can_map_vdso" Experimental "a new vdso at a place of our choice",
     Collapse "madv_collapse" Experimental "making huge pages again at restore",
-    SuspendSeccomp "seccomp_suspend" Experimental "working inside tasks under seccomp filters",
     Cgroup1Freezer "cgroup1_freezer" Experimental "freezing through a version 1 cgroup",
-    TimerIds "timer_cr_ids" Experimental "POSIX timers with their old ids",
     UffdNoncoop "uffd-noncoop" Experimental "filling memory of tasks that fork and remap",
-    WriteTracking "uffd_wp_async" Experimental "finding written pages between dumps",
     SoftDirty "soft_dirty" Experimental "finding written pages on older kernels",
-    TcpRepair "tcp_repair" Experimental "TCP connections",
-    Nftables "network_lock_nftables" Experimental "holding packets back while a task is frozen",
 }
 
 impl Feature {

@@ -156,16 +156,12 @@ const NO_TRACKING: &str = "every dump is a full one";
 
 fn probe_experimental(feature: Feature) -> Verdict {
     match feature {
-        Feature::TimerIds => needed(
+        Feature::TimerIds => replaceable(
             probe::timer_restore_ids(),
-            "timers get their ids by counting up to them",
+            "counting up to the ids",
+            "a timer with a large id takes long to restore",
         ),
         Feature::UffdNoncoop => needed(uffd_events(), "no lazy restore of tasks that fork"),
-        Feature::WriteTracking if probe::soft_dirty().is_ok() => replaceable(
-            probe::write_tracking(),
-            "soft_dirty",
-            "finding written pages takes longer",
-        ),
         Feature::SoftDirty if probe::write_tracking().is_ok() => {
             replaceable(probe::soft_dirty(), "uffd_wp_async", "none")
         }

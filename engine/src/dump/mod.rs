@@ -16,16 +16,15 @@
 mod error;
 mod increment;
 mod inventory;
+mod memory_images;
 mod options;
 pub(crate) mod report;
 
 use std::os::fd::AsFd;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use firn_images::{ImageDir, ImageKind, ImageSetWriter};
+use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FsEntry, PstreeEntry};
 use firn_sys::Pid;
 
@@ -36,10 +35,7 @@ use crate::cancel::CancelFlag;
 use crate::crew;
 use crate::files::{self, Depth, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
-use crate::memory::{
-    self, AddressSpace, Buffers, DescribedSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats,
-    SharedDump,
-};
+use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -53,6 +49,7 @@ use crate::task::survey;
 use crate::tree::{Task, TaskState, Tree};
 
 use increment::{Increment, Trackable};
+use memory_images::describe_spaces;
 
 pub use error::DumpError;
 pub use options::{Dump, DumpOptions, Leave};
@@ -227,15 +224,9 @@ impl Operation<'_> {
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();
-        let (pages, shared_pages) = self.dump_memory(
-            tree,
-            &spaces,
-            &answers,
-            &mut files,
-            &mut shared,
-            increment,
-            images,
-        )?;
+        let described =
+            describe_spaces(tree, &spaces, &answers, increment, &mut files, &mut shared)?;
+        let (pages, shared_pages) = self.dump_memory(described, &shared, images)?;
         let memory_time = begun.elapsed();
         files.write(images)?;
         Ok(Captured {
@@ -264,97 +255,6 @@ impl Operation<'_> {
             });
         }
         Ok(())
-    }
-
-    fn dump_memory(
-        &mut self,
-        tree: &Tree,
-        spaces: &[AddressSpace],
-        answers: &[TaskAnswers],
-        files: &mut FileTable,
-        shared: &mut SharedDump,
-        increment: &Increment,
-        images: &ImageSetWriter,
-    ) -> Result<(PageStats, PageStats), DumpError> {
-        let (copied, buffers) = (AtomicU64::new(0), Buffers::default());
-        let page_copy = PageCopy {
-            copied: &copied,
-            cancel: self.cancel,
-            workers: crew::workers(),
-            buffers: &buffers,
-        };
-        let mut described = Vec::with_capacity(spaces.len());
-        for ((task, space), answers) in tree.alive().zip(spaces).zip(answers) {
-            let answers = MmAnswers {
-                brk: answers.process.brk,
-                dumpable: answers.process.dumpable,
-                thp_disabled: answers.process.thp_disabled,
-                exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
-                policies: answers.policies.clone(),
-            };
-            let space = space.describe(&answers, files, shared)?;
-            described.push((space, increment.parent_of(task.pid)));
-        }
-        let pages = self.write_spaces(described, images, &page_copy)?;
-        let mut next_pages_id = 1 + u32::try_from(spaces.len()).expect("few tasks");
-        let shared_pages = shared.write(
-            images,
-            || {
-                next_pages_id += 1;
-                next_pages_id - 1
-            },
-            &page_copy,
-        )?;
-        self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
-        Ok((pages, shared_pages))
-    }
-
-    /// Writes the pages of all tasks, several at a time; tasks and pages files have the same order.
-    fn write_spaces(
-        &mut self,
-        described: Vec<(DescribedSpace<'_>, Option<&ImageDir>)>,
-        images: &ImageSetWriter,
-        page_copy: &PageCopy<'_>,
-    ) -> Result<PageStats, DumpError> {
-        let workers = page_copy.workers.min(described.len());
-        let queue = Mutex::new((1u32..).zip(described));
-        let work = &|| -> Result<PageStats, MemoryDumpError> {
-            let mut pages = PageStats::default();
-            loop {
-                let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
-                let Some((pages_id, (space, parent))) = next else {
-                    return Ok(pages);
-                };
-                pages += space.write(parent, images, pages_id, page_copy)?;
-            }
-        };
-        let reporter = &mut self.reporter;
-        // This thread works, too, unless somebody wants to hear how far the others are.
-        let takes_part = !reporter.is_heard();
-        std::thread::scope(|scope| {
-            // Nothing is ever sent: the channel is closed when the last worker is done.
-            let (working, ended) = mpsc::channel::<()>();
-            let start = |_| {
-                let working = working.clone();
-                scope.spawn(move || {
-                    let _until_done = working;
-                    work()
-                })
-            };
-            let others: Vec<_> = (usize::from(takes_part)..workers).map(start).collect();
-            drop(working);
-            let mut pages = PageStats::default();
-            if takes_part {
-                pages += work()?;
-            }
-            while ended.recv_timeout(REPORT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                reporter.bytes(page_copy.copied.load(Ordering::Relaxed), 0);
-            }
-            for worker in others {
-                pages += worker.join().expect("a worker does not panic")?;
-            }
-            Ok(pages)
-        })
     }
 
     /// Writes the small images of every task and the tree.
