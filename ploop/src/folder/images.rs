@@ -64,6 +64,11 @@ impl Folder {
     pub fn open_disk(&self, options: &OpenOptions) -> Result<Opened, FolderError> {
         let guid = options.snapshot.unwrap_or(Guid::TOP);
         let writes = options.access == Access::ReadWrite && options.snapshot.is_none();
+        let mut options = options.clone();
+        if writes && self.interrupted()?.is_some_and(|merge| merge.was_closed) {
+            options.unclosed = Unclosed::Recover;
+        }
+        let options = &options;
         if writes && self.descriptor().is_sealed() {
             return Err(self.refused("other disks build on it; it is opened for reading only"));
         }

@@ -22,7 +22,13 @@ pub(super) struct Begun {
     pub id: Guid,
     /// File of its child, which goes after.
     upper: PathBuf,
+    /// Nobody served the disk, and it had been closed: a top that is found open was opened for the
+    /// merge, and nothing but the merge was done to it.
+    pub was_closed: bool,
 }
+
+/// The line of the file that says so.
+const WAS_CLOSED: &str = "was closed";
 
 impl Folder {
     fn merge_file(&self) -> PathBuf {
@@ -36,20 +42,30 @@ impl Folder {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.map_err(FolderError::host(&path, "read"))?,
         };
-        let (id, upper) = text.trim_end().split_once('\n').unwrap_or(("", ""));
+        let mut lines = text.lines();
+        let mut line = || lines.next().unwrap_or_default();
+        let (id, upper, was_closed) = (line(), PathBuf::from(line()), line() == WAS_CLOSED);
         // It is written in one piece before anything changes: a torn one belongs to no change.
         Ok(id.parse().ok().map(|id| Begun {
             id,
-            upper: PathBuf::from(upper),
+            upper,
+            was_closed,
         }))
     }
 
     fn begin(&self, begun: &Begun) -> Result<(), FolderError> {
         let path = self.merge_file();
-        let text = format!("{}\n{}\n", begun.id, begun.upper.display());
-        let file = std::fs::File::create(&path).and_then(|mut file| {
+        let mut text = format!("{}\n{}\n", begun.id, begun.upper.display());
+        if begun.was_closed {
+            text += WAS_CLOSED;
+            text.push('\n');
+        }
+        // One of a merge that goes on must not be torn.
+        let new = self.beside(".merge.new");
+        let file = std::fs::File::create(&new).and_then(|mut file| {
             std::io::Write::write_all(&mut file, text.as_bytes())?;
-            file.sync_all()
+            file.sync_all()?;
+            std::fs::rename(&new, &path)
         });
         file.and_then(|()| sync_dir(self.dir()))
             .map_err(FolderError::host(&path, "written"))
@@ -75,7 +91,7 @@ impl Folder {
         if self.descriptor().shot(begun.id).is_ok() {
             return self.merge_child(begun.id, running, options, &mut |_, _| true);
         }
-        // The descriptor counts already; only the file may be left.
+        // The descriptor counts already. The file may be left, and the new top may not be closed.
         let named = self
             .descriptor()
             .images
@@ -84,6 +100,9 @@ impl Folder {
         let path = self.dir().join(&begun.upper);
         if !named && path.parent() == Some(self.dir()) && path.exists() {
             std::fs::remove_file(&path).map_err(FolderError::host(&path, "removed"))?;
+        }
+        if running.is_none() && begun.was_closed {
+            self.open_disk(&writing(options))?.disk.close()?;
         }
         self.end()
     }
@@ -189,21 +208,33 @@ impl Folder {
         }
         let mut next = self.descriptor().clone();
         next.merged(id).map_err(wrong)?;
-        let resumed = self.interrupted()?.is_some();
-        let begun = Begun {
+        let earlier = self.interrupted()?;
+        let mut was_closed = running.is_none() && child == Guid::TOP;
+        if was_closed && !earlier.as_ref().is_some_and(|it| it.was_closed) {
+            let top = self.open_entry(&upper, Access::ReadOnly, options)?;
+            was_closed = top.was_closed();
+        }
+        self.prepare(&next)?;
+        // Before anything is opened for it: a mark of use that is left belongs to a merge then.
+        self.begin(&Begun {
             id,
             upper: upper.file.clone(),
-        };
-        self.prepare(&next)?;
-        let pair = Pair {
+            was_closed,
+        })?;
+        let mut pair = Pair {
             child,
             lower: &lower,
             upper: &upper,
-            resumed,
+            resumed: earlier.is_some(),
+            has_begun: earlier.is_some(),
         };
-        let merged = self.merge_pair(&pair, &begun, running, options, progress);
+        let merged = self.merge_pair(&mut pair, running, options, progress);
         if let Err(error) = merged {
             self.abandon();
+            if !pair.has_begun {
+                // The error that counts is the first one.
+                let _ = self.end();
+            }
             return Err(error);
         }
         self.descriptor = next;
@@ -213,8 +244,7 @@ impl Folder {
 
     fn merge_pair(
         &self,
-        pair: &Pair<'_>,
-        begun: &Begun,
+        pair: &mut Pair<'_>,
         running: Option<&dyn Disk>,
         options: &OpenOptions,
         progress: OnProgress<'_>,
@@ -226,7 +256,7 @@ impl Folder {
             level.map(|below| below + 1)
         };
         if let Some((disk, level)) = running.and_then(|disk| Some((disk, level_in(disk)?))) {
-            return self.merge_in(disk, level, pair, begun, options, progress);
+            return self.merge_in(disk, level, pair, options, progress);
         }
         // The top is opened with everything that belongs to it: its mark, its bitmap. Another pair needs
         // nothing but itself.
@@ -238,7 +268,7 @@ impl Folder {
             }
         };
         let level = level_in(&disk).unwrap_or(1);
-        let merged = self.merge_in(&disk, level, pair, begun, options, progress);
+        let merged = self.merge_in(&disk, level, pair, options, progress);
         let closed = disk.close();
         merged?;
         Ok(closed?)
@@ -248,8 +278,7 @@ impl Folder {
         &self,
         disk: &dyn Disk,
         level: usize,
-        pair: &Pair<'_>,
-        begun: &Begun,
+        pair: &mut Pair<'_>,
         options: &OpenOptions,
         progress: OnProgress<'_>,
     ) -> Result<(), FolderError> {
@@ -262,7 +291,7 @@ impl Folder {
             ..options.clone()
         };
         let lower = self.open_entry(pair.lower, Access::ReadWrite, &options)?;
-        self.begin(begun)?;
+        pair.has_begun = true;
         let name = self.xml().display().to_string();
         let merge = Merge {
             lower: Arc::clone(&lower),
@@ -327,5 +356,17 @@ struct Pair<'a> {
     child: Guid,
     lower: &'a ImageEntry,
     upper: &'a ImageEntry,
+    /// A merge that was cut off goes on.
     resumed: bool,
+    /// The lower image may hold something in between.
+    has_begun: bool,
+}
+
+/// The same options, for a disk that is written.
+fn writing(options: &OpenOptions) -> OpenOptions {
+    OpenOptions {
+        access: Access::ReadWrite,
+        snapshot: None,
+        ..options.clone()
+    }
 }

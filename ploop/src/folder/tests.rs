@@ -201,6 +201,67 @@ fn a_merge_can_be_cut_off_and_is_finished_later() {
     }
 }
 
+/// What a kill at this moment leaves of a disk.
+fn killed(dir: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, to.join(from.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_merge_that_is_killed_is_finished_by_whatever_comes_next() {
+    let dir = scratch();
+    let (disk, path) = (dir.path().join("disk"), |name: String| {
+        dir.path().join(name)
+    });
+    let mut folder = create(&disk, &small(20)).unwrap();
+    put(&folder, 0, 1);
+    snap(&mut folder, id(1));
+    put(&folder, 1, 2);
+    let mut moments = 0;
+    let mut look_on = |_, _| {
+        killed(&disk, &path(format!("{moments}")));
+        moments += 1;
+        true
+    };
+    folder.delete(id(1), None, &rw(), &mut look_on).unwrap();
+    // Behind the rename and before the rest.
+    killed(&disk, &path("late".to_owned()));
+    let late = path("late".to_owned());
+    let top = late.join("root.hds");
+    let mut header = std::fs::read(&top).unwrap();
+    header[44..48].copy_from_slice(&0x746F_6E59u32.to_le_bytes());
+    std::fs::write(&top, header).unwrap();
+    let merge = format!("{}\nroot.hds.gone\nwas closed\n", id(1));
+    std::fs::write(late.join("DiskDescriptor.xml.merge"), merge).unwrap();
+    let names = (0..moments).map(|moment| format!("{moment}"));
+    for (round, name) in names.chain(["late".to_owned()]).enumerate() {
+        let mut folder = Folder::open(&path(name.clone())).unwrap();
+        match round % 3 {
+            0 => put(&folder, 2, 3),
+            1 => snap(&mut folder, id(9)),
+            _ => folder.delete(id(1), None, &rw(), &mut |_, _| true).unwrap(),
+        }
+        let third = if round % 3 == 0 { 3 } else { 0 };
+        assert_eq!(now(&folder), [1, 2, third, 0, 0], "{name}");
+        let left = folder.delete(
+            id(if round % 3 == 1 { 9 } else { 1 }),
+            None,
+            &rw(),
+            &mut |_, _| true,
+        );
+        assert!(
+            left.is_ok() || left.unwrap_err().missing_snapshot().is_some(),
+            "{name}"
+        );
+        assert_eq!(now(&folder), [1, 2, third, 0, 0], "{name}");
+        assert_eq!(files(&path(name)), 1);
+        healthy(&mut folder);
+    }
+}
+
 #[test]
 fn many_disks_share_one_base() {
     let dir = scratch();

@@ -137,6 +137,10 @@ pub trait Image: Send + Sync {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Whether nobody had it open for writing when this opened it for reading.
+    fn was_closed(&self) -> bool {
+        true
+    }
     /// Whether it may be changed.
     fn access(&self) -> Access {
         self.file().access()

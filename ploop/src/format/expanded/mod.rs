@@ -261,6 +261,10 @@ impl Image for ExpandedImage {
         self.notes.clone()
     }
 
+    fn was_closed(&self) -> bool {
+        lock(&self.header).mark != Mark::Dirty
+    }
+
     fn size_bytes(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
