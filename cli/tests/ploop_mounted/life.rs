@@ -75,6 +75,16 @@ fn a_mounted_disk_is_known_as_one_and_its_base_is_shared() {
         std::fs::rename(place.path("mnt/1"), place.path("mnt").join(name)).unwrap();
         place.ploop(&["snapshot", "d"]).good();
     }
+    // Frozen by whatever stops the writers, it stays so.
+    let freeze = |what: &str| {
+        let mut command = Command::new("fsfreeze");
+        let status = command.arg(what).arg(place.path("mnt")).status().unwrap();
+        assert!(status.success(), "fsfreeze {what}");
+    };
+    let stop = format!("fsfreeze -f '{}'", place.path("mnt").display());
+    let copied = place.ploop(&["copy", "-s", "d", "-F", &stop, "-d", "copy"]);
+    freeze("-u");
+    copied.good();
     // Down to what others build on, and no further.
     let merged = place.json(&["snapshot-merge", "-A", "--json", "d"]);
     assert_eq!(merged["merges"], 2);

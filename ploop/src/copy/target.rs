@@ -22,6 +22,9 @@ use crate::{Access, ChainDisk, Disk, HostFile, Image, RawImage, Storage};
 /// A longer map is nobody's.
 const MAX_MAP: u64 = 64 << 20;
 
+/// After so much the map is written anew: what a receiver that is killed loses at most.
+const MAP_STEP: u64 = 256 << 20;
+
 /// What kind of file a copy becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,6 +51,7 @@ pub struct FileTarget {
     format: TargetFormat,
     max_size: u64,
     open: Option<Open>,
+    written: u64,
 }
 
 struct Open {
@@ -55,7 +59,8 @@ struct Open {
     disk: Arc<dyn Disk>,
     /// The blocks that have come.
     blocks: Bitmap,
-    written: u64,
+    /// Bytes that came since the map was written.
+    unsaved: u64,
     flusher: Flusher,
 }
 
@@ -74,6 +79,7 @@ impl FileTarget {
             format,
             max_size,
             open: None,
+            written: 0,
         }
     }
 
@@ -216,6 +222,7 @@ impl FileTarget {
         let Some(open) = &mut self.open else {
             return Ok(());
         };
+        open.unsaved = 0;
         open.flusher.finish().map_err(CopyError::TargetDisk)?;
         open.disk.flush().map_err(CopyError::TargetDisk)?;
         open.flusher = Flusher::start(Arc::clone(&open.disk));
@@ -263,9 +270,19 @@ impl FileTarget {
             let what = format!("{len} bytes at {offset} lie outside of the disk");
             return Err(CopyError::Stream { what });
         };
-        open.written += len;
+        open.unsaved += len;
         open.blocks.set(offset..end);
-        open.flusher.took(len).map_err(CopyError::TargetDisk)
+        open.flusher.took(len).map_err(CopyError::TargetDisk)?;
+        self.written += len;
+        Ok(())
+    }
+
+    /// Writes the map now and then.
+    fn save_at_times(&mut self) -> Result<(), CopyError> {
+        match self.opened()?.unsaved >= MAP_STEP {
+            true => self.save(),
+            false => Ok(()),
+        }
     }
 }
 
@@ -297,7 +314,7 @@ impl Sink for FileTarget {
             disk,
             flusher,
             blocks,
-            written: 0,
+            unsaved: 0,
         });
         self.save()?;
         Ok(have)
@@ -306,7 +323,9 @@ impl Sink for FileTarget {
     fn data(&mut self, offset: u64, bytes: Vec<u8>) -> Result<(), CopyError> {
         self.touched(offset, bytes.len() as u64)?;
         let disk = &self.opened()?.disk;
-        disk.write_at(&bytes, offset).map_err(CopyError::TargetDisk)
+        disk.write_at(&bytes, offset)
+            .map_err(CopyError::TargetDisk)?;
+        self.save_at_times()
     }
 
     fn zero(&mut self, offset: u64, len_bytes: u64) -> Result<(), CopyError> {
@@ -327,7 +346,7 @@ impl Sink for FileTarget {
     }
 
     fn sent_bytes(&self) -> u64 {
-        self.open.as_ref().map_or(0, |open| open.written)
+        self.written
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 use proptest::prelude::*;
 
@@ -92,6 +93,18 @@ fn all(disk: &dyn Disk) -> Vec<u8> {
     bytes
 }
 
+/// A receiver in a thread of its own.
+fn receiving(
+    mut from: UnixStream,
+    mut back: UnixStream,
+    target: FileTarget,
+) -> JoinHandle<Result<ReceiveReport, CopyError>> {
+    std::thread::spawn(move || {
+        let options = ReceiveOptions::default();
+        receive(&mut from, Some(&mut back), target, &options, &mut |_| {})
+    })
+}
+
 /// Sends through a socket to a receiver in another thread.
 fn through_socket(
     source: &mut dyn CopySource,
@@ -102,18 +115,9 @@ fn through_socket(
     Result<CopyReport, CopyError>,
     Result<ReceiveReport, CopyError>,
 ) {
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let mut theirs_back = theirs.try_clone().unwrap();
-    let receiver = std::thread::spawn(move || {
-        let options = ReceiveOptions::default();
-        receive(
-            &mut theirs,
-            Some(&mut theirs_back),
-            target,
-            &options,
-            &mut |_| {},
-        )
-    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let theirs_back = theirs.try_clone().unwrap();
+    let receiver = receiving(theirs, theirs_back, target);
     let back = Box::new(ours.try_clone().unwrap());
     let cut = ours.try_clone().unwrap();
     let mut sink = StreamSink::new(Box::new(ours), Some(back), "test-1", zstd, Rate::new(0));
@@ -241,18 +245,9 @@ impl<W: Write> Write for Breaking<W> {
 
 /// Sends to a receiver until the pipe breaks after so many bytes.
 fn breaks_off(disk: &Arc<dyn Disk>, target: FileTarget, left: usize, hears: bool) {
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let mut theirs_back = theirs.try_clone().unwrap();
-    let receiver = std::thread::spawn(move || {
-        let options = ReceiveOptions::default();
-        receive(
-            &mut theirs,
-            Some(&mut theirs_back),
-            target,
-            &options,
-            &mut |_| {},
-        )
-    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let theirs_back = theirs.try_clone().unwrap();
+    let receiver = receiving(theirs, theirs_back, target);
     let back = hears.then(|| Box::new(ours.try_clone().unwrap()) as Box<dyn Read + Send>);
     let cut = ours.try_clone().unwrap();
     let to = Breaking { to: ours, left };
@@ -288,6 +283,7 @@ fn a_copy_that_broke_off_goes_on_where_it_was() {
     let (sent, received) = through_socket(&mut source, target(), None, &mut || Ok(()));
     let sent = sent.unwrap();
     received.unwrap();
+    assert!(sent.sent_bytes > sent.first_bytes);
     assert!(sent.resumed_bytes >= 10 << 16 && sent.first_bytes < 40 << 16);
     assert!(opened(&file, TargetFormat::Expanded) == all(&*disk));
 }
@@ -304,13 +300,9 @@ fn a_copy_that_goes_on_without_a_way_back_begins_anew() {
     // Nobody tells the sender that the receiver has this block, and zeroes are not sent.
     disk.write_zeroes(5 << 16, UNIT.into()).unwrap();
     let mut source = OfflineSource::new(Arc::clone(&disk));
-    let (ours, mut theirs) = UnixStream::pair().unwrap();
-    let (mut back, _kept) = UnixStream::pair().unwrap();
-    let target = target();
-    let receiver = std::thread::spawn(move || {
-        let options = ReceiveOptions::default();
-        receive(&mut theirs, Some(&mut back), target, &options, &mut |_| {})
-    });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (back, _kept) = UnixStream::pair().unwrap();
+    let receiver = receiving(theirs, back, target());
     let mut sink = StreamSink::new(Box::new(ours), None, "test-1", None, Rate::new(0));
     let sent = copy(
         &mut source,

@@ -208,7 +208,7 @@ impl Worker {
         Ok(rustix::fs::syncfs(File::open(self.directory(dir)?)?)?)
     }
 
-    /// Freezes the file system at a directory.
+    /// Freezes the file system at a directory, unless it is frozen.
     pub(super) fn freeze(&self, dir: Option<&Path>) -> io::Result<()> {
         let dir = self.directory(dir)?;
         let mut frozen = self.lock_frozen();
@@ -222,7 +222,11 @@ impl Worker {
         self.state.update(|kept| kept.frozen = Some(name))?;
         if let Err(error) = kernel::freeze_fs(file.as_fd()) {
             self.state.update(|kept| kept.frozen = None)?;
-            return Err(error);
+            // Whoever stopped the writers may have done it this way; it is theirs to thaw.
+            return match error.kind() {
+                io::ErrorKind::ResourceBusy => Ok(()),
+                _ => Err(error),
+            };
         }
         *frozen = Some(file);
         Ok(())
