@@ -1,5 +1,6 @@
 //! `firn ploop` commands on disks that are served: mounted ones, and those about to be.
 
+mod bare;
 pub mod compact;
 pub mod copy;
 pub mod format;

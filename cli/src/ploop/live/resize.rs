@@ -1,18 +1,18 @@
 //! `firn ploop resize` with the file system on the disk.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use firn_ploop::device::loopdev::{LoopDevice, LoopOptions};
-use firn_ploop::device::{self, Choice, View};
+use firn_ploop::device::loopdev::LoopDevice;
+use firn_ploop::device::{self, View};
 use firn_ploop::folder::{Folder, OpenOptions};
 use firn_ploop::guest::gpt::{self, OpenDisk};
-use firn_ploop::guest::{self, FsType, GuestError, Partition};
-use firn_ploop::server::{Record, Registry, ServeConfig, THREADS, where_seen_by};
+use firn_ploop::guest::{self, FsType, GuestError};
+use firn_ploop::server::{Record, where_seen_by};
 use firn_ploop::{Access, Disk, kernel};
 
-use super::{connect, mount, refused};
+use super::bare::{partition_view, with_device};
+use super::{connect, refused};
 use crate::output::Failure;
 use crate::ploop::report::failure;
 
@@ -60,11 +60,11 @@ pub fn has_contents(folder: &Folder) -> Result<bool, Failure> {
 /// Lets the partition and the ext file system of a disk that is not mounted fill it. Other file systems
 /// grow when they are mounted.
 pub fn grow_contents(xml: &Path) -> Result<(), Failure> {
-    on_device(xml, &|device, disk| {
+    with_device(xml, &|device, disk| {
         let whole = kernel::block_device_size(disk).map_err(failed(device))?;
         let partition = gpt::fit(disk, whole).map_err(failed(device))?;
         let view = partition
-            .map(|found| view(device, disk, found))
+            .map(|found| partition_view(disk, found).map_err(failed(device)))
             .transpose()?;
         let path = view.as_ref().map_or(device, LoopDevice::path);
         if guest::fs_type_of(path).map_err(|error| told(&error))? == FsType::Ext4 {
@@ -78,12 +78,12 @@ pub fn grow_contents(xml: &Path) -> Result<(), Failure> {
 /// Makes the file system of a disk that is not mounted smaller, and its partition with it, so that
 /// nothing lies behind `size_bytes`.
 pub fn shrink_contents(xml: &Path, size_bytes: u64) -> Result<(), Failure> {
-    on_device(xml, &|device, disk| {
+    with_device(xml, &|device, disk| {
         let whole = kernel::block_device_size(disk).map_err(failed(device))?;
         let Some(partition) = gpt::first_partition(disk, whole).map_err(failed(device))? else {
             return shrink_fs(device, size_bytes);
         };
-        let view = view(device, disk, partition)?;
+        let view = partition_view(disk, partition).map_err(failed(device))?;
         let room = size_bytes.saturating_sub(partition.offset + (1 << 20));
         shrink_fs(view.path(), room)?;
         view.file().sync_all().map_err(failed(device))?;
@@ -104,43 +104,4 @@ fn told(error: &GuestError) -> Failure {
 
 fn failed(device: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     |error| Failure::io(format!("{} can't be resized", device.display()), &error)
-}
-
-/// A device of a partition alone.
-fn view(device: &Path, disk: &File, partition: Partition) -> Result<LoopDevice, Failure> {
-    let options = LoopOptions {
-        offset: partition.offset,
-        len_bytes: partition.len_bytes,
-        read_only: false,
-        direct_io: true,
-        label: "firn-ploop partition",
-    };
-    LoopDevice::attach(disk, &options).map_err(failed(device))
-}
-
-type Work<'a> = &'a dyn Fn(&Path, &File) -> Result<(), Failure>;
-
-/// Does something with the device of a disk that is mounted for it.
-fn on_device(xml: &Path, work: Work<'_>) -> Result<(), Failure> {
-    let config = ServeConfig {
-        source: mount::source(xml, None, None, None)?,
-        read_only: false,
-        recover: false,
-        threads: THREADS,
-        direct_io: true,
-        run_dir: Registry::from_environment().dir().to_owned(),
-        mount: None,
-        device: Choice::Auto,
-    };
-    let record = mount::launch(&config)?;
-    let done = match &record.device {
-        Some(device) => {
-            let open = File::options().read(true).write(true).open(device);
-            open.map_err(failed(device))
-                .and_then(|disk| work(device, &disk))
-        }
-        None => Err(Failure::new("refused", "the disk has no device")),
-    };
-    let down = mount::take_down(&record);
-    done.and(down)
 }
