@@ -381,26 +381,32 @@ fn put_input(master: &OwnedFd, slave: &OwnedFd, settings: &Termios, data: &[u8])
                 return Err(Errno::EIO);
             }
         }
-        let expected = countable(settings, data);
-        wait_until(|| {
-            let here = tty::waiting(slave)?;
-            // Looking makes the kernel deliver what it has, unless it has delivered something already.
-            Ok(here >= expected && (expected > 0 || !look(slave)?.input))
+        let (expected, has_whole) = countable(settings, data);
+        wait_until(|| match expected {
+            // Looking makes the kernel deliver what it has; an end of file alone is seen, and not counted.
+            0 => Ok(look(slave)?.input == has_whole),
+            _ => Ok(tty::waiting(slave)? >= expected),
         })
     })
 }
 
-/// How many of the bytes the kernel counts once they are delivered: with lines, those of whole ones.
-fn countable(settings: &Termios, data: &[u8]) -> u64 {
+/// How many of the bytes the kernel counts once they are delivered: with lines, those of whole ones, and
+/// whether there are such.
+fn countable(settings: &Termios, data: &[u8]) -> (u64, bool) {
+    let mut has_whole = true;
     let count = if is_by_lines(settings) {
         let is_eof = |byte: u8| byte != 0 && byte == settings.cc[VEOF];
         let is_end = |byte: &u8| ends_line(settings, *byte) || is_eof(*byte);
         let whole = data.iter().rposition(is_end).map_or(0, |last| last + 1);
+        has_whole = whole > 0;
         data[..whole].iter().filter(|byte| !is_eof(**byte)).count()
     } else {
         data.len()
     };
-    u64::try_from(count.min(READ_BUFFER)).unwrap_or(0)
+    (
+        u64::try_from(count.min(READ_BUFFER)).unwrap_or(0),
+        has_whole,
+    )
 }
 
 /// Lets the master have bytes as if the slave had written them.
@@ -475,10 +481,11 @@ mod tests {
 
     #[test]
     fn whole_lines_are_counted_without_ends_of_files() {
-        assert_eq!(countable(&by_lines(), b"one\ntwo\nthr"), 8);
-        assert_eq!(countable(&by_lines(), b"one\ntwo\x04\x04thr"), 7);
-        assert_eq!(countable(&by_lines(), b"thr"), 0);
-        assert_eq!(countable(&Termios::default(), b"thr"), 3);
+        assert_eq!(countable(&by_lines(), b"one\ntwo\nthr"), (8, true));
+        assert_eq!(countable(&by_lines(), b"one\ntwo\x04\x04thr"), (7, true));
+        assert_eq!(countable(&by_lines(), b"thr"), (0, false));
+        assert_eq!(countable(&by_lines(), b"\x04"), (0, true));
+        assert_eq!(countable(&Termios::default(), b"thr"), (3, true));
     }
 
     #[test]
