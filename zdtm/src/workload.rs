@@ -29,6 +29,8 @@ pub struct Workload {
     /// Aspects of the runner's view from outside that change by themselves while it waits, such as
     /// `maps` of a program that goes on allocating.
     pub moves: &'static [&'static str],
+    /// Takes so long that it runs only when it is asked for by its whole name.
+    pub heavy: bool,
 }
 
 /// An object whose other side is outside of the tree: the runner declares it external to a dump, gives it to
@@ -114,6 +116,7 @@ impl Workload {
             restore_options: &[],
             outside: None,
             moves: &[],
+            heavy: false,
         }
     }
 
@@ -167,6 +170,12 @@ impl Workload {
     /// Names aspects that change by themselves, see [`Workload::moves`].
     pub const fn moves(mut self, aspects: &'static [&'static str]) -> Self {
         self.moves = aspects;
+        self
+    }
+
+    /// Leaves it out of runs that don't ask for it by name, see [`Workload::heavy`].
+    pub const fn heavy(mut self) -> Self {
+        self.heavy = true;
         self
     }
 

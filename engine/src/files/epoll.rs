@@ -290,14 +290,12 @@ impl FileStore {
     /// The targets of the sets whose first table this is.
     fn watches(&self, files_id: u32) -> Vec<Watch> {
         let is_set = |fd: &&FdinfoEntry| key_of(fd).is_some_and(|(k, _)| k == FdTypes::Eventpoll);
-        let earlier = self.tables().take_while(|(id, _)| *id < files_id);
-        let earlier = earlier.flat_map(|(_, table)| table).filter(is_set);
-        let mut seen: HashSet<u32> = earlier.map(|fd| fd.id).collect();
+        let mut seen = HashSet::new();
         let table = self.table(files_id);
         let mut keys: BTreeMap<u32, (FdTypes, u32)> = BTreeMap::new();
         let mut watches = Vec::new();
         for fd in table.iter().filter(is_set) {
-            if !seen.insert(fd.id) {
+            if !self.is_first(files_id, fd) || !seen.insert(fd.id) {
                 continue;
             }
             if keys.is_empty() {

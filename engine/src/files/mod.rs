@@ -55,6 +55,7 @@ mod signalfd;
 mod sockets;
 mod store;
 mod survey;
+mod tables;
 mod task_files;
 mod timerfd;
 mod tty;

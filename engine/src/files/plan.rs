@@ -37,13 +37,10 @@ impl FileStore {
     /// They run in a task that has the table already, after it has got its user ids, which the kernel
     /// remembers, and when all tasks exist that may be owners.
     pub fn plan_owners(&self, files_id: u32, program: &mut Program) {
-        let earlier = self.tables().take_while(|(id, _)| *id < files_id);
-        let mut seen: HashSet<(i32, u32)> = earlier
-            .flat_map(|(_, table)| table)
-            .map(|fd| (fd.r#type, fd.id))
-            .collect();
+        let mut seen = HashSet::new();
         for fd in self.table(files_id) {
-            if seen.insert((fd.r#type, fd.id))
+            if self.is_first(files_id, fd)
+                && seen.insert((fd.r#type, fd.id))
                 && let Some((fown, flags)) = self.owner(fd)
             {
                 owner::plan(fd.fd.cast_signed(), &fown, flags, program);

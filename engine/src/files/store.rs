@@ -24,6 +24,7 @@ use super::pidfd::Departed;
 use super::pipe::{self, Pipes};
 use super::pty::{ControlledSession, Ptys};
 use super::sockets::{self, RestoredNetwork, SocketSet};
+use super::tables::Tables;
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, io_uring, kind, link_remap, task_files, validate};
 
@@ -37,7 +38,7 @@ pub struct FileStore {
     pub(super) images: ImageDir,
     entries: Entries,
     /// Descriptors by files id.
-    tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    tables: Tables,
     remaps: HashMap<u32, Remap>,
     terminals: TerminalInfos,
     pub(super) terminal_sessions: Vec<ControlledSession>,
@@ -71,14 +72,7 @@ impl FileStore {
     /// Images that can't be read, contradict themselves, or hold kinds that are not restored.
     pub fn load(images: &ImageDir) -> Result<FileStore, FileRestoreError> {
         let entries = Entries::read(images)?;
-        let mut tables = BTreeMap::new();
-        for file in images.files()? {
-            if file.kind == ImageKind::Fdinfo {
-                let table: Vec<FdinfoEntry> = images.read_all(ImageKind::Fdinfo, file.id)?;
-                entries::check_table(&table, &entries)?;
-                tables.insert(u32::try_from(file.id).unwrap_or(u32::MAX), table);
-            }
-        }
+        let tables = Tables::read(images, &entries)?;
         let mut remaps = HashMap::new();
         for remap in images.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
             remaps.insert(remap.orig_id, Remap::of(&remap, &entries)?);
@@ -233,7 +227,7 @@ impl FileStore {
     /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in order of
     /// numbers.
     fn keys_to_open(&self) -> Result<Vec<(FdTypes, u32)>, FileRestoreError> {
-        let described = self.tables.values().flatten();
+        let described = self.tables().flat_map(|(_, table)| table);
         let described =
             described.filter_map(|fd| Some((FdTypes::try_from(fd.r#type).ok()?, fd.id)));
         let renamed = self.entries.removed_names().map(|(entry, _)| entry.id);
@@ -415,14 +409,17 @@ impl FileStore {
 
     /// The descriptors of a table; none for a number that has no image.
     pub(super) fn table(&self, files_id: u32) -> &[FdinfoEntry] {
-        self.tables.get(&files_id).map_or(&[], Vec::as_slice)
+        self.tables.get(files_id)
     }
 
     /// All tables by files id, ascending.
     pub(super) fn tables(&self) -> impl Iterator<Item = (u32, &[FdinfoEntry])> {
-        self.tables
-            .iter()
-            .map(|(id, table)| (*id, table.as_slice()))
+        self.tables.iter()
+    }
+
+    /// Whether table `files_id` is the first with the open file behind one of its entries.
+    pub(super) fn is_first(&self, files_id: u32, fd: &FdinfoEntry) -> bool {
+        self.tables.is_first(files_id, fd)
     }
 
     /// The coordinator's descriptor of the open file behind a table entry.

@@ -159,7 +159,12 @@ impl Queue<'_> {
             label.push_str(&format!(" #{iteration}"));
         }
         let needs_root = self.options.play.uid.is_some() && workload.needs.contains(&Need::Root);
-        let unmet = needs_root.then(|| "it needs root".to_owned());
+        let is_named = self.options.patterns.iter().any(|pattern| pattern == name);
+        let unmet = match needs_root {
+            true => Some("it needs root".to_owned()),
+            false if workload.heavy && !is_named => Some(format!("it is heavy: --test {name}")),
+            false => None,
+        };
         if let Some(reason) = unmet.or_else(|| workload.unmet_need()) {
             self.report(
                 |totals| totals.skipped += 1,

@@ -21,6 +21,12 @@ pub static SPARSE: Workload = Workload::new(
     sparse,
 );
 pub static MANY: Workload = Workload::new("memory/many-vmas", "two thousand small VMAs", many);
+pub static MOST: Workload = Workload::new(
+    "memory/most-vmas",
+    "nearly as many VMAs as a process may have",
+    |stage| alternating(stage, most_vmas()? - SPARE_VMAS),
+)
+.heavy();
 pub static LARGE: Workload = Workload::new("memory/large", "64 MiB of distinct pages", large);
 pub static ZERO_PAGES: Workload = Workload::new(
     "memory/zero-pages",
@@ -106,8 +112,21 @@ fn sparse(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// What a restored process needs for itself, and the engine in it.
+const SPARE_VMAS: usize = 500;
+
+fn most_vmas() -> Result<usize> {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count")?;
+    Ok(most.trim().parse()?)
+}
+
 fn many(stage: &Stage) -> Result<()> {
-    let region = Region::anon(4000 * PAGE)?;
+    alternating(stage, 4000)
+}
+
+/// So many VMAs of one page each, every other read-only.
+fn alternating(stage: &Stage, wanted: usize) -> Result<()> {
+    let region = Region::anon(wanted * PAGE)?;
     for (index, page) in region.pages().enumerate() {
         page.put(0, &index.to_le_bytes());
         if index % 2 == 1 {
@@ -126,7 +145,7 @@ fn many(stage: &Stage) -> Result<()> {
     }
     let inside = |vma: &proc::Vma| (region.addr..region.end()).contains(&vma.start);
     let count = proc::maps("self")?.iter().filter(|vma| inside(vma)).count();
-    ensure!(count >= 3999, "4000 VMAs have become {count}");
+    ensure!(count + 1 >= wanted, "{wanted} VMAs have become {count}");
     Ok(())
 }
 

@@ -21,6 +21,7 @@ pub static ALL: &[&Workload] = &[
     &anonymous::PROTECTIONS,
     &anonymous::SPARSE,
     &anonymous::MANY,
+    &anonymous::MOST,
     &anonymous::LARGE,
     &anonymous::ZERO_PAGES,
     &stack::MAIN,

@@ -4,6 +4,8 @@ mod executable;
 mod no_libc;
 mod raw_thread;
 
+pub use no_libc::write_program;
+
 use crate::Workload;
 
 pub static ALL: &[&Workload] = &[

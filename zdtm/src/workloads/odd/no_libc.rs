@@ -4,7 +4,9 @@
 
 use std::arch::global_asm;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 
@@ -154,10 +156,15 @@ fn executable(code: &[u8]) -> Vec<u8> {
     image
 }
 
+/// Makes a program of this machine code, which is entered at its start.
+pub fn write_program(path: &Path, code: &[u8]) -> io::Result<()> {
+    fs::write(path, executable(code))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
 fn run(stage: &Stage) -> Result<()> {
     let path = stage.path("program");
-    fs::write(&path, executable(&code()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    write_program(&path, &code())?;
     let error = sys::exec(&path, &[]);
     bail!("the program cannot be run: {error}")
 }

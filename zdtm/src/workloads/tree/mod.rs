@@ -3,6 +3,7 @@
 mod groups;
 mod shape;
 mod stopped;
+mod thousands;
 mod threads;
 mod zombies;
 
@@ -16,6 +17,7 @@ pub static ALL: &[&Workload] = &[
     &shape::REPARENTED,
     &shape::FORKING,
     &shape::VFORKING,
+    &thousands::TREE,
     &threads::FEW,
     &threads::THOUSAND,
     &threads::TREE,
