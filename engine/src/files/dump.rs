@@ -434,7 +434,7 @@ impl MappedFiles for FileTable {
         Ok(id)
     }
 
-    fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32> {
+    fn mapped_ring(&mut self, pid: Pid, mapping: &Mapping) -> Option<u32> {
         let same = self
             .descriptions
             .by_key
@@ -444,7 +444,8 @@ impl MappedFiles for FileTable {
         let mut rings = rings.filter(|known| known.fd_type == FdTypes::FirnUring);
         let ring = rings.next()?.id;
         // Kernels that give all rings one inode don't tell whose part it is.
-        rings.all(|other| other.id == ring).then_some(ring)
+        let is_clear = rings.all(|other| other.id == ring);
+        (is_clear && self.may_map_ring(pid, ring)).then_some(ring)
     }
 
     fn mapped_socket(

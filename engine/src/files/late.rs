@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use firn_proto::{FdTypes, PidfdEntry, RegFileEntry};
+use firn_proto::{FdTypes, FdinfoEntry, PidfdEntry, RegFileEntry};
 use firn_sys::file::{self, O_CLOEXEC, O_PATH};
 use firn_sys::{Pid, epoll, fcntl, nr};
 
@@ -24,6 +24,8 @@ pub(super) enum LateFile {
     Pidfd(PidfdEntry),
     /// A file of /proc that describes a task.
     OfTask(RegFileEntry),
+    /// An io_uring ring that its process makes.
+    Ring,
 }
 
 /// All of them, by type and number.
@@ -69,6 +71,7 @@ impl FileStore {
                     let path = open::path_of(entry, &self.options);
                     open::open_entry_at(&path, entry, entry.flags)?
                 }
+                LateFile::Ring => continue,
             };
             let placeholder = self.opened.get(&(fd_type, id)).expect("opened by its kind");
             epoll::place(&fd, placeholder.as_raw_fd()).map_err(FileRestoreError::refused(
@@ -85,10 +88,11 @@ impl FileStore {
     /// [`FileStore::open_late`].
     pub fn plan_late(&self, files_id: u32, program: &mut Program) {
         let mut fetched = HashMap::new();
-        let late = self
-            .table(files_id)
-            .iter()
-            .filter(|fd| self.late_files.contains_key(&(fd.r#type, fd.id)));
+        let is_fetched = |fd: &&FdinfoEntry| {
+            let late = self.late_files.get(&(fd.r#type, fd.id));
+            late.is_some_and(|late| !matches!(late, LateFile::Ring))
+        };
+        let late = self.table(files_id).iter().filter(is_fetched);
         let mut coordinator = None;
         for fd in late {
             let flags = if fd.flags & fcntl::FD_CLOEXEC != 0 {

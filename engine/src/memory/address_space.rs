@@ -50,8 +50,9 @@ pub trait MappedFiles {
         open_flags: u32,
     ) -> Result<u32, SourceError>;
 
-    /// The file of the io_uring ring that a part of is mapped; None where no task has it open.
-    fn mapped_ring(&mut self, mapping: &Mapping) -> Option<u32>;
+    /// The file of the io_uring ring that a part of is mapped; None where no task has it open, or not this one
+    /// and only its process can map it.
+    fn mapped_ring(&mut self, pid: Pid, mapping: &Mapping) -> Option<u32>;
 
     /// Number of the open socket that a mapping shows.
     ///
@@ -269,7 +270,7 @@ impl AddressSpace {
                     files.mapped_memfd(inode, open_flags)
                 }
                 Backing::IoUring => files
-                    .mapped_ring(mapping)
+                    .mapped_ring(self.pid, mapping)
                     .ok_or_else(|| self.closed_ring(mapping))?,
                 Backing::Segment => shared.add_segment(self.pid, mapping)?,
                 _ => 0,

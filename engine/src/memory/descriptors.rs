@@ -3,6 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use firn_sys::Pid;
+
 use super::emit::MappingFds;
 use super::error::SourceError;
 use super::shared_restore::SharedRestore;
@@ -39,6 +41,13 @@ impl MappingFds for Descriptors<'_> {
         let missing = || format!("memfd.img has no memory file {inode_id}");
         let fd = self.shared.mapping_fd(inode_id, vma.open_flags)?;
         Ok(fd.ok_or_else(missing)?)
+    }
+
+    fn own_ring_fd(&self, pid: Pid, vma: &Vma) -> Option<i32> {
+        let id = u32::try_from(vma.shmid).ok()?;
+        let is_own = vma.is_ring && self.files.is_own_ring(id);
+        let number = is_own.then(|| self.files.ring_number(pid, id))??;
+        i32::try_from(number).ok()
     }
 
     fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError> {

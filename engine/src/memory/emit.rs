@@ -15,7 +15,7 @@ use super::names;
 use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
 use super::policies;
-use super::range::AddressRange;
+use super::range::{self, AddressRange};
 use super::sysv;
 use super::vdso::KernelVdso;
 use super::vma::{KEPT_ADVICE, Vma, status};
@@ -33,6 +33,9 @@ pub trait MappingFds {
     /// # Errors
     /// There is none.
     fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, SourceError>;
+
+    /// For a part of an io_uring ring that its process makes last: its descriptor there.
+    fn own_ring_fd(&self, pid: Pid, vma: &Vma) -> Option<i32>;
 
     /// A descriptor of the executable, not opened with O_PATH.
     ///
@@ -151,8 +154,13 @@ impl MemoryPlan {
                 "PR_SET_THP_DISABLE",
             );
         }
+        let pid = self.image.pid();
+        let is_there = |fds: &dyn MappingFds, vma: &Vma| fds.own_ring_fd(pid, vma).is_none();
         for index in self.indices() {
             let vma = self.vma(index);
+            if !is_there(&*fds, vma) {
+                continue;
+            }
             if self.prot_while_filled[index] != vma.prot {
                 self.protect(p, index, vma.prot, "to its protection");
             }
@@ -166,7 +174,7 @@ impl MemoryPlan {
             let advice = advice::GUARD_INSTALL.into();
             p.call(nr::MADVISE, &[start, len, advice], Rule::Exact(0), why);
         }
-        for vma in self.image.vmas() {
+        for vma in self.image.vmas().iter().filter(|vma| is_there(&*fds, vma)) {
             lock(p, vma);
         }
         for vma in self.image.vmas().iter().filter(|vma| vma.is_sealed) {
@@ -236,17 +244,41 @@ impl MemoryPlan {
         fds: &mut dyn MappingFds,
         phase: &Phase,
     ) -> Result<(), MappingFdError> {
-        let mapped = phase.mapped.iter().copied();
-        let rings: Vec<(&Vma, u32)> = mapped
-            .filter(|&index| self.vma(index).is_ring)
-            .map(|index| (self.vma(index), self.prot_while_filled[index]))
-            .collect();
-        let failed = |vma: &Vma, source| MappingFdError {
-            pid: self.image.pid(),
-            mapping: vma.title(),
-            source,
+        let mut rings = Vec::new();
+        for &index in &phase.mapped {
+            let vma = self.vma(index);
+            if !vma.is_ring || fds.own_ring_fd(self.image.pid(), vma).is_some() {
+                continue;
+            }
+            let fd = fds.mapping_fd(vma).map_err(|source| MappingFdError {
+                pid: self.image.pid(),
+                mapping: vma.title(),
+                source,
+            })?;
+            let prot = self.prot_while_filled[index];
+            rings.push(gap::Part { vma, prot, fd });
+        }
+        gap::map_rings(p, &rings, &self.taken);
+        Ok(())
+    }
+
+    /// Maps parts of the rings that the task has made itself, when everything else is there.
+    pub fn map_own_rings(&self, p: &mut Program, fds: &dyn MappingFds) {
+        let pid = self.image.pid();
+        let part = |vma| {
+            let fd = fds.own_ring_fd(pid, vma)?;
+            let prot = vma.prot;
+            Some(gap::Part { vma, prot, fd })
         };
-        gap::map_rings(p, fds, &rings, &self.taken, failed)
+        let rings: Vec<gap::Part<'_>> = self.image.vmas().iter().filter_map(part).collect();
+        let wanted = range::union(rings.iter().map(|part| part.vma.range).collect());
+        let all = self.image.vmas().iter().map(|vma| vma.range);
+        let all = range::union(all.chain(self.taken.iter().copied()).collect());
+        gap::map_rings(p, &rings, &range::subtract(&all, &wanted));
+        for gap::Part { vma, .. } in &rings {
+            give_advice(p, vma);
+            lock(p, vma);
+        }
     }
 
     fn map_one(
@@ -442,7 +474,7 @@ fn read_pages(p: &mut Program, image: &MemoryImage, pieces: &[Piece]) {
         let fd = file.file().as_raw_fd();
         let why = format!(
             "reading {} pages from [{:#x}] on out of {}",
-            len / super::range::PAGE_SIZE,
+            len / range::PAGE_SIZE,
             first.range.start,
             file.path().display()
         );

@@ -9,7 +9,6 @@
 use firn_sys::mm::{TASK_SIZE, map};
 use firn_sys::nr;
 
-use super::emit::{MappingFdError, MappingFds};
 use super::range::{self, AddressRange, PAGE_SIZE};
 use super::vma::Vma;
 use crate::program::{Arg, Program, Rule, Slot};
@@ -34,29 +33,26 @@ fn filler(taken: &[AddressRange], wanted: &[AddressRange]) -> Vec<AddressRange> 
     room.filter(|range| range.len() >= shortest).collect()
 }
 
+/// A part of a ring to be mapped, and from which descriptor.
+pub(super) struct Part<'a> {
+    pub(super) vma: &'a Vma,
+    pub(super) prot: u32,
+    pub(super) fd: i32,
+}
+
 /// Adds the records that map parts of rings at their places. `taken` is everything that is mapped then.
-///
-/// # Errors
-/// There is no descriptor of a ring.
-pub(super) fn map_rings(
-    p: &mut Program,
-    fds: &mut dyn MappingFds,
-    rings: &[(&Vma, u32)],
-    taken: &[AddressRange],
-    failed: impl Fn(&Vma, super::error::SourceError) -> MappingFdError,
-) -> Result<(), MappingFdError> {
+pub(super) fn map_rings(p: &mut Program, rings: &[Part<'_>], taken: &[AddressRange]) {
     if rings.is_empty() {
-        return Ok(());
+        return;
     }
-    let wanted: Vec<AddressRange> = rings.iter().map(|(vma, _)| vma.range).collect();
+    let wanted: Vec<AddressRange> = rings.iter().map(|part| part.vma.range).collect();
     let filler = filler(taken, &wanted);
     for range in &filler {
         fill(p, *range);
     }
     let shortest = wanted.iter().map(|range| range.len()).min();
     let rest = fill_rest(p, shortest.unwrap_or(PAGE_SIZE));
-    for (vma, prot) in rings {
-        let fd = fds.mapping_fd(vma).map_err(|source| failed(vma, source))?;
+    for Part { vma, prot, fd } in rings {
         empty(p, vma.range);
         let mut flags = map::SHARED;
         if vma.range.start >= FOUR_GIB {
@@ -67,7 +63,7 @@ pub(super) fn map_rings(
             vma.range.len().into(),
             (*prot).into(),
             flags.into(),
-            fd.into(),
+            (*fd).into(),
             vma.offset.into(),
         ];
         let why = format!("mmap of {} into the only room", vma.title());
@@ -91,7 +87,6 @@ pub(super) fn map_rings(
     for range in range::subtract(&filler, &range::union(wanted)) {
         empty(p, range);
     }
-    Ok(())
 }
 
 /// Fills what is left around the arena, whose length is not known yet: with ever shorter mappings where the kernel

@@ -12,6 +12,7 @@
 //! zombies are dead, helpers are reaped              their SIGCHLD is thrown away next
 //! signal actions, limits, threads                   threads need rights, so before credentials
 //! each thread: lists, name, seccomp, credentials
+//! leader: its io_uring rings                        with its last rights
 //! leader: dumpable, wait for release, timers, park  timers late, all signals blocked
 //! ```
 
@@ -56,6 +57,9 @@ pub(super) struct Words {
     /// Tasks that have made all their threads, and that what describes tasks has been opened.
     pub born: Word,
     pub described: Word,
+    /// Processes that have made their io_uring rings, and that these are where they were.
+    pub rings_made: Word,
+    pub rings_turned: Word,
 }
 
 /// Where a task waits for the coordinator to fill its memory.
@@ -139,6 +143,8 @@ pub(super) fn build(
         suspended: set.word(),
         born: set.word(),
         described: set.word(),
+        rings_made: set.word(),
+        rings_turned: set.word(),
     };
     let births = from
         .family
@@ -202,7 +208,7 @@ impl<'a> Builder<'a> {
         &self.from.checkpoint.tasks[nth]
     }
 
-    fn descriptors(&mut self) -> Descriptors<'_> {
+    pub(super) fn descriptors(&mut self) -> Descriptors<'_> {
         Descriptors {
             files: self.files,
             shared: self.from.shared,
@@ -305,7 +311,7 @@ impl<'a> Builder<'a> {
         self.from.labels.plan_own(p, &labels, None);
         let threads = self.plan_threads(p, id, nth, task)?;
         self.plan_late_files(p, id, nth);
-        self.plan_leader_end(p, id, nth, task, memory, &labels);
+        self.plan_leader_end(p, id, nth, task, memory, &labels)?;
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
     }
@@ -390,7 +396,10 @@ impl<'a> Builder<'a> {
             p.wait(self.out.words.described, 1, why);
             self.files.plan_late(files_id, p);
         }
-        self.files.plan_watches(files_id, p);
+        // What is watched must be there.
+        if !self.files.makes_rings(self.pid(nth)) {
+            self.files.plan_watches(files_id, p);
+        }
         // POSIX locks belong to the table, so whoever shares it has set them as well.
         for (sharer, owner) in self.table_owners.iter().enumerate() {
             if owner.is_some_and(|(owner, _)| owner == id) {

@@ -146,6 +146,7 @@ impl<'a> NewTree<'a> {
         }
         self.describe(files)?;
         self.suspend_seccomp()?;
+        self.turn_rings(files)?;
         let living = self.checkpoint.tree.alive().count();
         self.wait(
             self.programs.words.ready,
@@ -190,6 +191,17 @@ impl<'a> NewTree<'a> {
         let tids = tasks.iter().flat_map(|task| task.threads.iter().copied());
         files.open_late(&tids.collect())?;
         self.arena.post(self.programs.words.described);
+        Ok(())
+    }
+
+    /// Brings the io_uring rings that processes make to where they were.
+    fn turn_rings(&self, files: &FileStore) -> Result<(), RestoreError> {
+        let makers = files.nr_ring_makers();
+        if makers > 0 {
+            self.wait(self.programs.words.rings_made, makers)?;
+            files.turn_own_rings()?;
+            self.arena.post(self.programs.words.rings_turned);
+        }
         Ok(())
     }
 

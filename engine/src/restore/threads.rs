@@ -181,7 +181,7 @@ impl Builder<'_> {
         task: &LivingTask,
         memory: &MemoryPlan,
         labels: &Labels,
-    ) {
+    ) -> Result<(), RestoreError> {
         let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
         let process = task.process();
         let info = leader.thread_info.as_ref().expect("checked while loading");
@@ -201,7 +201,9 @@ impl Builder<'_> {
         if chosen {
             posix_timers::plan_creation(p, own_timers.iter().copied());
         }
-        self.files.plan_registered_rings(pid, pid, p);
+        if !self.files.makes_rings(pid) {
+            self.files.plan_registered_rings(pid, pid, p);
+        }
         thread::plan_tail(p, leader, self.from.own, |p| {
             self.from.labels.plan_coming(p, labels);
             self.plan_seccomp(p, id, nth, 0);
@@ -219,6 +221,7 @@ impl Builder<'_> {
         if chosen {
             posix_timers::plan_choice_of_ids(p, false);
         }
+        self.plan_rings(p, id, nth, memory)?;
         memory.set_dumpable(p);
         p.post(words.ready, "saying that it is complete");
         p.wait(words.release, 1, "waiting for its release");
@@ -233,6 +236,35 @@ impl Builder<'_> {
         attributes::plan_pdeath_signal(p, thread::part(leader).pdeath_sig.unwrap_or(0));
         thread::plan_sleep(p, leader, words.asleep);
         p.park();
+        Ok(())
+    }
+
+    /// Rings with a thread of their own, and what is registered with any.
+    fn plan_rings(
+        &mut self,
+        p: &mut Program,
+        id: BirthId,
+        nth: usize,
+        memory: &MemoryPlan,
+    ) -> Result<(), RestoreError> {
+        let (pid, words) = (self.pid(nth), self.out.words);
+        let makes_rings = self.files.makes_rings(pid);
+        if makes_rings {
+            self.files.plan_own_rings(pid, p)?;
+            memory.map_own_rings(p, &self.descriptors());
+            p.post(words.rings_made, "saying that its io_uring rings are there");
+            let why = "waiting until its io_uring rings are where they were";
+            p.wait(words.rings_turned, 1, why);
+            self.files.plan_registered_rings(pid, pid, p);
+        }
+        self.files.plan_registrations(pid, p);
+        if let Some((owner, files_id)) = self.table_owners[nth]
+            && makes_rings
+            && owner == id
+        {
+            self.files.plan_watches(files_id, p);
+        }
+        Ok(())
     }
 
     /// Owners of descriptors may be any task of the tree, so all of them must be there.

@@ -63,8 +63,12 @@ pub mod request {
 pub mod register {
     /// Memory that requests read and write.
     pub const BUFFERS: u32 = 0;
+    /// Open files that requests name by their place.
+    pub const FILES: u32 = 2;
     /// An eventfd that is told of completions.
     pub const EVENTFD: u32 = 4;
+    /// The same, told only of completions that come later than the call that asked for them.
+    pub const EVENTFD_ASYNC: u32 = 7;
     /// Which operations the kernel knows.
     pub const PROBE: u32 = 8;
     /// Memory as before, some of it not there yet.

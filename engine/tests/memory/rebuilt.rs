@@ -51,6 +51,10 @@ impl MappingFds for Descriptors<'_> {
         Ok(self.shared.mapping_fd(inode, Some(flags))?.expect("made"))
     }
 
+    fn own_ring_fd(&self, _: Pid, _: &Vma) -> Option<i32> {
+        None
+    }
+
     fn exe_fd(&mut self, _: u32) -> Result<i32, BoxError> {
         Ok(self.exe.as_raw_fd())
     }

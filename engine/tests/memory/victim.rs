@@ -287,7 +287,7 @@ impl MappedFiles for Files {
         Ok(id)
     }
 
-    fn mapped_ring(&mut self, _: &smaps::Mapping) -> Option<u32> {
+    fn mapped_ring(&mut self, _: Pid, _: &smaps::Mapping) -> Option<u32> {
         None
     }
 

@@ -2142,6 +2142,18 @@ impl ::prost::Name for FirnUringBuffer {
 const NAME: &'static str = "firn_uring_buffer";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_uring_buffer".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_buffer".into() }}
+/// Extension. An open file that is registered with a ring: a descriptor of the ring's owner.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUringFile {
+    #[prost(uint32, required, tag = "1")]
+    pub place: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub fd: u32,
+}
+impl ::prost::Name for FirnUringFile {
+const NAME: &'static str = "firn_uring_file";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_file".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_file".into() }}
 /// Extension. The number under which a thread has registered a ring with itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnUringRegistration {
@@ -2199,7 +2211,7 @@ pub struct FirnUringEntry {
     /// The processor that the thread which submits keeps to.
     #[prost(uint32, optional, tag = "17")]
     pub sq_thread_cpu: ::core::option::Option<u32>,
-    /// The process of the thread that submits.
+    /// The process of the thread that submits, and of everything that is registered.
     #[prost(uint32, optional, tag = "18")]
     pub owner: ::core::option::Option<u32>,
     /// Registered memory of the process `owner`.
@@ -2208,6 +2220,20 @@ pub struct FirnUringEntry {
     /// Threads that have registered the ring with themselves.
     #[prost(message, repeated, tag = "20")]
     pub registered: ::prost::alloc::vec::Vec<FirnUringRegistration>,
+    /// Milliseconds without work after which the thread that submits sleeps.
+    #[prost(uint32, optional, tag = "21")]
+    pub sq_thread_idle: ::core::option::Option<u32>,
+    /// Places for registered files, and those that are not empty.
+    #[prost(uint32, optional, tag = "22")]
+    pub nr_files: ::core::option::Option<u32>,
+    #[prost(message, repeated, tag = "23")]
+    pub files: ::prost::alloc::vec::Vec<FirnUringFile>,
+    /// The descriptor of the owner whose eventfd is told of completions, and whether only of those that come later
+    /// than the call that asked for them.
+    #[prost(uint32, optional, tag = "24")]
+    pub eventfd: ::core::option::Option<u32>,
+    #[prost(bool, optional, tag = "25")]
+    pub eventfd_async: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnUringEntry {
 const NAME: &'static str = "firn_uring_entry";

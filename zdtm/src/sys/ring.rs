@@ -46,6 +46,8 @@ pub const TIMEOUT: u8 = 11;
 pub const READ: u8 = 22;
 /// Writes.
 pub const WRITE: u8 = 23;
+/// Writes from registered memory.
+pub const WRITE_FIXED: u8 = 5;
 /// Reads into registered memory.
 pub const READ_FIXED: u8 = 4;
 /// Flag of an entry: the descriptor is the number of a registered file.
@@ -225,6 +227,11 @@ impl Ring {
         const REGISTERED: i64 = 1 << 4;
         let nr = i64::from(self.tail.wrapping_sub(self.indices()[0]));
         super::call_plain(libc::SYS_io_uring_enter, [index, nr, 0, REGISTERED, 0, 0])
+    }
+
+    /// Whether the thread that submits sleeps, as the kernel says.
+    pub fn thread_sleeps(&self) -> bool {
+        self.rings.word(36).load(Ordering::Acquire) & 1 != 0
     }
 
     /// Where head and completions are mapped, and where entries are.

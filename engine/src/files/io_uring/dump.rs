@@ -9,6 +9,7 @@ use firn_sys::io_uring::{self, setup};
 use firn_sys::pagemap::{Pagemap, entry as page};
 use firn_sys::{Errno, Pid};
 
+use super::belongings;
 use super::fdinfo::Shown;
 use super::inner::Inner;
 use super::layout::{self, Layout};
@@ -40,25 +41,10 @@ pub(super) fn trouble(shown: &Shown) -> Option<Trouble> {
             "requests of the io_uring ring wait for something (a poll, a read, an accept)",
             FINISH,
         )
-    } else if shown.sq_thread.is_some() {
-        (
-            "a thread of the kernel submits for the io_uring ring (IORING_SETUP_SQPOLL)",
-            "start the program without that, such as with UV_USE_IO_URING=0 for Node",
-        )
     } else if shown.has_personalities {
         (
             "credentials are registered with the io_uring ring",
             "let the program unregister them before the dump",
-        )
-    } else if shown.nr_files > 0 {
-        (
-            "files are registered with the io_uring ring, and nothing tells which open files they are",
-            "let the program unregister them before the dump",
-        )
-    } else if !shown.buffers.is_empty() {
-        (
-            "memory is registered with the io_uring ring",
-            "let the program unregister it before the dump",
         )
     } else {
         return None;
@@ -96,8 +82,11 @@ fn await_end(file: &OpenFile, inner: Option<Inner<'_>>) -> Result<Option<Trouble
     let begun = Instant::now();
     loop {
         let in_flight = inner.and_then(|inner| inner.in_flight());
-        let found = unfinished(&look(file)?, in_flight);
-        if found.is_none() || begun.elapsed() > PATIENCE {
+        let shown = look(file)?;
+        let found = unfinished(&shown, in_flight);
+        // A thread that submits takes what is there, unless it sleeps.
+        let may_take = shown.sq_thread.is_some() && shown.sq_tail != shown.taken;
+        if found.is_none() && !may_take || begun.elapsed() > PATIENCE {
             return Ok(found);
         }
         std::thread::sleep(BETWEEN_LOOKS);
@@ -127,7 +116,7 @@ impl Special {
                 "an eventfd is registered with the io_uring ring, and nothing tells which",
                 "let the program unregister it before the dump",
             ),
-            Special::Buffers => (
+            Special::Groups => (
                 "groups of buffers are provided to the io_uring ring",
                 "let the program take them back before the dump",
             ),
@@ -200,7 +189,10 @@ pub(super) fn dump(
             "let the program close it before the dump",
         )));
     }
-    let ring = Memory::map(fd, layout).map_err(failed)?.read(flags);
+    let mut ring = Memory::map(fd, layout).map_err(failed)?.read(flags);
+    let shown = look(file).map_err(failed)?;
+    let added = belongings::add(file, &shown, kernel.zip(inner), &mut ring);
+    let said = added.map_err(in_the_way)?;
     let total = Turns::of(&ring).total();
     if turns::is_too_many(total) {
         return Err(in_the_way(Trouble::new(
@@ -214,9 +206,9 @@ pub(super) fn dump(
     if let Some(address) = inner.map(|inner| inner.address()) {
         state.collected.rings.note(dumping.id, address);
     }
-    let warning =
-        turns::warning(total).map(|text| format!("{} of task {}: {text}", file.place, file.pid));
-    state.collected.warnings.extend(warning);
+    let said = turns::warning(total).into_iter().chain(said);
+    let said = said.map(|text| format!("{} of task {}: {text}", file.place, file.pid));
+    state.collected.warnings.extend(said);
     Ok(FileEntry {
         r#type: FdTypes::FirnUring.into(),
         id: dumping.id,
@@ -230,12 +222,21 @@ pub(super) fn dump(
     })
 }
 
-/// Reads fdinfo again.
+/// Reads fdinfo again. While the kernel works on the ring it shows nothing.
 fn look(file: &OpenFile) -> Result<Shown, Errno> {
     let fd = crate::files::dump::fd_of(file).ok_or(Errno::EBADF)?;
-    let text = firn_sys::procfs::read(format!("/proc/{}/fdinfo/{fd}", file.pid))?;
-    let info = FdInfo::parse(&text).map_err(|_| Errno::EINVAL)?;
-    Shown::parse(&info.lines).ok_or(Errno::EINVAL)
+    let begun = Instant::now();
+    loop {
+        let text = firn_sys::procfs::read(format!("/proc/{}/fdinfo/{fd}", file.pid))?;
+        let info = FdInfo::parse(&text).map_err(|_| Errno::EINVAL)?;
+        if let Some(shown) = Shown::parse(&info.lines) {
+            return Ok(shown);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(Errno::EBUSY);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
 }
 
 /// Where fdinfo prints no entries, as without an array of indices, it does not show how long they are. The size of
@@ -296,10 +297,5 @@ mod tests {
             ..idle.clone()
         };
         assert!(reason(polling).contains("wait for something"));
-        let with_files = Shown {
-            nr_files: 1,
-            ..idle
-        };
-        assert!(reason(with_files).contains("files are registered"));
     }
 }

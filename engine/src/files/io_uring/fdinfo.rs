@@ -1,5 +1,7 @@
 //! What fdinfo shows of a ring.
 
+use std::collections::BTreeMap;
+
 /// A ring as fdinfo shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Shown {
@@ -11,6 +13,10 @@ pub(super) struct Shown {
     pub(super) sq_tail: u32,
     /// The thread that submits, where there is one and the ring was not in use.
     pub(super) sq_thread: Option<i32>,
+    /// The processor that it has run on, or keeps to.
+    pub(super) sq_thread_cpu: Option<u32>,
+    /// Names of registered files by their places.
+    pub(super) files: BTreeMap<u32, String>,
     /// Number of registered files.
     pub(super) nr_files: u32,
     /// Registered memory, address and length; nothing in an empty place.
@@ -62,6 +68,7 @@ impl Shown {
                 "CachedCqTail" => shown.completed = value.parse().ok()?,
                 "SqTail" => shown.sq_tail = value.parse().ok()?,
                 "SqThread" => shown.sq_thread = value.parse().ok().filter(|tid| *tid > 0),
+                "SqThreadCpu" => shown.sq_thread_cpu = value.parse().ok(),
                 "SQEs" => part = Part::Entries,
                 "CQEs" => part = Part::Completions,
                 "UserFiles" => {
@@ -88,8 +95,19 @@ impl Shown {
             Part::Buffers => self.buffers.push(buffer(line)?),
             Part::Polls => self.nr_polls += 1,
             Part::Overflow => self.nr_overflown += 1,
-            Part::Files | Part::Personalities | Part::None => {}
+            Part::Files => drop(self.name_file(line)),
+            Part::Personalities | Part::None => {}
         }
+        Some(())
+    }
+}
+
+impl Shown {
+    /// `    0: /dev/null`
+    fn name_file(&mut self, line: &str) -> Option<()> {
+        let (place, name) = line.split_once(':')?;
+        let place = place.trim().parse().ok()?;
+        self.files.insert(place, name.trim().to_owned());
         Some(())
     }
 }
@@ -125,6 +143,8 @@ mod tests {
         let shown = Shown::parse(&lines(text)).expect("captured from a kernel");
         assert_eq!((shown.taken, shown.completed, shown.sq_tail), (9, 9, 10));
         assert_eq!((shown.nr_files, shown.sq_thread), (2, None));
+        assert_eq!(shown.sq_thread_cpu, None);
+        assert_eq!(shown.files[&1], "pipe:[504983]");
         assert_eq!(shown.buffers, [(0x7f5e_3000_0000, 4096), (0, 0)]);
         assert_eq!((shown.nr_polls, shown.nr_overflown), (1, 1));
         assert_eq!((shown.entries.len(), shown.completions.len()), (1, 1));

@@ -4,6 +4,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use firn_sys::Pid;
+
 use super::probe::Special;
 use crate::kernel::{Kernel, Object};
 
@@ -65,15 +67,96 @@ impl<'a> Inner<'a> {
         let is_there = |path| Some(self.ring.number(path)? != 0);
         let special = if is_there("restricted")? {
             Some(Special::Restricted)
-        } else if is_there("io_ev_fd")? {
-            Some(Special::Eventfd)
         } else if is_there("io_bl_xa.xa_head")? {
-            Some(Special::Buffers)
+            Some(Special::Groups)
         } else if is_there("personalities.xa_head")? {
             Some(Special::Personalities)
         } else {
             None
         };
         Some(special)
+    }
+
+    /// Jiffies without work after which the thread that submits sleeps.
+    pub(super) fn idle(&self) -> Option<u64> {
+        self.ring.follow("sq_data")?.number("sq_thread_idle")
+    }
+
+    /// Registered files: the address of each in the kernel, 0 for a place that is empty.
+    ///
+    /// # Errors
+    /// What is registered can't be saved or not be seen.
+    pub(super) fn files(&self) -> Result<Vec<u64>, &'static str> {
+        const UNSEEN: &str = "the files that are registered with the io_uring ring can't be seen";
+        /// Bits of the pointer that say more of the file.
+        const BITS: u64 = 7;
+        let nr = self.ring.word("file_table.data.nr").ok_or(UNSEEN)?;
+        let mut files = Vec::new();
+        for place in 0..nr.min(MAX_KEPT) {
+            let Some(node) = self.ring.element("file_table.data.nodes", place) else {
+                files.push(0);
+                continue;
+            };
+            if node.number("tag").ok_or(UNSEEN)? != 0 {
+                return Err("files are registered with the io_uring ring under tags");
+            }
+            files.push(node.number("file_ptr").ok_or(UNSEEN)? & !BITS);
+        }
+        let range = [
+            self.ring.word("file_alloc_start"),
+            self.ring.word("file_alloc_end"),
+        ];
+        if nr > 0 && range != [Some(0), Some(nr)] {
+            return Err("a part of the registered files of the io_uring ring is set aside");
+        }
+        Ok(files)
+    }
+
+    /// Whether registered memory has tags, or is not the program's.
+    pub(super) fn has_odd_buffers(&self) -> Option<bool> {
+        let nr = self.ring.word("buf_table.nr")?;
+        for place in 0..nr {
+            if let Some(node) = self.ring.element("buf_table.nodes", place) {
+                let is_kernels = node.follow("buf")?.number("is_kbuf")? != 0;
+                if node.number("tag")? != 0 || is_kernels {
+                    return Some(true);
+                }
+            }
+        }
+        Some(false)
+    }
+
+    /// The registered eventfd, as [`Descriptors::eventfd`] knows it, and whether it is told only of what comes
+    /// later. None without.
+    pub(super) fn eventfd(&self) -> Option<(u64, bool)> {
+        let registered = self.ring.follow("io_ev_fd")?;
+        let counter = registered.number("cq_ev_fd")?;
+        Some((counter, registered.number("eventfd_async")? != 0))
+    }
+}
+
+/// The open files of a process, as the kernel has them.
+pub(super) struct Descriptors<'a>(Vec<(u32, Object<'a>)>);
+
+impl<'a> Descriptors<'a> {
+    /// Those of a process that is stopped.
+    pub(super) fn of(kernel: &'a Kernel, pid: Pid) -> Option<Descriptors<'a>> {
+        let table = kernel.thread(pid)?.follow("files")?.follow("fdt")?;
+        let nr = table.word("max_fds")?;
+        let open = (0..nr).filter_map(|fd| Some((fd, table.element("fd", fd)?)));
+        Some(Descriptors(open.collect()))
+    }
+
+    /// The descriptor of an open file.
+    pub(super) fn file(&self, address: u64) -> Option<u32> {
+        let mut same = self.0.iter().filter(|(_, file)| file.address() == address);
+        same.next().map(|(fd, _)| *fd)
+    }
+
+    /// The descriptor of an eventfd, by its counter.
+    pub(super) fn eventfd(&self, counter: u64) -> Option<u32> {
+        let is_same = |file: &Object<'_>| file.number("private_data") == Some(counter);
+        let mut same = self.0.iter().filter(|(_, file)| is_same(file));
+        same.next().map(|(fd, _)| *fd)
     }
 }

@@ -28,6 +28,7 @@ pub(super) const CQ_TAIL: usize = 12;
 pub(super) const SQ_ENTRIES: usize = 24;
 pub(super) const CQ_ENTRIES: usize = 28;
 pub(super) const SQ_DROPPED: usize = 32;
+pub(super) const SQ_FLAGS: usize = 36;
 pub(super) const CQ_FLAGS: usize = 40;
 pub(super) const CQ_OVERFLOW: usize = 44;
 pub(super) const COMPLETIONS: usize = 64;
@@ -59,7 +60,8 @@ impl Layout {
         })
     }
 
-    fn has(self, flag: u32) -> bool {
+    /// Whether an `IORING_SETUP_*` bit is set.
+    pub(super) fn has(self, flag: u32) -> bool {
         self.flags & flag != 0
     }
 

@@ -11,16 +11,18 @@
 //!
 //! A restored ring is made with the same parameters, and its counters are moved by requests that do nothing, as
 //! they can be set by nothing else: some millions a second. Then entries and indices are written into it.
-//! Its mappings can't be put anywhere by request, see `memory/gap.rs`.
+//! Its mappings can't be put anywhere by request, see `memory/gap.rs`. What only its process can do is in `own.rs`.
 //!
 //! Source: linux io_uring/io_uring.c, fdinfo.c, memmap.c, register.c.
 
+mod belongings;
 mod dump;
 mod dumped;
 mod fdinfo;
 mod inner;
 mod layout;
 mod memory;
+mod own;
 mod probe;
 mod registered;
 mod restore;
@@ -28,12 +30,13 @@ mod turns;
 
 use std::os::fd::OwnedFd;
 
-use firn_proto::{FdTypes, FileEntry};
+use firn_proto::{FdTypes, FileEntry, FirnUringEntry};
 
 use super::FileDumpOptions;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
+use super::late::LateFile;
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
 use turns::Turns;
@@ -62,6 +65,18 @@ pub(super) fn check<'a>(
     }
 }
 
+/// More places for files or memory than the kernel allows a ring are not tried.
+fn check_places(ring: &FirnUringEntry) -> Result<(), FileRestoreError> {
+    const MAX: u32 = 1 << 20;
+    let nr_files = ring.nr_files.unwrap_or(0);
+    let is_outside = ring.files.iter().any(|file| file.place >= nr_files);
+    if nr_files > MAX || is_outside || ring.buffers.len() > 1 << 16 {
+        let what = "it has more places for registered files or memory than a ring can have";
+        return Err(FileRestoreError::corrupt(ring.id, what));
+    }
+    Ok(())
+}
+
 /// Rings.
 pub(super) struct IoUring;
 
@@ -87,10 +102,19 @@ impl FileKind for IoUring {
         dump::dump(dumping, state)
     }
 
-    fn open(&self, entry: &FileEntry, _: &mut Opener<'_>) -> Result<OwnedFd, FileRestoreError> {
+    fn open(
+        &self,
+        entry: &FileEntry,
+        opener: &mut Opener<'_>,
+    ) -> Result<OwnedFd, FileRestoreError> {
         let ring = entry.firn_uring.as_ref().ok_or_else(|| {
             FileRestoreError::corrupt(entry.id, "it has no member for an io_uring ring")
         })?;
+        check_places(ring)?;
+        if own::has_thread(ring) {
+            restore::shape(ring)?;
+            return opener.late(FdTypes::FirnUring, entry.id, LateFile::Ring);
+        }
         restore::open(ring)
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Special {
     Restricted,
     Polled,
     Eventfd,
-    Buffers,
+    Groups,
     Personalities,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn special(fd: BorrowedFd<'_>) -> Option<Special> {
     if io_uring::refusal(fd, register::NAPI) == Errno::EINVAL && knows_napi() {
         return Some(Special::Polled);
     }
-    has_groups(fd).then_some(Special::Buffers)
+    has_groups(fd).then_some(Special::Groups)
 }
 
 /// Whether the kernel tells of polling at all, asked of a ring of our own.

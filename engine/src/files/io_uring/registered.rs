@@ -71,6 +71,7 @@ impl FileTable {
                 }
             }
         }
+        found.extend(self.shared_belongings());
         match found.is_empty() {
             true => Ok(()),
             false => Err(FileDumpError::Obstacles(found)),

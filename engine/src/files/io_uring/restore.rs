@@ -25,20 +25,34 @@ const KEPT: u32 = setup::IOPOLL
 /// one thread may use can only be made by it.
 const PROMISES: u32 = setup::SINGLE_ISSUER | setup::DEFER_TASKRUN;
 /// Bits that this restores; others come from images of later versions.
-pub(super) const KNOWN: u32 = KEPT | PROMISES;
+pub(super) const KNOWN: u32 = KEPT | PROMISES | SUBMITTER;
+/// Bits of a thread that submits, which only its process can make.
+const SUBMITTER: u32 = setup::SQPOLL | setup::SQ_AFF;
 
-/// What a ring is made with.
+/// What a ring is made with, but for a thread that submits.
 pub(super) fn params(layout: Layout) -> Params {
     let mut params = layout.params();
     if params.flags & setup::DEFER_TASKRUN != 0 {
         params.flags |= setup::COOP_TASKRUN;
     }
-    params.flags &= !PROMISES;
+    params.flags &= !(PROMISES | SUBMITTER);
     params
 }
 
-/// Makes the ring and brings it to where it was.
-pub(super) fn open(ring: &FirnUringEntry) -> Result<OwnedFd, FileRestoreError> {
+/// What is made with a thread that submits.
+pub(super) fn params_with_thread(ring: &FirnUringEntry, layout: Layout) -> Params {
+    let mut params = params(layout);
+    params.flags |= ring.setup_flags & SUBMITTER;
+    params.sq_thread_cpu = ring.sq_thread_cpu.unwrap_or(0);
+    params.sq_thread_idle = ring.sq_thread_idle.unwrap_or(0);
+    params
+}
+
+/// The shape of an image's ring, if this can restore it.
+///
+/// # Errors
+/// The image makes no sense or is of a later version.
+pub(super) fn shape(ring: &FirnUringEntry) -> Result<Layout, FileRestoreError> {
     let corrupt = |what: &str| FileRestoreError::corrupt(ring.id, what);
     if ring.setup_flags & !KNOWN != 0 {
         return Err(FileRestoreError::Unsupported {
@@ -47,28 +61,48 @@ pub(super) fn open(ring: &FirnUringEntry) -> Result<OwnedFd, FileRestoreError> {
         });
     }
     let layout = layout::of_image(ring).map_err(corrupt)?;
-    let turns = Turns::of(ring);
-    if ring.setup_flags & setup::R_DISABLED != 0 && turns.total() > 0 {
+    if layout.has(setup::R_DISABLED) && Turns::of(ring).total() > 0 {
         return Err(corrupt(
             "the io_uring ring is not enabled and has taken requests",
         ));
     }
-    let refused = |action| FileRestoreError::refused(action, "an io_uring ring");
-    let made = io_uring::create(params(layout)).map_err(refused("create"))?;
+    Ok(layout)
+}
+
+/// Makes the ring and brings it to where it was.
+pub(super) fn open(ring: &FirnUringEntry) -> Result<OwnedFd, FileRestoreError> {
+    let layout = shape(ring)?;
+    let refused = FileRestoreError::refused("create", "an io_uring ring");
+    let made = io_uring::create(params(layout)).map_err(refused)?;
     if !layout.fits(&made) {
         return Err(FileRestoreError::Unsupported {
             id: ring.id,
             kind: "io_uring ring of a shape that this kernel gives another layout",
         });
     }
-    let fd = made.fd;
-    let memory = Memory::map(&fd, layout).map_err(refused("map"))?;
+    bring(&made.fd, ring, layout)?;
+    Ok(made.fd)
+}
+
+/// Brings a new ring to where it was.
+pub(super) fn bring(
+    fd: &OwnedFd,
+    ring: &FirnUringEntry,
+    layout: Layout,
+) -> Result<(), FileRestoreError> {
+    let refused = |action| FileRestoreError::refused(action, "an io_uring ring");
+    let memory = Memory::map(fd, layout).map_err(refused("map"))?;
     memory
-        .turn(&fd, turns)
+        .turn(fd, Turns::of(ring))
         .map_err(refused("move the indices of"))?;
+    if layout.has(setup::SQPOLL) && ring.sq_tail != ring.sq_head {
+        let idle = ring.sq_thread_idle.unwrap_or(1000);
+        memory
+            .await_sleep(idle)
+            .map_err(refused("wait for the thread of"))?;
+    }
     memory.write(ring);
-    crate::files::open::set_flags(&fd, ring.flags, "an io_uring ring")?;
-    Ok(fd)
+    crate::files::open::set_flags(fd, ring.flags, "an io_uring ring")
 }
 
 #[cfg(test)]

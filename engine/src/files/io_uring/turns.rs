@@ -4,10 +4,11 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use firn_proto::FirnUringEntry;
 use firn_sys::Errno;
-use firn_sys::io_uring::{self, Params, request};
+use firn_sys::io_uring::{self, Params, request, setup};
 
 use super::layout::{self, Layout, number};
 use super::memory::Memory;
@@ -19,6 +20,8 @@ const MOMENT: u64 = 5;
 /// More than this is refused: a restore would take more than ten minutes.
 const MAX: u64 = 3 << 30;
 const HELPER_ENTRIES: u32 = 256;
+/// How long the thread that submits may take for one round.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What moves the counters of a new ring, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +123,9 @@ impl Memory {
     /// Has so many entries taken, and their completions with them. The tail may be far ahead: the kernel takes
     /// no more at once than there are entries.
     fn submit(&self, fd: &OwnedFd, nr: u32) -> Result<(), Errno> {
+        if self.layout.has(setup::SQPOLL) {
+            return self.submit_by_thread(fd, nr);
+        }
         let tail = self.word(layout::SQ_TAIL).wrapping_add(nr);
         self.set_word(layout::SQ_TAIL, tail);
         let mut left = nr;
@@ -132,6 +138,57 @@ impl Memory {
             self.take_all();
         }
         Ok(())
+    }
+
+    /// The same where a thread of the kernel submits: it takes whatever it sees, and puts completions before it says
+    /// so.
+    fn submit_by_thread(&self, fd: &OwnedFd, nr: u32) -> Result<(), Errno> {
+        let most = self.layout.sq_entries.min(self.layout.cq_entries);
+        let (mut left, mut tail) = (nr, self.word(layout::SQ_TAIL));
+        while left > 0 {
+            let part = left.min(most);
+            tail = tail.wrapping_add(part);
+            self.set_word(layout::SQ_TAIL, tail);
+            self.await_word(fd, |memory| memory.word(layout::SQ_HEAD) == tail)?;
+            self.take_all();
+            left -= part;
+        }
+        Ok(())
+    }
+
+    /// Wakes the thread that submits until something has come of it.
+    fn await_word(&self, fd: &OwnedFd, is_done: impl Fn(&Memory) -> bool) -> Result<(), Errno> {
+        let begun = Instant::now();
+        while !is_done(self) {
+            if self.is_asleep() {
+                io_uring::wake(fd)?;
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(Errno::ETIMEDOUT);
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Waits until the thread that submits sleeps, which it does after so many milliseconds: then nothing is taken
+    /// that is put into the ring.
+    pub(super) fn await_sleep(&self, idle: u32) -> Result<(), Errno> {
+        let patience = PATIENCE + Duration::from_millis(u64::from(idle));
+        let begun = Instant::now();
+        while !self.is_asleep() {
+            if begun.elapsed() > patience {
+                return Err(Errno::ETIMEDOUT);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Whether the thread that submits sleeps.
+    pub(super) fn is_asleep(&self) -> bool {
+        const NEED_WAKEUP: u32 = 1;
+        self.word(layout::SQ_FLAGS) & NEED_WAKEUP != 0
     }
 
     fn take_all(&self) {

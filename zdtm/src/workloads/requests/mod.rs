@@ -1,6 +1,7 @@
 //! Input and output that is asked for and fetched later.
 
 mod aio;
+mod belongings;
 mod parameters;
 mod ring;
 
@@ -27,10 +28,14 @@ pub static ALL: &[&Workload] = &[
     &ring::POLLING,
     &ring::SLEEPING,
     &ring::CLOSED,
-    &ring::FILES,
-    &ring::EVENTFD,
     &ring::REGISTERED,
     &ring::REGISTERED_TWO,
+    &belongings::REGISTERED,
+    &belongings::NOWHERE,
+    &belongings::THREAD,
+    &belongings::THREAD_ASLEEP,
+    &belongings::SHARED_THREAD,
+    &belongings::NODE,
     &parameters::SUBMIT_ALL,
     &parameters::OWNED,
     &parameters::DISABLED,

@@ -102,34 +102,6 @@ pub static CLOSED: Workload = Workload::new(
 )
 .needs(NEEDS)
 .refused(&["io_uring", "no descriptor any more"]);
-pub static FILES: Workload = Workload::new(
-    "requests/uring-files",
-    "a ring with registered files",
-    |stage| {
-        let (fd, _) = file(stage)?;
-        let numbers = Region::anon(PAGE)?;
-        numbers.put(0, &fd.as_raw_fd().to_ne_bytes());
-        let ring = Ring::new(8, None, 0)?;
-        ring.register(2, numbers, 1)?;
-        stage.ready_and_wait()
-    },
-)
-.needs(NEEDS)
-.refused(&["files are registered", "unregister"]);
-pub static EVENTFD: Workload = Workload::new(
-    "requests/uring-eventfd",
-    "a ring that tells an eventfd of completions",
-    |stage| {
-        let fd = sys::eventfd(0, 0)?;
-        let number = Region::anon(PAGE)?;
-        number.put(0, &fd.as_raw_fd().to_ne_bytes());
-        let ring = Ring::new(8, None, 0)?;
-        ring.register(4, number, 1)?;
-        stage.ready_and_wait()
-    },
-)
-.needs(NEEDS)
-.refused(&["eventfd is registered", "unregister"]);
 pub static REGISTERED: Workload = Workload::new(
     "requests/uring-registered",
     "a ring whose descriptor two threads have registered with themselves",

@@ -27,7 +27,7 @@ static PYTHON: Workload = Workload::script(
 .moves(CHANGING);
 
 /// Interpreters allocate, call and start programs as they like.
-const CHANGING: &[&str] = &[
+pub(super) const CHANGING: &[&str] = &[
     "tree", "ids", "state", "exit", "comm", "maps", "vmflags", "mm", "fd", "cwd", "root", "exe",
     "signals", "umask", "tracer", "syscall",
 ];
