@@ -92,6 +92,10 @@ pub enum Need {
     GuardRegions,
     /// A system call, by number and name, that with zeros only does nothing.
     Call(i64, &'static str),
+    /// The CPUID instruction can be forbidden.
+    CpuidFaulting,
+    /// Names of mappings, CONFIG_ANON_VMA_NAME.
+    VmaNames,
     /// A file.
     File(&'static str),
     /// A file system that the kernel knows.
@@ -225,6 +229,14 @@ impl Need {
                 (is_known, format!("the kernel has no {name}"))
             }
             Need::File(name) => (std::path::Path::new(name).exists(), format!("no {name}")),
+            Need::CpuidFaulting => (
+                crate::sys::call_plain(libc::SYS_arch_prctl, [0x1012, 1, 0, 0, 0, 0]).is_ok(),
+                "the CPU can't forbid CPUID".to_owned(),
+            ),
+            Need::VmaNames => (
+                crate::sys::has_vma_names(),
+                "the kernel keeps no names of mappings".to_owned(),
+            ),
             Need::Root => (true, String::new()),
             Need::GuardRegions => (
                 crate::sys::has_guard_regions(),

@@ -34,7 +34,7 @@ pub(super) fn describe_spaces<'a>(
         let answers = MmAnswers {
             brk: answers.process.brk,
             dumpable: answers.process.dumpable,
-            thp_disabled: answers.process.thp_disabled,
+            modes: answers.process.space,
             exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
             policies: answers.policies.clone(),
         };

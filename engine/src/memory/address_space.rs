@@ -16,6 +16,7 @@ use super::policies::{self, Governed};
 use super::range::AddressRange;
 use super::shared_dump::SharedDump;
 use super::smaps::{self, Mapping, VmFlags};
+use super::space_modes::SpaceModes;
 use super::survey;
 use super::sysv;
 use super::tracking;
@@ -29,8 +30,8 @@ pub struct MmAnswers {
     pub brk: u64,
     /// PR_GET_DUMPABLE.
     pub dumpable: i32,
-    /// PR_GET_THP_DISABLE.
-    pub thp_disabled: bool,
+    /// What prctl keeps for it.
+    pub modes: SpaceModes,
     /// File id of the executable.
     pub exe_file_id: u32,
     /// NUMA policies.
@@ -296,7 +297,7 @@ impl AddressSpace {
 
     fn to_image(&self, answers: &MmAnswers, vmas: &[Vma]) -> MmEntry {
         let f = &self.fields;
-        MmEntry {
+        let mut mm = MmEntry {
             mm_start_code: f.start_code,
             mm_end_code: f.end_code,
             mm_start_data: f.start_data,
@@ -313,9 +314,11 @@ impl AddressSpace {
             vmas: vmas.iter().map(Vma::to_image).collect(),
             dumpable: Some(answers.dumpable),
             aios: aio::entries(vmas),
-            thp_disabled: Some(answers.thp_disabled),
+            thp_disabled: None,
             firn: extension(&self.mappings, &answers.policies),
-        }
+        };
+        answers.modes.describe(&mut mm);
+        mm
     }
 }
 
@@ -324,6 +327,7 @@ fn extension(mappings: &[Mapping], governed: &[Governed]) -> Option<FirnMmEntry>
     let entry = FirnMmEntry {
         names: names::to_image(mappings),
         policies: policies::to_image(governed),
+        ..FirnMmEntry::default()
     };
     (entry != FirnMmEntry::default()).then_some(entry)
 }

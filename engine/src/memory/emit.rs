@@ -145,15 +145,8 @@ impl MemoryPlan {
     /// There is no descriptor of the executable.
     pub fn finish(&self, p: &mut Program, fds: &mut dyn MappingFds) -> Result<(), MappingFdError> {
         self.describe(p, fds)?;
-        if self.image.thp_disabled() {
-            let option = Arg::from(mm::PR_SET_THP_DISABLE);
-            p.call(
-                nr::PRCTL,
-                &[option, 1u64.into()],
-                Rule::Exact(0),
-                "PR_SET_THP_DISABLE",
-            );
-        }
+        let modes = self.image.modes();
+        modes.plan(p, self.own_modes, self.image.vmas().iter());
         let pid = self.image.pid();
         let is_there = |fds: &dyn MappingFds, vma: &Vma| fds.own_ring_fd(pid, vma).is_none();
         for index in self.indices() {

@@ -9,6 +9,7 @@ use super::aio;
 use super::names::{self, Named};
 use super::policies::{self, Governed};
 use super::range::{self, AddressRange, PAGE_SIZE};
+use super::space_modes::SpaceModes;
 use super::vma::{Vma, status};
 
 /// More mappings than this are taken for a broken image; the kernel's own limit is far lower.
@@ -67,7 +68,7 @@ pub struct MemoryImage {
     auxv: Vec<u64>,
     exe_file_id: u32,
     dumpable: Option<i32>,
-    thp_disabled: bool,
+    modes: SpaceModes,
     vmas: Vec<Vma>,
     guards: Vec<AddressRange>,
     names: Vec<Named>,
@@ -90,12 +91,12 @@ impl MemoryImage {
             pid,
             names: names::from_image(&mm, &vmas),
             policies: policies::from_image(&mm, &vmas),
+            modes: SpaceModes::from_image(&mm),
             fields: fields(&mm),
             aios: mm.aios,
             auxv: mm.mm_saved_auxv,
             exe_file_id: mm.exe_file_id,
             dumpable: mm.dumpable,
-            thp_disabled: mm.thp_disabled.unwrap_or(false),
             vmas,
             guards,
             pages,
@@ -160,9 +161,9 @@ impl MemoryImage {
         self.dumpable
     }
 
-    /// PR_SET_THP_DISABLE.
-    pub fn thp_disabled(&self) -> bool {
-        self.thp_disabled
+    /// What prctl keeps for the address space.
+    pub fn modes(&self) -> SpaceModes {
+        self.modes
     }
 
     /// All addresses in use, ascending and joined.

@@ -29,6 +29,7 @@ pub mod range;
 pub mod shared_dump;
 pub mod shared_restore;
 pub mod smaps;
+pub mod space_modes;
 pub mod sysv;
 pub mod vdso;
 pub mod vma;

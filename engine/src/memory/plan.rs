@@ -26,6 +26,7 @@ use super::image::MemoryImage;
 use super::inherit::{self, Inheritance};
 use super::piece::{self, Piece};
 use super::range::{self, AddressRange};
+use super::space_modes::SpaceModes;
 use super::vdso::{self, KernelVdso, KernelVdsos, VdsoChoice, VdsoError, VdsoPlan};
 use super::vma::{Vma, status};
 use crate::task::mempolicy::Nodes;
@@ -79,6 +80,8 @@ pub struct MemoryFacts {
     pub vdso_choice: VdsoChoice,
     /// NUMA nodes with memory that may be used.
     pub nodes: Nodes,
+    /// Modes that every restored address space comes with.
+    pub own_modes: SpaceModes,
 }
 
 impl MemoryFacts {
@@ -99,6 +102,7 @@ impl MemoryFacts {
             },
             vdso_choice: VdsoChoice::ByContent,
             nodes: Nodes::usable(),
+            own_modes: SpaceModes::own(),
         })
     }
 }
@@ -130,6 +134,8 @@ pub struct MemoryPlan {
     pub(super) governed_by_maker: Vec<AddressRange>,
     /// NUMA nodes that are here.
     pub(super) nodes: Nodes,
+    /// Modes that it comes with.
+    pub(super) own_modes: SpaceModes,
     /// Protection that each mapping has while it is filled.
     pub(super) prot_while_filled: Vec<u32>,
     /// Before the task forks its children.
@@ -185,6 +191,7 @@ pub fn plan_tree(
         plans.push(MemoryPlan {
             governed_by_maker,
             nodes: facts.nodes.clone(),
+            own_modes: facts.own_modes,
             ..draft.into_plan(task.image, vdso, aio, &facts.fresh)
         });
     }
@@ -370,6 +377,7 @@ impl Draft {
             unprotected: self.unprotected,
             governed_by_maker: Vec::new(),
             nodes: Nodes::default(),
+            own_modes: SpaceModes::default(),
             prot_while_filled: self.prot_while_filled,
             taken: self.taken,
             aio,

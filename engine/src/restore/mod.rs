@@ -44,7 +44,7 @@ use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
 use crate::task::attributes;
 use crate::task::lsm::LabelPlan;
-use crate::task::modes::ThreadModes;
+use crate::task::modes::{self, ThreadModes};
 use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Family, Role};
 use crate::task::scheduling::OwnScheduling;
@@ -260,6 +260,13 @@ impl Operation<'_> {
         for (pid, task) in living(&checkpoint) {
             let lost = |core| scheduling::affinity_warning(thread::part(core), &own.sched);
             for what in task.cores.iter().filter_map(lost) {
+                programs.losses.add(pid, what);
+            }
+            let modes = task
+                .cores
+                .iter()
+                .filter_map(|core| thread::part(core).firn.as_ref());
+            for what in modes.filter_map(|modes| modes::loss(modes, &own.modes)) {
                 programs.losses.add(pid, what);
             }
             let policies = task.cores.iter().filter_map(thread::mempolicy);

@@ -9,24 +9,21 @@ use firn_sys::{Pid, nr, procfs};
 
 use super::modes::{self, ProcessModeQuestions, ProcessModes, ThreadModeQuestions, ThreadModes};
 use crate::arch::Abi;
+use crate::memory::space_modes::{self, SpaceModeQuestions, SpaceModes};
 use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
 
 const PR_SET_PDEATHSIG: u32 = 1;
 const PR_GET_PDEATHSIG: u32 = 2;
 const PR_GET_DUMPABLE: u32 = 3;
-const PR_SET_DUMPABLE: u32 = 4;
 const PR_SET_NAME: u32 = 15;
 const PR_GET_SECUREBITS: u32 = 27;
 const PR_SET_CHILD_SUBREAPER: u32 = 36;
 const PR_GET_CHILD_SUBREAPER: u32 = 37;
 const PR_GET_TID_ADDRESS: u32 = 40;
-const PR_SET_THP_DISABLE: u32 = 41;
-const PR_GET_THP_DISABLE: u32 = 42;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u32 = 1 << 9;
 const MCL_FUTURE: u32 = 2;
 const MCL_ONFAULT: u32 = 4;
 const EBUSY: i32 = 16;
-const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
 
 /// Questions about a process, asked by its leader.
@@ -34,7 +31,7 @@ const ENOSYS: i32 = 38;
 pub struct ProcessQuestions {
     brk: Slot,
     dumpable: Slot,
-    thp_disabled: Slot,
+    space: SpaceModeQuestions,
     membarrier: Slot,
     subreaper: Data,
     locked: Slot,
@@ -49,8 +46,8 @@ pub struct ProcessAnswers {
     pub brk: u64,
     /// The dumpable attribute: 0, 1 or 2.
     pub dumpable: i32,
-    /// PR_SET_THP_DISABLE.
-    pub thp_disabled: bool,
+    /// Modes of its address space.
+    pub space: SpaceModes,
     /// Registered membarrier commands, or 0.
     pub membarrier: u32,
     /// PR_SET_CHILD_SUBREAPER.
@@ -70,8 +67,7 @@ pub fn ask_process(p: &mut Program, abi: Abi) -> ProcessQuestions {
         Rule::Ok,
         "reading dumpable",
     );
-    let thp = [PR_GET_THP_DISABLE.into()];
-    let thp_disabled = p.call_to_slot(nr::PRCTL, &thp, Rule::Ok, "reading thp_disable");
+    let space = space_modes::ask(p);
     let command = [MEMBARRIER_CMD_GET_REGISTRATIONS.into()];
     // EINVAL before Linux 6.3: the registrations can't be known there.
     let membarrier = p.call_to_slot(
@@ -96,7 +92,7 @@ pub fn ask_process(p: &mut Program, abi: Abi) -> ProcessQuestions {
         resident,
         brk,
         dumpable,
-        thp_disabled,
+        space,
         membarrier,
         subreaper,
     }
@@ -159,7 +155,7 @@ impl ProcessQuestions {
         ProcessAnswers {
             brk: arena.slot(id, self.brk).cast_unsigned(),
             dumpable: i32::try_from(arena.slot(id, self.dumpable)).unwrap_or(0),
-            thp_disabled: arena.slot(id, self.thp_disabled) & 1 != 0,
+            space: self.space.answers(arena, id),
             membarrier: u32::try_from(arena.slot(id, self.membarrier)).unwrap_or(0),
             subreaper: arena.read(id, self.subreaper)[..4] != [0; 4],
             modes: self.modes.answers(arena, id),
@@ -301,33 +297,6 @@ pub fn plan_subreaper(p: &mut Program, subreaper: bool) {
         Rule::Ok,
         "setting the subreaper attribute",
     );
-}
-
-/// Adds the call that sets dumpable, which changes of ids reset.
-pub fn plan_dumpable(p: &mut Program, dumpable: i32) {
-    // 2 (only root may dump) can't be set, only reached; 0 is as strict towards others.
-    let value = if dumpable == 1 { 1u32 } else { 0 };
-    let args = [PR_SET_DUMPABLE.into(), value.into()];
-    p.call(nr::PRCTL, &args, Rule::Ok, "setting dumpable");
-}
-
-/// Adds the call that disables transparent huge pages, if they were.
-pub fn plan_thp_disabled(p: &mut Program, disabled: bool) {
-    if disabled {
-        let args = [
-            PR_SET_THP_DISABLE.into(),
-            1.into(),
-            0.into(),
-            0.into(),
-            0.into(),
-        ];
-        p.call(
-            nr::PRCTL,
-            &args,
-            Rule::OkOr(EINVAL),
-            "disabling transparent huge pages",
-        );
-    }
 }
 
 /// Adds the membarrier registrations.

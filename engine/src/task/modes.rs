@@ -25,6 +25,10 @@ const PR_SET_MDWE: u32 = 65;
 const PR_GET_MDWE: u32 = 66;
 /// The thread itself decides.
 const PR_SPEC_PRCTL: u32 = 1;
+const PR_SPEC_ENABLE: u32 = 2;
+const PR_SPEC_DISABLE: u32 = 4;
+/// Off for good.
+const PR_SPEC_FORCE_DISABLE: u32 = 8;
 /// Store bypass, indirect branches, L1D flush.
 const SPECULATION_KINDS: [u32; 3] = [0, 1, 2];
 const ARCH_GET_CPUID: u32 = 0x1011;
@@ -35,7 +39,6 @@ const ARCH_GET_UNTAG_MASK: u32 = 0x4001;
 const ARCH_ENABLE_TAGGED_ADDR: u32 = 0x4002;
 /// The only state that has to be asked for so far: AMX tile data.
 const ASKED_STATES: [u32; 1] = [18];
-const ENXIO: i32 = 6;
 
 /// Questions that each thread answers for itself.
 #[derive(Debug)]
@@ -174,13 +177,55 @@ pub fn plan_thread(p: &mut Program, wanted: &FirnThreadEntry, own: &ThreadModes)
     }
     let kinds = SPECULATION_KINDS.iter().zip(&wanted.speculation);
     for ((kind, wanted), own) in kinds.zip(&own.speculation) {
-        if wanted != own && wanted & PR_SPEC_PRCTL != 0 {
-            let value = wanted & !PR_SPEC_PRCTL;
+        if let Speculation::Set(value) = speculation(*wanted, *own) {
             let args = [PR_SET_SPECULATION_CTRL.into(), (*kind).into(), value.into()];
-            // ENXIO: this CPU does not speculate so, or the administrator has decided.
             let why = "setting a speculation control";
-            p.call(nr::PRCTL, &args, Rule::OkOr(ENXIO), why);
+            p.call(nr::PRCTL, &args, Rule::Ok, why);
         }
+    }
+}
+
+/// What a thread loses of its modes here, in words.
+pub fn loss(wanted: &FirnThreadEntry, own: &ThreadModes) -> Option<&'static str> {
+    let mut kinds = wanted.speculation.iter().zip(&own.speculation);
+    let is_lost = |(wanted, own): (&u32, &u32)| match speculation(*wanted, *own) {
+        Speculation::Set(_) | Speculation::Same => false,
+        Speculation::StaysOn | Speculation::StaysOff => true,
+    };
+    kinds.any(is_lost).then_some(
+        "whether the CPU speculates in it stays as it is here: a speculation control can't be set",
+    )
+}
+
+/// What becomes of a speculation control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speculation {
+    /// It is as it was, or as strict without a control.
+    Same,
+    /// The thread sets this value.
+    Set(u32),
+    /// It was switched off, and can't be here.
+    StaysOn,
+    /// It was on, and is off here for good.
+    StaysOff,
+}
+
+fn speculation(wanted: u32, own: u32) -> Speculation {
+    let value = wanted & !PR_SPEC_PRCTL;
+    let is_off = |state: u32| state & (PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE) != 0;
+    if wanted == own || wanted & PR_SPEC_PRCTL == 0 {
+        return Speculation::Same;
+    }
+    match own {
+        _ if own & PR_SPEC_FORCE_DISABLE != 0 => match is_off(wanted) {
+            true => Speculation::Same,
+            false => Speculation::StaysOff,
+        },
+        _ if own & PR_SPEC_PRCTL != 0 => Speculation::Set(value),
+        // Not affected, or off for everybody.
+        0 | PR_SPEC_DISABLE => Speculation::Same,
+        _ if value == PR_SPEC_ENABLE => Speculation::Same,
+        _ => Speculation::StaysOn,
     }
 }
 
@@ -290,6 +335,25 @@ mod tests {
         plan_thread(&mut program, &image, &own);
         assert!(program.is_empty(), "{}", program.describe(0));
         assert!(own.slack > 0 && own.tsc == 1, "{own:?}");
+    }
+
+    #[test]
+    fn speculation_that_cannot_be_set_is_a_loss() {
+        use Speculation::*;
+        let cases = [
+            (3, 3, Same),
+            (5, 3, Set(4)),
+            (17, 3, Set(16)),
+            (5, 2, StaysOn),
+            (5, 4, Same),
+            (5, 0, Same),
+            (3, 9, StaysOff),
+            (5, 9, Same),
+            (2, 3, Same),
+        ];
+        for (wanted, own, becomes) in cases {
+            assert_eq!(speculation(wanted, own), becomes, "{wanted} where {own} is");
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub mod advice {
     pub const DONTFORK: u32 = 10;
     /// Look for equal pages to merge.
     pub const MERGEABLE: u32 = 12;
+    /// Equal pages are not merged any more.
+    pub const UNMERGEABLE: u32 = 13;
     /// Use huge pages.
     pub const HUGEPAGE: u32 = 14;
     /// Use no huge pages.
@@ -86,8 +88,6 @@ pub const PR_SET_MM: i32 = libc::PR_SET_MM;
 pub const PR_SET_MM_MAP: i32 = 14;
 /// prctl option: may core dumps be written and /proc be read.
 pub const PR_SET_DUMPABLE: i32 = libc::PR_SET_DUMPABLE;
-/// prctl option: no transparent huge pages.
-pub const PR_SET_THP_DISABLE: i32 = libc::PR_SET_THP_DISABLE;
 
 /// First address after user space with four-level page tables.
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
 use firn_engine::memory::fresh::FreshFacts;
+use firn_engine::memory::space_modes::SpaceModes;
 use firn_engine::memory::{
     AddressRange, Filling, KernelVdso, KernelVdsos, MappingFds, MemoryFacts, MemoryImage,
     MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
@@ -224,6 +225,7 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
         },
         vdso_choice: choice,
         nodes: Nodes::usable(),
+        own_modes: SpaceModes::own(),
     };
     let tasks: Vec<TaskMemory> = dumped
         .iter()

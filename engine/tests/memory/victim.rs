@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
+use firn_engine::memory::space_modes::SpaceModes;
 use firn_engine::memory::{
     AddressRange, AddressSpace, Buffers, KernelVdso, MappedFiles, MmAnswers, PageCopy, SharedDump,
     smaps,
@@ -228,7 +229,7 @@ impl Victim {
             let answers = MmAnswers {
                 brk: space_brk(pid),
                 dumpable: 1,
-                thp_disabled: false,
+                modes: SpaceModes::default(),
                 exe_file_id: 0,
                 policies: Vec::new(),
             };

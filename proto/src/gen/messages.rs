@@ -2807,6 +2807,12 @@ pub struct FirnMmEntry {
     pub names: ::prost::alloc::vec::Vec<FirnVmaName>,
     #[prost(message, repeated, tag = "20")]
     pub policies: ::prost::alloc::vec::Vec<FirnVmaPolicy>,
+    /// PR_GET_THP_DISABLE, where it is not what thp_disabled says: 3, no huge pages but those that are advised.
+    #[prost(uint32, optional, tag = "21")]
+    pub thp_disable: ::core::option::Option<u32>,
+    /// PR_SET_MEMORY_MERGE: equal pages of all mappings are merged.
+    #[prost(bool, optional, tag = "22")]
+    pub merge_any: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnMmEntry {
 const NAME: &'static str = "firn_mm_entry";

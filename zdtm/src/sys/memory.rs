@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU32;
 
 use anyhow::{Result, bail, ensure};
 
-use super::{PAGE, check};
+use super::{PAGE, check, check_long};
 
 /// `madvise` advice that makes pages fault like unmapped ones (Linux 6.13).
 pub const MADV_GUARD_INSTALL: i32 = 102;
@@ -187,7 +187,7 @@ impl Region {
     pub fn seal(&self) -> io::Result<()> {
         // SAFETY: sealing changes no contents.
         let got = unsafe { libc::syscall(libc::SYS_mseal, self.addr, self.len, 0) };
-        super::check_long(got).map(drop)
+        check_long(got).map(drop)
     }
 
     /// Unmaps it.
@@ -262,4 +262,22 @@ pub fn brk(end: usize) -> usize {
     // SAFETY: the workloads that call this move only past what malloc has taken.
     let now = unsafe { libc::syscall(libc::SYS_brk, end) };
     usize::try_from(now).unwrap_or(0)
+}
+
+/// Gives anonymous memory a name.
+///
+/// # Errors
+/// EINVAL without CONFIG_ANON_VMA_NAME.
+pub fn name_memory(region: Region, name: &CStr) -> io::Result<()> {
+    const PR_SET_VMA: i32 = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: usize = 0;
+    let (addr, len) = (region.addr, region.len);
+    // SAFETY: the name is a string that lives through the call; the memory itself stays as it is.
+    let result = unsafe { libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, addr, len, name.as_ptr()) };
+    check_long(i64::from(result)).map(drop)
+}
+
+/// Whether the kernel keeps names of mappings.
+pub fn has_vma_names() -> bool {
+    Region::anon(PAGE).is_ok_and(|page| name_memory(page, c"probe").is_ok() & page.unmap().is_ok())
 }

@@ -125,12 +125,17 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
 
 /// Sends this thread's system calls to SIGSYS while the byte at `selector` is 1.
 pub fn dispatch_calls(selector: usize) -> io::Result<()> {
+    dispatch_calls_outside(0, 0, selector)
+}
+
+/// As [`dispatch_calls`], but for calls of the code in a range.
+pub fn dispatch_calls_outside(start: i64, len: i64, selector: usize) -> io::Result<()> {
     const PR_SET_SYSCALL_USER_DISPATCH: i64 = 59;
     const ON: i64 = 1;
     let selector = i64::try_from(selector).map_err(io::Error::other)?;
     call_plain(
         libc::SYS_prctl,
-        [PR_SET_SYSCALL_USER_DISPATCH, ON, 0, 0, selector, 0],
+        [PR_SET_SYSCALL_USER_DISPATCH, ON, start, len, selector, 0],
     )
     .map(drop)
 }

@@ -37,6 +37,12 @@ pub static HUGE: Workload = Workload::new(
 )
 .needs(&[Need::HugePages(2)]);
 
+pub static SEALED: Workload = Workload::new(
+    "memory/memfd-sealed",
+    "memory files that nobody may write any more, but for who had mapped one before; sealed seals",
+    sealed,
+);
+
 fn mapped(stage: &Stage) -> Result<()> {
     let file = File::from(sys::memfd(c"mapped name", 0)?);
     file.set_len(16 * PAGE as u64)?;
@@ -134,6 +140,51 @@ fn private(stage: &Stage) -> Result<()> {
     ensure!(
         private.get(4 * PAGE, 4) == b"seen",
         "an untouched private page is a copy"
+    );
+    Ok(())
+}
+
+fn sealed(stage: &Stage) -> Result<()> {
+    const FUTURE_WRITE: i32 = libc::F_SEAL_FUTURE_WRITE;
+    let make = |seed: u8| {
+        let file = File::from(sys::memfd(c"sealed", libc::MFD_ALLOW_SEALING)?);
+        file.write_all_at(&[seed; PAGE], 0)?;
+        Ok::<_, anyhow::Error>(file)
+    };
+    let (frozen, future, last) = (make(1)?, make(2)?, make(3)?);
+    let reader = Region::file(frozen.as_fd(), PAGE, libc::PROT_READ, libc::MAP_SHARED)?;
+    let copy = Region::file(frozen.as_fd(), PAGE, RW, libc::MAP_PRIVATE)?;
+    copy.put(0, b"own");
+    let writer = Region::file(future.as_fd(), PAGE, RW, libc::MAP_SHARED)?;
+    let seals = [libc::F_SEAL_WRITE, FUTURE_WRITE, SEALS | libc::F_SEAL_SEAL];
+    for (file, seals) in [&frozen, &future, &last].into_iter().zip(seals) {
+        sys::fcntl(file, libc::F_ADD_SEALS, i64::from(seals))?;
+    }
+    stage.ready_and_wait()?;
+    for (file, seals) in [&frozen, &future, &last].into_iter().zip(seals) {
+        let found = sys::fcntl(file, libc::F_GET_SEALS, 0)?;
+        ensure!(found == seals, "the seals were {seals:#x}, are {found:#x}");
+    }
+    ensure!(frozen.write_all_at(b"x", 0).is_err(), "it may be written");
+    ensure!(
+        future.write_all_at(b"x", 0).is_err(),
+        "it may be written again"
+    );
+    ensure!(
+        reader.get(0, PAGE) == vec![1; PAGE],
+        "the contents have changed"
+    );
+    ensure!(copy.get(0, 4) == b"own\x01", "the private copy has changed");
+    writer.put(0, b"mapped");
+    let mut bytes = [0; 7];
+    future.read_exact_at(&mut bytes, 0)?;
+    ensure!(
+        &bytes == b"mapped\x02",
+        "who had it mapped does not write to it: {bytes:?}"
+    );
+    ensure!(
+        Region::file(future.as_fd(), PAGE, RW, libc::MAP_SHARED).is_err(),
+        "it may be mapped writable again"
     );
     Ok(())
 }

@@ -9,6 +9,7 @@ mod memfd;
 mod numa;
 mod odd;
 mod shared;
+mod space_modes;
 mod special;
 mod stack;
 mod sysv;
@@ -27,6 +28,7 @@ pub static ALL: &[&Workload] = &[
     &stack::MAIN,
     &stack::THREAD,
     &stack::GROWS_DOWN,
+    &stack::GROWS_DOWN_EDGES,
     &stack::MALLOC,
     &sysv::SEGMENTS,
     &sysv::PARTS,
@@ -38,6 +40,7 @@ pub static ALL: &[&Workload] = &[
     &odd::REPLACED,
     &odd::OVERLAY,
     &odd::DEVICE,
+    &odd::KERNEL,
     &odd::PERSONALITY,
     &file::PRIVATE,
     &file::PRIVATE_READ_ONLY,
@@ -54,6 +57,7 @@ pub static ALL: &[&Workload] = &[
     &memfd::PRIVATE,
     &memfd::FLAGS,
     &memfd::HUGE,
+    &memfd::SEALED,
     &copy_on_write::READ_ONLY,
     &copy_on_write::CHAIN,
     &copy_on_write::PARTLY,
@@ -67,6 +71,9 @@ pub static ALL: &[&Workload] = &[
     &advice::LOCKED,
     &advice::LOCK_ALL,
     &numa::POLICIES,
+    &space_modes::MERGED,
+    &space_modes::HUGE_IF_ADVISED,
+    &space_modes::NAMED,
     &special::NO_RESERVE,
     &special::EDGES,
     &vdso::CALLS,

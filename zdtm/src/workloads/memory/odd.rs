@@ -48,6 +48,27 @@ pub static DEVICE: Workload = Workload::new(
 )
 .needs(&[Need::File("/dev/mem")])
 .refused(&["/dev/mem", "device"]);
+pub static KERNEL: Workload = Workload::new(
+    "refusals/kernel-memory",
+    "a mapping of pages that the kernel has for itself: the types of its image",
+    |stage| {
+        let file = File::open(KERNEL_TYPES).context("opening it")?;
+        let (prot, flags) = (libc::PROT_READ, libc::MAP_PRIVATE);
+        let region = Region::map(None, PAGE, prot, flags, Some(file.as_fd()), 0)?;
+        drop(file);
+        ensure!(
+            proc::details_at(region.addr)?.has_flag("pf"),
+            "ordinary pages"
+        );
+        stage.ready_and_wait()?;
+        ensure!(proc::vma_at(region.addr)?.is_some(), "it is gone");
+        Ok(())
+    },
+)
+.needs(&[Need::File(KERNEL_TYPES)])
+.refused(&["btf/vmlinux", "device"]);
+/// Linux 6.16 maps it.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 fn sealed(stage: &Stage) -> Result<()> {
     let regions = [(RW, 1), (libc::PROT_READ, 2), (libc::PROT_NONE, 3)];

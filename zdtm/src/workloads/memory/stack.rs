@@ -25,6 +25,11 @@ pub static GROWS_DOWN: Workload = Workload::new(
     "a mapping made with MAP_GROWSDOWN",
     grows_down,
 );
+pub static GROWS_DOWN_EDGES: Workload = Workload::new(
+    "memory/grows-down-edges",
+    "growing mappings: large, with a neighbour right below, with a lowest page that nobody may touch",
+    grows_down_edges,
+);
 pub static MALLOC: Workload =
     Workload::new("memory/malloc", "a heap full of small objects", malloc);
 
@@ -113,6 +118,55 @@ fn grows_down(stage: &Stage) -> Result<()> {
         vma.vma
     );
     stack.check(3)
+}
+
+fn grows_down_edges(stage: &Stage) -> Result<()> {
+    const LARGE: usize = 20 << 20;
+    let growing = |at: usize, len: usize| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
+        Region::map(Some(at), len, RW, flags, None, 0)
+    };
+    let room = Region::anon(64 << 20)?;
+    room.unmap()?;
+    let large = growing(room.addr + (4 << 20), LARGE)?;
+    let narrow = growing(room.addr + (40 << 20), 8 * PAGE)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let below = Region::map(Some(narrow.addr - PAGE), PAGE, RW, flags, None, 0)?;
+    let fenced = growing(room.addr + (50 << 20), 8 * PAGE)?;
+    for (seed, region) in (1..).zip([large, narrow, below, fenced]) {
+        region.fill(seed);
+    }
+    fenced.part(0, PAGE).protect(libc::PROT_NONE)?;
+    stage.ready_and_wait()?;
+    for (seed, region) in (1..).zip([large, narrow, below]) {
+        region.check(seed)?;
+        let vma = proc::details_at(region.addr)?.vma;
+        ensure!(
+            vma.start == region.addr,
+            "a mapping begins elsewhere: {vma:?}"
+        );
+    }
+    fenced.part(0, PAGE).protect(RW)?;
+    fenced.check(4)?;
+    let deeper = Region {
+        addr: large.addr - PAGE,
+        len: PAGE,
+    };
+    deeper.put(0, b"deeper");
+    let vma = proc::details_at(deeper.addr)?;
+    ensure!(
+        vma.vma.end == large.end() && vma.has_flag("gd"),
+        "{:?}",
+        vma.vma
+    );
+    for region in [narrow, fenced] {
+        let vma = proc::details_at(region.addr)?;
+        ensure!(
+            vma.has_flag("gd"),
+            "a mapping does not grow any more: {vma:?}"
+        );
+    }
+    Ok(())
 }
 
 fn malloc(stage: &Stage) -> Result<()> {

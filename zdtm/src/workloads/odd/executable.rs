@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Stage, Workload, proc, sys};
+use crate::workload::find_program;
+use crate::{Need, Stage, Workload, proc, sys};
 
 pub static DELETED: Workload = Workload::new(
     "odd/deleted-executable",
@@ -24,6 +26,13 @@ pub static COPIED: Workload = Workload::new(
     "parent and child with different executables",
     copied,
 );
+
+pub static OVERLAY: Workload = Workload::new(
+    "odd/overlay-executable",
+    "a program run from an overlay: from its lower layer, and copied up",
+    overlay,
+)
+.needs(&[Need::FileSystem("overlay"), Need::Root]);
 
 /// Set in the environment of the second life, after the exec.
 const SECOND: &str = "FIRN_ZDTM_SECOND_LIFE";
@@ -64,6 +73,51 @@ fn deleted(stage: &Stage) -> Result<()> {
     std::io::Read::read_exact(&mut File::open("/proc/self/exe")?, &mut start)?;
     ensure!(&start == b"\x7fELF", "the executable starts with {start:?}");
     Ok(())
+}
+
+/// Each child is a program that only sleeps.
+fn overlay(stage: &Stage) -> Result<()> {
+    let base = stage.path("layers");
+    fs::create_dir(&base)?;
+    sys::mount(Some(c"tmpfs"), &sys::c_path(&base)?, Some(c"tmpfs"), 0).context("a tmpfs")?;
+    fs::create_dir(base.join("lower"))?;
+    for name in ["plain", "copied"] {
+        fs::copy(
+            find_program("sleep").context("no sleep")?,
+            base.join("lower").join(name),
+        )?;
+    }
+    let merged = sys::mount_overlay(&base).context("an overlay")?;
+    drop(sys::open(merged.join("copied"), libc::O_RDWR)?);
+    let mut sleepers = Vec::new();
+    for name in ["plain", "copied"] {
+        let program = merged.join(name);
+        let sleeper = Command::new(&program).arg("1000").spawn()?;
+        let pid = i32::try_from(sleeper.id())?;
+        while proc::link(pid, "exe")? != program {
+            sys::pause_for(1);
+        }
+        sleepers.push((program, pid));
+    }
+    stage.ready_and_wait()?;
+    for (program, pid) in sleepers {
+        let exe = proc::link(pid, "exe")?;
+        ensure!(
+            exe == program,
+            "{} has become {}",
+            program.display(),
+            exe.display()
+        );
+        let busy = sys::open(&program, libc::O_WRONLY).map_err(|error| error.raw_os_error());
+        ensure!(
+            busy.err() == Some(Some(libc::ETXTBSY)),
+            "its executable is not busy"
+        );
+        sys::kill(pid, libc::SIGKILL)?;
+        sys::wait(pid)?;
+    }
+    sys::unmount(&sys::c_path(&merged)?)?;
+    Ok(sys::unmount(&sys::c_path(&base)?)?)
 }
 
 fn memfd(stage: &Stage) -> Result<()> {

@@ -13,6 +13,7 @@ pub static ALL: &[&Workload] = &[
     &executable::DELETED,
     &executable::MEMFD,
     &executable::COPIED,
+    &executable::OVERLAY,
     &raw_thread::RAW,
     &raw_thread::NO_STACK,
 ];

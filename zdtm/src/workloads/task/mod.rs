@@ -45,5 +45,7 @@ pub static ALL: &[&Workload] = &[
     &modes::SWITCHES,
     &modes::NO_WRITE_EXEC,
     &modes::NO_TSC,
+    &modes::NO_CPUID,
     &modes::DISPATCH,
+    &modes::DISPATCH_RANGE,
 ];

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::sys::{self, Exit, PAGE, Region};
-use crate::{Stage, Workload};
+use crate::{Need, Stage, Workload};
 
 pub static SWITCHES: Workload = Workload::new(
     "task/prctl",
@@ -24,12 +24,25 @@ pub static NO_TSC: Workload = Workload::new(
     "a child that may not read the time stamp counter",
     no_tsc,
 );
+pub static NO_CPUID: Workload = Workload::new(
+    "task/no-cpuid",
+    "a child that may not ask the CPU what it is",
+    no_cpuid,
+)
+.needs(&[Need::CpuidFaulting]);
+pub static DISPATCH_RANGE: Workload = Workload::new(
+    "task/syscall-dispatch-range",
+    "a thread with dispatched system calls, all of whose code may make them",
+    dispatch_range,
+);
 pub static DISPATCH: Workload = Workload::new(
     "task/syscall-dispatch",
     "a thread whose system calls go to its own handler",
     dispatch,
 );
 
+/// MEMBARRIER_CMD_REGISTER_*: global, private, of cores, of restartable sequences.
+const REGISTRATIONS: [i64; 4] = [1 << 2, 1 << 4, 1 << 6, 1 << 8];
 const STORE_BYPASS: i64 = 0;
 const INDIRECT_BRANCH: i64 = 1;
 const PR_GET_SPECULATION: i64 = 52;
@@ -90,8 +103,7 @@ fn switches(stage: &Stage) -> Result<()> {
         sys::prctl_with(33, [1, 1, 0]).context("PR_MCE_KILL")?;
         no_speculation(STORE_BYPASS)?;
         no_speculation(INDIRECT_BRANCH)?;
-        // MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED and _GLOBAL_EXPEDITED.
-        for command in [1 << 4, 1 << 2] {
+        for command in REGISTRATIONS {
             sys::call_plain(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0])?;
         }
         let before = told();
@@ -99,9 +111,12 @@ fn switches(stage: &Stage) -> Result<()> {
         for (before, after) in before.iter().zip(told()) {
             ensure!(*before == after, "was {before:?}, is {after:?}");
         }
-        sys::call_plain(libc::SYS_membarrier, [1 << 3, 0, 0, 0, 0, 0])
-            .context("an expedited barrier")
-            .map(drop)
+        // Expedited barriers of each kind, which nobody may ask for who has not registered.
+        for command in [1 << 3, 1 << 5, 1 << 7] {
+            sys::call_plain(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0])
+                .with_context(|| format!("the expedited barrier {command:#x}"))?;
+        }
+        Ok(())
     })?;
     let own = told();
     stage.ready_and_wait()?;
@@ -152,6 +167,65 @@ fn no_tsc(stage: &Stage) -> Result<()> {
         "the child: {exit}, it may read the counter"
     );
     Ok(())
+}
+
+const ARCH_GET_CPUID: i64 = 0x1011;
+const ARCH_SET_CPUID: i64 = 0x1012;
+
+fn may_ask_cpu() -> Result<bool> {
+    Ok(sys::call_plain(libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0])? == 1)
+}
+
+fn no_cpuid(stage: &Stage) -> Result<()> {
+    let child = stage.child(|stage| {
+        sys::call_plain(libc::SYS_arch_prctl, [ARCH_SET_CPUID, 0, 0, 0, 0, 0])?;
+        stage.ready_and_wait()?;
+        if !may_ask_cpu()? {
+            std::hint::black_box(std::arch::x86_64::__cpuid(0));
+        }
+        Ok(())
+    })?;
+    stage.ready_and_wait()?;
+    ensure!(may_ask_cpu()?, "the parent may not ask, either");
+    sys::kill(child.pid, libc::SIGTERM)?;
+    let exit = sys::wait(child.pid)?;
+    ensure!(
+        exit == Exit::Signal(libc::SIGSEGV),
+        "the child: {exit}, it may ask"
+    );
+    Ok(())
+}
+
+static BLOCKING: AtomicU32 = AtomicU32::new(0);
+static STRAYED: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn on_stray_call(_signal: i32) {
+    BLOCKING.store(0, Ordering::SeqCst);
+    STRAYED.fetch_add(1, Ordering::SeqCst);
+}
+
+/// With all of user space let through, the selector blocks nothing; without the range it would everything.
+fn dispatch_range(stage: &Stage) -> Result<()> {
+    const USER_SPACE: i64 = (1 << 47) - (1 << 16);
+    sys::handle(libc::SIGSYS, on_stray_call, 0)?;
+    let (send, receive) = mpsc::channel();
+    let thread = thread::spawn(move || -> Result<()> {
+        sys::dispatch_calls_outside(1 << 16, USER_SPACE - (1 << 16), BLOCKING.as_ptr().addr())?;
+        BLOCKING.store(1, Ordering::SeqCst);
+        send.send(())?;
+        crate::stop::wait();
+        let _ = sys::call_plain(libc::SYS_getppid, [0; 6]);
+        let still = BLOCKING.swap(0, Ordering::SeqCst);
+        let strayed = STRAYED.load(Ordering::SeqCst);
+        ensure!(
+            still == 1 && strayed == 0,
+            "{strayed} calls were dispatched that the range lets through"
+        );
+        Ok(())
+    });
+    receive.recv()?;
+    stage.ready_and_wait()?;
+    thread.join().map_err(|_| anyhow!("a thread panicked"))?
 }
 
 static DISPATCHED: AtomicU32 = AtomicU32::new(0);
