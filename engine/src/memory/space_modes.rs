@@ -11,7 +11,7 @@ use firn_proto::{FirnMmEntry, MmEntry};
 use firn_sys::mm::{advice, map};
 use firn_sys::{nr, task as sys_task};
 
-use super::vma::Vma;
+use super::vma::{Vma, status};
 use crate::program::{Arena, Program, ProgramId, Rule, Slot};
 
 const PR_SET_THP_DISABLE: u32 = 41;
@@ -124,7 +124,9 @@ impl SpaceModes {
 }
 
 fn was_taken_out(vma: &Vma) -> bool {
-    vma.has_flag(map::PRIVATE) && !vma.has_advice(advice::MERGEABLE)
+    let kernel = status::VDSO | status::VVAR | status::VSYSCALL | status::UPROBES | status::AIORING;
+    let is_ours = vma.status & kernel == 0;
+    is_ours && vma.has_flag(map::PRIVATE) && !vma.has_advice(advice::MERGEABLE)
 }
 
 #[cfg(test)]
