@@ -26,7 +26,8 @@ pub struct Task {
     pub state: TaskState,
     /// Which kind of program it runs; unknown of a zombie.
     pub abi: Abi,
-    /// Tids of all threads, the leader first. Only the leader for a zombie.
+    /// Tids of all threads that live, the leader first; without it where it has exited before the others.
+    /// Only the leader for a zombie.
     pub threads: Vec<Pid>,
 }
 
@@ -45,6 +46,26 @@ impl Task {
     /// False for a zombie, which has no memory, files or threads any more.
     pub fn is_alive(&self) -> bool {
         !matches!(self.state, TaskState::Zombie(_))
+    }
+
+    /// The thread through which the process is looked at and changed: its leader, or another one where the
+    /// leader has exited. A dead leader is a zombie that /proc shows without memory and files.
+    ///
+    /// # Panics
+    /// If the task has no thread, which no constructor produces.
+    pub fn speaker(&self) -> Pid {
+        *self.threads.first().expect("a task has a thread")
+    }
+
+    /// False where the leader has exited before other threads.
+    pub fn has_leader(&self) -> bool {
+        self.speaker() == self.pid
+    }
+
+    /// Tids of all threads, the leader first, also a dead one: the ids that the process holds.
+    pub fn tids(&self) -> impl Iterator<Item = Pid> {
+        let dead = (!self.has_leader()).then_some(self.pid);
+        dead.into_iter().chain(self.threads.iter().copied())
     }
 }
 

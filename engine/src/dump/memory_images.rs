@@ -35,7 +35,7 @@ pub(super) fn describe_spaces<'a>(
             brk: answers.process.brk,
             dumpable: answers.process.dumpable,
             modes: answers.process.space,
-            exe_file_id: files.add_link(task.pid, ProcLink::Exe, O_PATH_LIKE)?,
+            exe_file_id: files.add_link(task.speaker(), ProcLink::Exe, O_PATH_LIKE)?,
             policies: answers.policies.clone(),
         };
         let space = space.describe(&answers, files, shared)?;

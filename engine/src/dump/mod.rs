@@ -282,7 +282,7 @@ impl Operation<'_> {
         let known = answers.iter().zip(outside);
         for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
             core_image::dump(task, answers, outside, &layout, &seccomp, &kernel, images)?;
-            let ids = inventory::task_ids(nth, files.files_id(task.pid));
+            let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;
             images.write_one(ImageKind::Fs, pid, &dump_fs(task, outside, files)?)?;
@@ -382,11 +382,18 @@ impl Operation<'_> {
 fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
     let (own, module) = (survey::OwnNamespaces::read(), lsm::Module::of_host());
     let of_task = |pid: &Pid| {
-        let mut found = survey::survey(*pid, &own);
-        found.extend(memory::survey(*pid));
-        found.extend(ia32::survey(*pid));
-        found.extend(lsm::survey(*pid, module));
-        found
+        let Some(speaker) = survey::speaker(*pid) else {
+            return Vec::new();
+        };
+        let mut found = survey::survey(speaker, &own);
+        found.extend(memory::survey(speaker));
+        found.extend(ia32::survey(speaker));
+        found.extend(lsm::survey(speaker, module));
+        let of_process = |obstacle| Obstacle {
+            pid: *pid,
+            ..obstacle
+        };
+        found.into_iter().map(of_process).collect()
     };
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
 }
@@ -395,17 +402,17 @@ fn read_address_spaces(
     tree: &Tree,
     increment: &Increment,
 ) -> Result<Vec<AddressSpace>, MemoryDumpError> {
-    let pids: Vec<Pid> = tree.alive().map(|task| task.pid).collect();
-    let spaces = crew::share_out(&pids, TASKS_PER_THREAD, |pid| {
-        AddressSpace::read(*pid, increment.is_tracked(*pid))
+    let tasks: Vec<&Task> = tree.alive().collect();
+    let spaces = crew::share_out(&tasks, TASKS_PER_THREAD, |task| {
+        AddressSpace::read(task.pid, task.speaker(), increment.is_tracked(task.pid))
     });
     spaces.into_iter().collect()
 }
 
 fn dump_fs(task: &Task, outside: &Outside, files: &mut FileTable) -> Result<FsEntry, DumpError> {
     Ok(FsEntry {
-        cwd_id: files.add_link(task.pid, ProcLink::Cwd, O_PATH_LIKE)?,
-        root_id: files.add_link(task.pid, ProcLink::Root, O_PATH_LIKE)?,
+        cwd_id: files.add_link(task.speaker(), ProcLink::Cwd, O_PATH_LIKE)?,
+        root_id: files.add_link(task.speaker(), ProcLink::Root, O_PATH_LIKE)?,
         umask: outside.threads[0].umask,
     })
 }
@@ -421,7 +428,7 @@ fn pstree_entries(tree: &Tree) -> Vec<PstreeEntry> {
         },
         pgid: task.pgid.to_image(),
         sid: task.sid.to_image(),
-        threads: task.threads.iter().map(|tid| tid.to_image()).collect(),
+        threads: task.tids().map(Pid::to_image).collect(),
     };
     tree.tasks.iter().map(entry).collect()
 }

@@ -74,7 +74,8 @@ impl FileTable {
         shared: &mut SharedDump,
     ) -> Result<(), FileDumpError> {
         let dir = DescriptorDir::open(pid)?;
-        let pidfd = pidfd::open(pid).map_err(|source| dir.failed("the descriptors", source))?;
+        let pidfd =
+            pidfd::open_by_thread(pid).map_err(|source| dir.failed("the descriptors", source))?;
         let fds = dir.numbers()?;
         let mut table = Vec::with_capacity(fds.len());
         let ahead = self.limit.as_ref().map_or(MAX_FDS_AHEAD, room);
@@ -196,7 +197,11 @@ impl FileTable {
     ) -> Result<(), FileDumpError> {
         let table = self.files_id(file.pid);
         let lease = || duplicate.map_or(Err(Errno::EBADF), fcntl::lease);
-        self.collected.locks.add(file, fd, table, id, lease)
+        let process = self.collected.process_of.get(&file.pid);
+        let process = *process.unwrap_or(&file.pid);
+        self.collected
+            .locks
+            .add(file, process, fd, table, id, lease)
     }
 
     /// Dumps an open file; None for one that can't be dumped, which is noted.

@@ -30,7 +30,7 @@ use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
 use crate::network_lock;
 use crate::obstacle::Obstacle;
-use crate::tree::Tree;
+use crate::tree::{Task, Tree};
 
 /// Number of the first dumped table: 1 is the dumper's own in CRIU's images.
 const FIRST_FILES_ID: u32 = 2;
@@ -74,6 +74,8 @@ pub(super) struct Collected {
     pub(super) maps: MapContents,
     /// Processes and threads of the tree.
     pub(super) inside: HashSet<Pid>,
+    /// The process of each thread through which files are looked at.
+    pub(super) process_of: HashMap<Pid, Pid>,
     pub(super) finder: Finder,
     pub(super) rings: DumpedRings,
     /// Watched files without a name: the last one, and whose watch it is.
@@ -147,6 +149,7 @@ impl FileTable {
                 epolls: Vec::new(),
                 maps: MapContents::default(),
                 inside: HashSet::new(),
+                process_of: HashMap::new(),
                 finder: Finder::default(),
                 rings: DumpedRings::default(),
                 nameless_watches: Vec::new(),
@@ -176,14 +179,14 @@ impl FileTable {
     /// `Obstacles` with everything that can't be dumped.
     pub fn add_tasks(&mut self, tree: &Tree, shared: &mut SharedDump) -> Result<(), FileDumpError> {
         let tasks = tree.tasks.iter();
-        self.collected.inside = tasks
-            .flat_map(|task| task.threads.iter().copied())
-            .collect();
+        self.collected.inside = tasks.flat_map(Task::tids).collect();
         for task in tree.alive() {
-            if self.assign_table(task.pid)? {
-                self.add_table(task.pid, shared)?;
+            let speaker = task.speaker();
+            self.collected.process_of.insert(speaker, task.pid);
+            if self.assign_table(speaker)? {
+                self.add_table(speaker, shared)?;
             }
-            let own = survey::threads_with_own_table(task.pid, &task.threads);
+            let own = survey::threads_with_own_table(speaker, &task.threads);
             self.obstacles.extend(own);
         }
         let mut inside: Vec<Pid> = tree.tasks.iter().map(|task| task.pid).collect();

@@ -248,7 +248,7 @@ fn reaches_signalfd(
 }
 
 fn is_idle(set: &Unresolved) -> firn_sys::Result<bool> {
-    let duplicate = pidfd::getfd(pidfd::open(set.pid)?, set.fd)?;
+    let duplicate = pidfd::getfd(pidfd::open_by_thread(set.pid)?, set.fd)?;
     Ok(!epoll::is_readable(duplicate)?)
 }
 

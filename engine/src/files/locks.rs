@@ -104,10 +104,11 @@ impl Line {
 }
 
 impl Locks {
-    /// Notes the locks under a descriptor of a table whose open file has number `id`.
+    /// Notes the locks under a descriptor of a table of `process` whose open file has number `id`.
     pub(super) fn add(
         &mut self,
         file: &OpenFile,
+        process: Pid,
         fd: i32,
         table: u32,
         id: u32,
@@ -132,7 +133,7 @@ impl Locks {
             self.entries.push(FileLockEntry {
                 flag: lock.kind,
                 r#type: lock.lock_type,
-                pid: file.pid.raw(),
+                pid: process.raw(),
                 fd,
                 start: lock.start,
                 len: lock.len,

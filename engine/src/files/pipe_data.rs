@@ -161,7 +161,7 @@ struct OwnPipe {
 impl Peeker {
     fn pidfd(&mut self, pid: Pid) -> firn_sys::Result<&OwnedFd> {
         if self.task.as_ref().is_none_or(|(known, _)| *known != pid) {
-            self.task = Some((pid, pidfd::open(pid)?));
+            self.task = Some((pid, pidfd::open_by_thread(pid)?));
         }
         Ok(&self.task.as_ref().expect("made above").1)
     }

@@ -19,7 +19,9 @@ use super::open_file::{
 };
 use super::{FileDumpOptions, autofs, outside, tty};
 use crate::crew;
+use crate::freeze;
 use crate::obstacle::Obstacle;
+use crate::task::status::Status;
 
 /// Tasks that are worth a thread of their own to look at their files.
 const TASKS_PER_THREAD: usize = 4;
@@ -71,11 +73,18 @@ struct Look {
 }
 
 fn look_at_task(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
-    let mut look = look_at_descriptors(pid, options, depth);
-    for link in [ProcLink::Exe, ProcLink::Cwd, ProcLink::Root] {
-        if let Ok(file) = OpenFile::of_link(pid, link, 0) {
-            look.found.extend(link_obstacles(&file, options));
+    let exe = OpenFile::of_link(pid, ProcLink::Exe, 0);
+    if exe.is_err() {
+        // A zombie has no files, but where only the main thread is dead, its other threads have them.
+        let speaker = freeze::speaker(pid);
+        if speaker != pid {
+            return look_at_task(speaker, options, depth);
         }
+    }
+    let mut look = look_at_descriptors(pid, options, depth);
+    let others = [ProcLink::Cwd, ProcLink::Root].map(|link| OpenFile::of_link(pid, link, 0));
+    for file in others.into_iter().chain([exe]).flatten() {
+        look.found.extend(link_obstacles(&file, options));
     }
     let threads = file::open(format!("/proc/{pid}/task").as_ref(), 0);
     let tids = threads.and_then(file::list_numbers);
@@ -170,11 +179,18 @@ pub(super) fn link_obstacles(file: &OpenFile, options: &FileDumpOptions) -> Vec<
 }
 
 /// Threads that do not share the descriptor table of their process.
+///
+/// `pid` is one of them.
 pub(super) fn threads_with_own_table(pid: Pid, threads: &[Pid]) -> Vec<Obstacle> {
+    // A thread that is dead or about to be has none.
+    let lives = |tid: Pid| {
+        let status = Status::read(pid, tid);
+        status.is_ok_and(|status| !matches!(status.state, b'Z' | b'X'))
+    };
     let differs = |tid: &&Pid| {
         **tid != pid
-            && kcmp(pid, **tid, Resource::Files)
-                .is_ok_and(|order| order != std::cmp::Ordering::Equal)
+            && kcmp(pid, **tid, Resource::Files).is_ok_and(|order| order.is_ne())
+            && lives(**tid)
     };
     threads
         .iter()

@@ -26,7 +26,7 @@ use crate::task::status::StatusError;
 use crate::tree::{Task, TaskState, Tree};
 
 pub use cgroup::CgroupFreezeError;
-pub use walk::{check_root, children, running_tree, threads};
+pub use walk::{check_root, children, running_tree, speaker, threads};
 
 /// Why a tree could not be frozen. Nothing of it stays stopped.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use firn_sys::procfs;
 
 use super::FreezeError;
 use crate::crew;
-use crate::task::status::{Stat, StatusError};
+use crate::task::status::{Stat, Status, StatusError};
 
 /// Threads of a process that are worth a thread of our own to ask for their children.
 const THREADS_PER_THREAD: usize = 64;
@@ -19,6 +19,15 @@ pub fn threads(pid: Pid) -> Vec<Pid> {
     let mut tids = numbers_in(&format!("/proc/{pid}/task"));
     tids.sort_by_key(|tid| (*tid != pid, *tid));
     tids
+}
+
+/// The thread through which a process is looked at: its leader, or another one where that has exited.
+pub fn speaker(pid: Pid) -> Pid {
+    let is_dead = |tid: Pid| {
+        Status::read(pid, tid).map_or(true, |status| matches!(status.state, b'Z' | b'X'))
+    };
+    let mut tids = threads(pid).into_iter();
+    tids.find(|tid| !is_dead(*tid)).unwrap_or(pid)
 }
 
 /// Children of a process, of all its threads; empty when it is gone.

@@ -88,7 +88,7 @@ pub enum InjectError {
     Stuck(Pid),
 }
 
-/// One process to run programs in: its stopped threads, leader first, each with its program.
+/// One process to run programs in: its stopped threads, each with its program.
 #[derive(Debug)]
 pub struct Job {
     /// The process.
@@ -99,6 +99,13 @@ pub struct Job {
     pub threads: Vec<(Pid, ProgramId)>,
     /// The programs.
     pub set: ProgramSet,
+}
+
+impl Job {
+    /// The thread by which the process is seen in /proc, also when its main thread is dead.
+    fn speaker(&self) -> Pid {
+        self.threads.first().map_or(self.pid, |(tid, _)| *tid)
+    }
 }
 
 /// A thread's state before it was touched, put back on drop.
@@ -253,7 +260,7 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
         let leader = &threads[0];
         let syscall_at = match remote::instruction_just_used(leader.tid, &leader.regs, job.abi) {
             Some(address) => address,
-            None => find_syscall_instruction(job.pid, job.abi)?,
+            None => find_syscall_instruction(leader.tid, job.abi)?,
         };
         calls.push(RemoteCall::new(
             leader.tid,
@@ -277,7 +284,7 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
                 });
             }
         };
-        let mapping = see(job.pid, address, *len)?;
+        let mapping = see(job.speaker(), address, *len)?;
         let arena = Arena::attach(mapping, &job.set, job.set.place(address));
         entered.push(Entered {
             saved,

@@ -8,7 +8,7 @@ use firn_sys::procfs;
 
 use super::aio;
 use super::classify::{self, Backing};
-use super::copy::{self, PageCopy};
+use super::copy::{self, CopiedTask, PageCopy};
 use super::error::{MemoryDumpError, SourceError};
 use super::names;
 use super::pages;
@@ -69,6 +69,8 @@ pub trait MappedFiles {
 #[derive(Debug)]
 pub struct AddressSpace {
     pid: Pid,
+    /// The thread through which it is read, which [`Task::speaker`](crate::tree::Task::speaker) names.
+    speaker: Pid,
     fields: MmFields,
     auxv: Vec<u64>,
     mappings: Vec<Mapping>,
@@ -96,13 +98,13 @@ impl DescribedSpace<'_> {
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
         let space = self.space;
-        let found = pages::find(space.pid, &self.vmas, &space.partly_shared())?;
+        let found = pages::find(space.speaker, &self.vmas, &space.partly_shared())?;
         let in_parent = match parent {
-            Some(parent) => tracking::unchanged(space.pid, &found.runs, parent)?,
+            Some(parent) => tracking::unchanged(space.task(), &found.runs, parent)?,
             None => Vec::new(),
         };
-        let runs = &found.runs;
-        let stats = copy::dump(space.pid, runs, &in_parent, images, pages_id, page_copy)?;
+        let (task, runs) = (space.task(), &found.runs);
+        let stats = copy::dump(task, runs, &in_parent, images, pages_id, page_copy)?;
         self.vmas
             .extend(found.guards.iter().map(|range| guard(*range)));
         let mm = space.to_image(&self.answers, &self.vmas);
@@ -131,7 +133,7 @@ impl std::ops::AddAssign for PageStats {
 }
 
 impl AddressSpace {
-    /// Reads the memory map, the mm fields and the auxiliary vector.
+    /// Reads the memory map, the mm fields and the auxiliary vector of `pid` through its thread `speaker`.
     ///
     /// Of a task that `is_tracked` by us the mappings do not tell that. **Preconditions**: the task is stopped
     /// and nothing was mapped into it.
@@ -139,9 +141,9 @@ impl AddressSpace {
     /// # Errors
     /// The files of /proc can't be read or understood; `Obstacles` with all mappings that can't be
     /// dumped.
-    pub fn read(pid: Pid, is_tracked: bool) -> Result<AddressSpace, MemoryDumpError> {
+    pub fn read(pid: Pid, speaker: Pid, is_tracked: bool) -> Result<AddressSpace, MemoryDumpError> {
         let map_error = |source| MemoryDumpError::Map { pid, source };
-        let mut mappings = smaps::parse(&read_proc(pid, "smaps")?).map_err(map_error)?;
+        let mut mappings = smaps::parse(&read_proc(speaker, "smaps")?).map_err(map_error)?;
         if is_tracked {
             for mapping in &mut mappings {
                 mapping.flags = mapping.flags.without(VmFlags::UFFD_WP);
@@ -151,12 +153,13 @@ impl AddressSpace {
         if !obstacles.is_empty() {
             return Err(MemoryDumpError::Obstacles(obstacles));
         }
-        let stat = read_proc(pid, "stat")?;
+        let stat = read_proc(speaker, "stat")?;
         let fields = stat_fields(&stat).ok_or(MemoryDumpError::Format { pid, what: "stat" })?;
         Ok(AddressSpace {
             pid,
+            speaker,
             fields,
-            auxv: auxv_words(&read_proc(pid, "auxv")?),
+            auxv: auxv_words(&read_proc(speaker, "auxv")?),
             mappings,
         })
     }
@@ -164,6 +167,13 @@ impl AddressSpace {
     /// The task.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    fn task(&self) -> CopiedTask {
+        CopiedTask {
+            pid: self.pid,
+            speaker: self.speaker,
+        }
     }
 
     /// The mappings as the kernel shows them.
@@ -262,24 +272,24 @@ impl AddressSpace {
             };
             let id = match backing {
                 Backing::File => {
-                    let file = files.mapped_file(self.pid, mapping, open_flags);
+                    let file = files.mapped_file(self.speaker, mapping, open_flags);
                     file.map_err(failed)?
                 }
                 Backing::Socket => files.mapped_socket(mapping).map_err(failed)?,
                 Backing::SharedMemory => {
-                    let inode = shared.add_mapping(self.pid, mapping)?;
+                    let inode = shared.add_mapping(self.speaker, mapping)?;
                     files.mapped_memfd(inode, open_flags)
                 }
                 Backing::IoUring => files
                     .mapped_ring(self.pid, mapping)
                     .ok_or_else(|| self.closed_ring(mapping))?,
-                Backing::Segment => shared.add_segment(self.pid, mapping)?,
+                Backing::Segment => shared.add_segment(self.speaker, mapping)?,
                 _ => 0,
             };
             vma.shmid = u64::from(id);
             vmas.push(vma);
         }
-        sysv::check_whole(self.pid, &vmas, |id| shared.segment(id))?;
+        sysv::check_whole(self.speaker, &vmas, |id| shared.segment(id))?;
         classify::join_vvar(&mut vmas);
         Ok(vmas)
     }
@@ -413,7 +423,8 @@ mod tests {
 
     #[test]
     fn reads_its_own_address_space() {
-        let space = AddressSpace::read(Pid::this(), false).expect("readable");
+        let own = Pid::this();
+        let space = AddressSpace::read(own, own, false).expect("readable");
         let stack = space.mappings.iter().find(|m| m.name == b"[stack]");
         let stack = stack.expect("a stack").range;
         assert!(stack.contains(space.fields.start_stack));

@@ -61,19 +61,28 @@ struct Batch {
     len: usize,
 }
 
+/// Whose pages are copied.
+#[derive(Debug, Clone, Copy)]
+pub struct CopiedTask {
+    /// The process, which names the images.
+    pub pid: Pid,
+    /// A thread of it that lives.
+    pub speaker: Pid,
+}
+
 /// Writes pagemap and pages of a frozen task; those `in_parent`, ascending parts of the runs, are left to it.
 ///
 /// # Errors
 /// Pages that can't be read, images that can't be written.
 pub fn dump(
-    pid: Pid,
+    task: CopiedTask,
     runs: &[Run],
     in_parent: &[AddressRange],
     images: &ImageSetWriter,
     pages_id: u32,
     page_copy: &PageCopy<'_>,
 ) -> Result<PageStats, MemoryDumpError> {
-    let id = u64::from(pid.to_image());
+    let id = u64::from(task.pid.to_image());
     let mut pagemap = PagemapWriter::new(images, ImageKind::Pagemap, id, pages_id)?;
     let (mut copied, mut in_parent_pages) = (Vec::with_capacity(runs.len()), 0);
     for (run, is_copied) in pages::split(runs, in_parent) {
@@ -90,7 +99,7 @@ pub fn dump(
     }
     let written = pagemap.finish()?;
     let pages = images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-    let source = Source::Task { pid };
+    let source = Source::Task { pid: task.speaker };
     let batches = batches(&copied);
     copy_batches(&source, &batches, &pages, pages_id, page_copy)?;
     Ok(PageStats {

@@ -10,13 +10,12 @@ use super::RestoreError;
 use crate::arch::{Abi, regs};
 use crate::crew;
 use crate::memory::MemoryImage;
+use crate::task::core_image::state;
 use crate::tree::{Task, TaskState, Tree};
 
 /// Versions of image sets that can be restored: 1 has single magics, 2 is written today.
 const VERSIONS: [u32; 2] = [1, IMG_VERSION];
-/// Task states as images number them.
-const STATE_DEAD: u32 = 2;
-const STATE_STOPPED: u32 = 3;
+/// Another number for a dead task.
 const STATE_ZOMBIE: u32 = 6;
 const SIGSTOP: i32 = 19;
 /// Tasks, and threads of one task, whose images are worth a thread of their own to read them.
@@ -26,8 +25,10 @@ const THREADS_PER_THREAD: usize = 32;
 /// Everything that the images say about a living task.
 #[derive(Debug)]
 pub(super) struct LivingTask {
-    /// One per thread, the leader's first.
+    /// One per thread that lives, in the order of [`Task::threads`].
     pub cores: Vec<CoreEntry>,
+    /// The leader, where it has exited before the others.
+    pub dead_leader: Option<Box<CoreEntry>>,
     pub ids: TaskKobjIdsEntry,
     pub fs: FsEntry,
     memory: Option<MemoryImage>,
@@ -36,7 +37,8 @@ pub(super) struct LivingTask {
 impl LivingTask {
     /// The process part of the leader's core image.
     pub fn process(&self) -> &TaskCoreEntry {
-        self.cores[0].tc.as_ref().expect("checked while loading")
+        let leader = self.dead_leader.as_deref().unwrap_or(&self.cores[0]);
+        leader.tc.as_ref().expect("checked while loading")
     }
 
     /// The memory images, until they are taken to be planned.
@@ -178,7 +180,7 @@ fn load_task(
             what: "no process part (tc)",
         });
     };
-    if matches!(process.task_state, STATE_DEAD | STATE_ZOMBIE) {
+    if matches!(process.task_state, state::DEAD | STATE_ZOMBIE) {
         let status = process.exit_code.cast_signed();
         task.state = TaskState::Zombie(status);
         task.threads.truncate(1);
@@ -187,7 +189,8 @@ fn load_task(
             status,
         })));
     }
-    if process.task_state == STATE_STOPPED {
+    let leads = process.task_state != state::LEADER_EXITED;
+    if process.task_state == state::STOPPED || !leads && process.stop_signo.is_some() {
         let signal = process.stop_signo.map_or(SIGSTOP, u32::cast_signed);
         task.state = TaskState::Stopped(signal);
     }
@@ -196,10 +199,20 @@ fn load_task(
         check_arch(&core, *tid)?;
         Ok::<_, RestoreError>(core)
     };
-    let mut cores = vec![leader];
-    for core in crew::share_out(&task.threads[1..], THREADS_PER_THREAD, read) {
+    let others = task.threads.split_off(1);
+    let mut cores = Vec::with_capacity(1 + others.len());
+    let mut dead_leader = None;
+    if leads {
+        cores.push(leader);
+    } else {
+        dead_leader = Some(Box::new(leader));
+        task.threads.clear();
+    }
+    for core in crew::share_out(&others, THREADS_PER_THREAD, read) {
         cores.push(core?);
     }
+    task.threads.extend(others);
+    check_dead_leader(task.pid, dead_leader.as_deref(), &cores)?;
     for (tid, core) in task.threads.iter().zip(&cores) {
         if core.thread_info.is_none() || core.thread_core.is_none() {
             return Err(RestoreError::CoreImage {
@@ -214,10 +227,25 @@ fn load_task(
     check_namespaces(task.pid, &ids, root_ids)?;
     Ok(LoadedTask::Living(Box::new(LivingTask {
         cores,
+        dead_leader,
         ids,
         fs: images.read_one(ImageKind::Fs, pid)?,
         memory: Some(MemoryImage::load(images, task.pid)?),
     })))
+}
+
+/// A leader that has exited is shown by /proc, and others live.
+fn check_dead_leader(
+    pid: Pid,
+    leader: Option<&CoreEntry>,
+    others: &[CoreEntry],
+) -> Result<(), RestoreError> {
+    let corrupt = |what| Err(RestoreError::CoreImage { tid: pid, what });
+    match leader {
+        Some(leader) if leader.thread_core.is_none() => corrupt("no thread part (thread_core)"),
+        Some(_) if others.is_empty() => corrupt("an exited main thread and no other"),
+        _ => Ok(()),
+    }
 }
 
 fn check_arch(core: &CoreEntry, tid: Pid) -> Result<(), RestoreError> {

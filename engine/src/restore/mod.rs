@@ -16,6 +16,7 @@
 mod births;
 mod error;
 mod hole;
+mod leader;
 mod load;
 mod options;
 mod pids;

@@ -8,6 +8,7 @@ use super::RestoreError;
 use super::load::Checkpoint;
 use crate::task::relations::{Family, Role};
 use crate::task::status::Status;
+use crate::tree::Task;
 
 /// How long dead tasks that hold a wanted pid are waited for.
 const ZOMBIE_PATIENCE: Duration = Duration::from_secs(3);
@@ -15,8 +16,8 @@ const ZOMBIE_PATIENCE: Duration = Duration::from_secs(3);
 /// Refuses a restore whose pids are taken, before anything is made.
 pub(super) fn check_free(checkpoint: &Checkpoint) -> Result<(), RestoreError> {
     let zombies_until = Instant::now() + ZOMBIE_PATIENCE;
-    let tids = checkpoint.tree.tasks.iter().flat_map(|task| &task.threads);
-    for &pid in tids {
+    let tids = checkpoint.tree.tasks.iter().flat_map(Task::tids);
+    for pid in tids {
         if is_taken(pid, zombies_until) {
             let by = who_has(pid);
             return Err(RestoreError::PidTaken { pid, by });
@@ -28,11 +29,7 @@ pub(super) fn check_free(checkpoint: &Checkpoint) -> Result<(), RestoreError> {
 /// Gives midwives pids that no task of the tree has, so that they can be waited for.
 pub(super) fn with_midwife_pids(mut family: Family, checkpoint: &Checkpoint) -> Family {
     let tree = &checkpoint.tree;
-    let taken: std::collections::HashSet<Pid> = tree
-        .tasks
-        .iter()
-        .flat_map(|task| task.threads.iter().copied())
-        .collect();
+    let taken: std::collections::HashSet<Pid> = tree.tasks.iter().flat_map(Task::tids).collect();
     let mut next = (2..).map(Pid::from_raw).filter(|pid| {
         !taken.contains(pid) && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
     });

@@ -25,7 +25,7 @@ use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
 use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
 use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot, Word};
-use crate::task::lsm::LabelPlan;
+use crate::task::lsm::{LabelPlan, Labels};
 use crate::task::mempolicy::{self, Nodes};
 use crate::task::posix_timers::TimerIds;
 use crate::task::relations::{Birth, BirthId, Family, Role};
@@ -54,6 +54,9 @@ pub(super) struct Words {
     /// Threads that are about to install seccomp filters, and that these are suspended.
     pub guarded: Word,
     pub suspended: Word,
+    /// Main threads that are about to exit before their process, and that they have done so.
+    pub leaving: Word,
+    pub buried: Word,
     /// Tasks that have made all their threads, and that what describes tasks has been opened.
     pub born: Word,
     pub described: Word,
@@ -87,6 +90,20 @@ pub(super) struct BirthWords {
     pub threads_done: Word,
     /// The seccomp filters that all threads share are installed.
     pub filtered: Word,
+    /// Children that don't die with its main thread any more.
+    pub weaned: Word,
+}
+
+/// A living process whose program is planned.
+#[derive(Clone, Copy)]
+pub(super) struct Process<'a> {
+    pub id: BirthId,
+    /// Its number in the tree.
+    pub nth: usize,
+    pub task: &'a LivingTask,
+    pub memory: &'a MemoryPlan,
+    /// Security labels of its first thread.
+    pub labels: &'a Labels,
 }
 
 /// What the programs are made of.
@@ -141,6 +158,8 @@ pub(super) fn build(
         asleep: set.word(),
         guarded: set.word(),
         suspended: set.word(),
+        leaving: set.word(),
+        buried: set.word(),
         born: set.word(),
         described: set.word(),
         rings_made: set.word(),
@@ -157,6 +176,7 @@ pub(super) fn build(
             files_done: set.word(),
             threads_done: set.word(),
             filtered: set.word(),
+            weaned: set.word(),
         })
         .collect();
     let of_birth = from.family.births.iter().map(|_| set.reserve()).collect();
@@ -309,9 +329,19 @@ impl<'a> Builder<'a> {
         self.plan_process(p, nth, task);
         let labels = self.labels(nth, task, 0)?;
         self.from.labels.plan_own(p, &labels, None);
-        let threads = self.plan_threads(p, id, nth, task)?;
+        let process = Process {
+            id,
+            nth,
+            task,
+            memory,
+            labels: &labels,
+        };
+        let threads = self.plan_threads(p, process)?;
         self.plan_late_files(p, id, nth);
-        self.plan_leader_end(p, id, nth, task, memory, &labels)?;
+        match &task.dead_leader {
+            None => self.plan_leader_end(p, process)?,
+            Some(leader) => self.plan_exit_of_leader(p, process, leader),
+        }
         self.out.of_threads[nth] = threads;
         Ok(std::mem::replace(p, Program::new("")))
     }

@@ -17,10 +17,12 @@ use super::load::Checkpoint;
 use super::programs::Programs;
 use crate::cancel::CancelFlag;
 use crate::files::FileStore;
+use crate::freeze;
 use crate::memory::{Filling, MemoryPlan, PageFill, When, fill};
 use crate::program::{Arena, Slot, WaitOutcome, Word};
 use crate::task::relations::{BirthId, Family, Role};
 use crate::task::status::Stat;
+use crate::tree::Task;
 
 /// How long the tasks may be without any progress.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -146,6 +148,7 @@ impl<'a> NewTree<'a> {
         }
         self.describe(files)?;
         self.suspend_seccomp()?;
+        self.bury_leaders()?;
         self.turn_rings(files)?;
         let living = self.checkpoint.tree.alive().count();
         self.wait(
@@ -180,6 +183,29 @@ impl<'a> NewTree<'a> {
         Ok(())
     }
 
+    /// Waits until the main threads that are to be dead have exited: only then all that depends on them is
+    /// settled, such as whose children theirs are.
+    fn bury_leaders(&self) -> Result<(), RestoreError> {
+        let tasks = &self.checkpoint.tree.tasks;
+        let dead: Vec<Pid> = (tasks.iter().filter(|task| !task.has_leader()))
+            .map(|task| task.pid)
+            .collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let count = u32::try_from(dead.len()).unwrap_or(u32::MAX);
+        self.wait(self.programs.words.leaving, count)?;
+        let begun = Instant::now();
+        while !dead.iter().all(|pid| is_zombie(*pid)) {
+            if begun.elapsed() > PATIENCE {
+                return Err(RestoreError::Stuck(self.positions()));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        self.arena.post(self.programs.words.buried);
+        Ok(())
+    }
+
     /// Opens the files that describe tasks, once all of these are there.
     fn describe(&self, files: &mut FileStore) -> Result<(), RestoreError> {
         if !files.has_late() {
@@ -188,7 +214,7 @@ impl<'a> NewTree<'a> {
         let tasks = &self.checkpoint.tree.tasks;
         let count = u32::try_from(tasks.len()).unwrap_or(u32::MAX);
         self.wait(self.programs.words.born, count)?;
-        let tids = tasks.iter().flat_map(|task| task.threads.iter().copied());
+        let tids = tasks.iter().flat_map(Task::tids);
         files.open_late(&tids.collect())?;
         self.arena.post(self.programs.words.described);
         Ok(())
@@ -287,7 +313,8 @@ impl NewTree<'_> {
     /// Lets dead threads go that were seized already: their leader is not reaped before.
     fn reap_threads(&self, role: Role) {
         if let Role::Task(nth) = role {
-            for tid in self.checkpoint.tree.tasks[nth].threads.iter().skip(1) {
+            let task = &self.checkpoint.tree.tasks[nth];
+            for tid in task.threads.iter().filter(|tid| **tid != task.pid) {
                 let _ = wait::try_wait(*tid);
             }
         }
@@ -357,7 +384,7 @@ impl<'a> Watch<'a> {
                 };
                 let task = &tree.checkpoint.tree.tasks[nth];
                 let born = tree.arena.load(tree.programs.births[id].alive) > 0;
-                if born && task.is_alive() && is_dead(task.pid) {
+                if born && task.is_alive() && is_dead(task) {
                     return Err(RestoreError::Died(task.pid));
                 }
             }
@@ -366,7 +393,16 @@ impl<'a> Watch<'a> {
     }
 }
 
-fn is_dead(pid: Pid) -> bool {
+/// Whether a task that is to live has died; the main thread of some is a zombie on purpose.
+fn is_dead(task: &Task) -> bool {
+    let speaker = match task.has_leader() {
+        true => task.pid,
+        false => freeze::speaker(task.pid),
+    };
+    is_zombie(speaker)
+}
+
+fn is_zombie(pid: Pid) -> bool {
     Stat::read(pid).map_or(true, |stat| matches!(stat.state, b'Z' | b'X'))
 }
 

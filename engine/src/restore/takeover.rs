@@ -86,10 +86,11 @@ pub(super) fn take_over<'a>(
     let is_new = |nth: usize| !tree.guarded[nth];
     for (nth, task) in living_tasks(tree) {
         if is_new(nth) {
-            ptrace::seize(task.pid, SEIZE_OPTIONS)
-                .map_err(failed(task.pid, "seize the main thread"))?;
+            let speaker = task.speaker();
+            ptrace::seize(speaker, SEIZE_OPTIONS)
+                .map_err(failed(speaker, "seize the main thread"))?;
         }
-        taken.threads.push(task.pid);
+        taken.threads.push(task.speaker());
     }
     for (program, late) in &tree.programs.late_timers {
         tree.arena.write(*program, late.setting, &late.bytes());
@@ -164,10 +165,11 @@ impl TakenOver<'_> {
         let instruction = self.tree.arena.placed().base() + arch::executor_syscall_offset();
         let mut calls = Vec::new();
         for (_, task, _) in self.living() {
+            let speaker = task.speaker();
             let regs =
-                ptrace::general_regs(task.pid).map_err(failed(task.pid, "read the registers"))?;
+                ptrace::general_regs(speaker).map_err(failed(speaker, "read the registers"))?;
             let munmap = CallSpec::unmap(Abi::Native, hole.start, hole.len());
-            calls.push(RemoteCall::new(task.pid, regs, instruction, munmap));
+            calls.push(RemoteCall::new(speaker, regs, instruction, munmap));
         }
         call_all(&mut calls)?;
         for call in &calls {

@@ -1,5 +1,5 @@
-//! The second half of every living task's program: what belongs to the process, its threads, and how
-//! leader and threads end.
+//! The second half of every living task's program: what belongs to the process, and its threads. How the
+//! program of a leader ends stands in `leader.rs`.
 //!
 //! ```text
 //! signal actions, limits, modes              need rights, and no thread there yet
@@ -13,21 +13,20 @@
 //! ```
 
 use firn_proto::{CoreEntry, PosixTimerEntry, SignalQueueEntry};
-use firn_sys::{Pid, nr};
+use firn_sys::Pid;
 
 use super::RestoreError;
 use super::load::{Checkpoint, LivingTask, LoadedTask};
-use super::programs::{Builder, CLONE_CHILD_CLEARTID, CLONE_THREAD, count};
+use super::programs::{Builder, CLONE_CHILD_CLEARTID, CLONE_THREAD, Process, count};
 use super::thread;
 use crate::arch::Abi;
 use crate::arch::restart::Resumption;
-use crate::memory::MemoryPlan;
-use crate::program::{CloneSpec, Program, ProgramId, Rule};
+use crate::program::{CloneSpec, Program, ProgramId};
 use crate::task::lsm::Labels;
 use crate::task::mempolicy::{self, Policy};
 use crate::task::posix_timers::{self, LateStart, TimerIds};
-use crate::task::relations::{BirthId, Role};
-use crate::task::{attributes, itimers, limits, modes, signals};
+use crate::task::relations::BirthId;
+use crate::task::{attributes, limits, modes, signals};
 
 impl Builder<'_> {
     /// What belongs to the whole process and needs the rights it starts with.
@@ -59,10 +58,9 @@ impl Builder<'_> {
     pub(super) fn plan_threads(
         &mut self,
         p: &mut Program,
-        id: BirthId,
-        nth: usize,
-        task: &LivingTask,
+        process: Process<'_>,
     ) -> Result<Vec<ProgramId>, RestoreError> {
+        let Process { id, nth, task, .. } = process;
         let pid = self.pid(nth);
         let timers = timers_of(task);
         let chosen = self.from.timer_ids == TimerIds::Wanted;
@@ -70,41 +68,13 @@ impl Builder<'_> {
             posix_timers::plan_choice_of_ids(p, true);
         }
         let tids = self.from.checkpoint.tree.tasks[nth].threads.clone();
-        let mut all = vec![self.out.of_birth[id]];
-        for (at, (tid, core)) in tids.iter().zip(&task.cores).enumerate().skip(1) {
-            let mut thread = Program::new(format!("thread {tid} of task {pid}"));
-            let own_timers = at_home(timers, *tid, pid);
-            if chosen {
-                posix_timers::plan_creation(&mut thread, own_timers.iter().copied());
-            }
-            self.plan_own_policy(&mut thread, task, core);
-            plan_pending(&mut thread, pid, *tid, core);
-            self.files.plan_registered_rings(pid, *tid, &mut thread);
-            let [common, own] = [self.labels(nth, task, 0)?, self.labels(nth, task, at)?];
-            thread::plan_tail(&mut thread, core, self.from.own, |p| {
-                self.from.labels.plan_own(p, &own, Some(&common));
-                self.from.labels.plan_coming(p, &own);
-                self.plan_seccomp(p, id, nth, at);
-            });
-            if let Some(signal) = thread::part(core).pdeath_sig {
-                attributes::plan_pdeath_signal(&mut thread, signal);
-            }
-            thread.post(
-                self.out.births[id].threads_done,
-                "saying that its credentials are set",
-            );
-            let mut late = Vec::new();
-            if !own_timers.is_empty() {
-                thread.wait(self.out.words.release, 1, "waiting for its release");
-                let pending = pending_signals(task, at);
-                late = posix_timers::plan_start(&mut thread, own_timers, &pending);
-            }
-            thread::plan_sleep(&mut thread, core, self.out.words.asleep);
-            thread.park();
-            let program = self.out.set.add(thread);
-            self.out
-                .late_timers
-                .extend(late.into_iter().map(|start| (program, start)));
+        let leads = task.dead_leader.is_none();
+        let mut all: Vec<ProgramId> = leads.then_some(self.out.of_birth[id]).into_iter().collect();
+        for (at, (tid, core)) in tids.iter().zip(&task.cores).enumerate().skip(all.len()) {
+            let program = match at {
+                0 => self.speaker(process)?,
+                _ => self.thread(process, at)?,
+            };
             let info = core.thread_info.as_ref().expect("checked while loading");
             let clear = if info.clear_tid_addr == 0 {
                 0
@@ -147,9 +117,57 @@ impl Builder<'_> {
         }
     }
 
+    /// The program of a thread that is neither leader nor speaks for its process.
+    fn thread(&mut self, process: Process<'_>, at: usize) -> Result<ProgramId, RestoreError> {
+        let Process { id, nth, task, .. } = process;
+        let (pid, tid, core) = (self.pid(nth), self.tid(nth, at), &task.cores[at]);
+        let mut thread = Program::new(format!("thread {tid} of task {pid}"));
+        let own_timers = at_home(timers_of(task), tid, pid);
+        if self.from.timer_ids == TimerIds::Wanted {
+            posix_timers::plan_creation(&mut thread, own_timers.iter().copied());
+        }
+        self.plan_own_policy(&mut thread, task, core);
+        plan_pending(&mut thread, pid, tid, core);
+        self.files.plan_registered_rings(pid, tid, &mut thread);
+        let labels = self.labels(nth, task, at)?;
+        thread::plan_tail(&mut thread, core, self.from.own, |p| {
+            self.from.labels.plan_own(p, &labels, Some(process.labels));
+            self.from.labels.plan_coming(p, &labels);
+            self.plan_seccomp(p, id, nth, at);
+        });
+        if let Some(signal) = thread::part(core).pdeath_sig {
+            attributes::plan_pdeath_signal(&mut thread, signal);
+        }
+        thread.post(
+            self.out.births[id].threads_done,
+            "saying that its credentials are set",
+        );
+        let mut late = Vec::new();
+        if !own_timers.is_empty() {
+            thread.wait(self.out.words.release, 1, "waiting for its release");
+            let pending = pending_signals(task, at);
+            late = posix_timers::plan_start(&mut thread, own_timers, &pending);
+        }
+        thread::plan_sleep(&mut thread, core, self.out.words.asleep);
+        thread.park();
+        let program = self.out.set.add(thread);
+        self.start_late(program, late);
+        Ok(program)
+    }
+
+    pub(super) fn tid(&self, nth: usize, at: usize) -> Pid {
+        self.from.checkpoint.tree.tasks[nth].threads[at]
+    }
+
+    /// Notes timers of a program whose start is computed when it is released.
+    pub(super) fn start_late(&mut self, program: ProgramId, late: Vec<LateStart>) {
+        let late = late.into_iter().map(|start| (program, start));
+        self.out.late_timers.extend(late);
+    }
+
     /// Filters go on while the coordinator traces all threads of the process: none of them is called
     /// before the tree is let go.
-    fn plan_seccomp(&self, p: &mut Program, id: BirthId, nth: usize, at: usize) {
+    pub(super) fn plan_seccomp(&self, p: &mut Program, id: BirthId, nth: usize, at: usize) {
         let Some(plan) = &self.from.seccomp[nth] else {
             return;
         };
@@ -172,142 +190,29 @@ impl Builder<'_> {
         }
         plan.plan_own(p, at);
     }
-
-    pub(super) fn plan_leader_end(
-        &mut self,
-        p: &mut Program,
-        id: BirthId,
-        nth: usize,
-        task: &LivingTask,
-        memory: &MemoryPlan,
-        labels: &Labels,
-    ) -> Result<(), RestoreError> {
-        let (pid, words, leader) = (self.pid(nth), self.out.words, &task.cores[0]);
-        let process = task.process();
-        let info = leader.thread_info.as_ref().expect("checked while loading");
-        p.call(
-            nr::SET_TID_ADDRESS,
-            &[info.clear_tid_addr.into()],
-            Rule::Ok,
-            "setting the tid address",
-        );
-        if let Some(queue) = &process.signals_s {
-            signals::plan_queue(p, pid, signals::Queue::Process, queue);
-        }
-        plan_pending(p, pid, pid, leader);
-        let timers = timers_of(task);
-        let own_timers = at_home(timers, pid, pid);
-        let chosen = self.from.timer_ids == TimerIds::Wanted && !timers.is_empty();
-        if chosen {
-            posix_timers::plan_creation(p, own_timers.iter().copied());
-        }
-        if !self.files.makes_rings(pid) {
-            self.files.plan_registered_rings(pid, pid, p);
-        }
-        thread::plan_tail(p, leader, self.from.own, |p| {
-            self.from.labels.plan_coming(p, labels);
-            self.plan_seccomp(p, id, nth, 0);
-        });
-        if let Some((owner, files_id)) = self.table_owners[nth]
-            && owner == id
-        {
-            self.plan_owners(p, files_id);
-        }
-        let others = task.cores.len() - 1;
-        if others > 0 {
-            let done = self.out.births[id].threads_done;
-            p.wait(done, count(others), "waiting for the threads' credentials");
-        }
-        if chosen {
-            posix_timers::plan_choice_of_ids(p, false);
-        }
-        self.plan_rings(p, id, nth, memory)?;
-        memory.set_dumpable(p);
-        p.post(words.ready, "saying that it is complete");
-        p.wait(words.release, 1, "waiting for its release");
-        if let Some(timers) = &process.timers {
-            itimers::plan(p, timers);
-        }
-        let late = posix_timers::plan_start(p, own_timers, &pending_signals(task, 0));
-        let program = self.out.of_birth[id];
-        self.out
-            .late_timers
-            .extend(late.into_iter().map(|start| (program, start)));
-        attributes::plan_pdeath_signal(p, thread::part(leader).pdeath_sig.unwrap_or(0));
-        thread::plan_sleep(p, leader, words.asleep);
-        p.park();
-        Ok(())
-    }
-
-    /// Rings with a thread of their own, and what is registered with any.
-    fn plan_rings(
-        &mut self,
-        p: &mut Program,
-        id: BirthId,
-        nth: usize,
-        memory: &MemoryPlan,
-    ) -> Result<(), RestoreError> {
-        let (pid, words) = (self.pid(nth), self.out.words);
-        let makes_rings = self.files.makes_rings(pid);
-        if makes_rings {
-            self.files.plan_own_rings(pid, p)?;
-            memory.map_own_rings(p, &self.descriptors());
-            p.post(words.rings_made, "saying that its io_uring rings are there");
-            let why = "waiting until its io_uring rings are where they were";
-            p.wait(words.rings_turned, 1, why);
-            self.files.plan_registered_rings(pid, pid, p);
-        }
-        self.files.plan_registrations(pid, p);
-        if let Some((owner, files_id)) = self.table_owners[nth]
-            && makes_rings
-            && owner == id
-        {
-            self.files.plan_watches(files_id, p);
-        }
-        Ok(())
-    }
-
-    /// Owners of descriptors may be any task of the tree, so all of them must be there.
-    fn plan_owners(&self, p: &mut Program, files_id: u32) {
-        let mut owners = Program::new("");
-        self.files.plan_owners(files_id, &mut owners);
-        if owners.is_empty() {
-            return;
-        }
-        for (id, birth) in self.from.family.births.iter().enumerate() {
-            if matches!(birth.role, Role::Task(_)) {
-                p.wait(
-                    self.out.births[id].alive,
-                    1,
-                    "waiting for a task that may own files",
-                );
-            }
-        }
-        self.files.plan_owners(files_id, p);
-    }
 }
 
 /// Each thread queues its pending signals itself: the kernel lets nobody else claim that a signal came
 /// from it, or from tgkill.
-fn plan_pending(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry) {
+pub(super) fn plan_pending(p: &mut Program, pid: Pid, tid: Pid, core: &CoreEntry) {
     if let Some(queue) = &thread::part(core).signals_p {
         signals::plan_queue(p, pid, signals::Queue::Thread(tid), queue);
     }
 }
 
-fn timers_of(task: &LivingTask) -> &[PosixTimerEntry] {
+pub(super) fn timers_of(task: &LivingTask) -> &[PosixTimerEntry] {
     let timers = task.process().timers.as_ref();
     timers.map_or(&[], |timers| timers.posix.as_slice())
 }
 
 /// Timers that a thread of process `pid` makes.
-fn at_home(timers: &[PosixTimerEntry], tid: Pid, pid: Pid) -> Vec<&PosixTimerEntry> {
+pub(super) fn at_home(timers: &[PosixTimerEntry], tid: Pid, pid: Pid) -> Vec<&PosixTimerEntry> {
     let is_home = |timer: &&PosixTimerEntry| posix_timers::home(timer, pid) == tid;
     timers.iter().filter(is_home).collect()
 }
 
 /// Pending signals that a thread could take.
-fn pending_signals(task: &LivingTask, at: usize) -> Vec<&SignalQueueEntry> {
+pub(super) fn pending_signals(task: &LivingTask, at: usize) -> Vec<&SignalQueueEntry> {
     let own = thread::part(&task.cores[at]).signals_p.as_ref();
     own.into_iter().chain(&task.process().signals_s).collect()
 }

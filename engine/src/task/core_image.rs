@@ -23,10 +23,16 @@ use crate::kernel::LazyKernel;
 use crate::tree::{Task, TaskState};
 
 /// States as images number them.
-mod state {
+pub mod state {
+    /// It runs or sleeps.
     pub const ALIVE: u32 = 1;
+    /// A zombie.
     pub const DEAD: u32 = 2;
+    /// Stopped by a signal.
     pub const STOPPED: u32 = 3;
+    /// Firn's own: its leader has exited, others of its threads live. CRIU, which does not know such tasks,
+    /// refuses the number. A signal that has stopped it stands in `stop_signo`.
+    pub const LEADER_EXITED: u32 = 20_000;
 }
 
 /// The cgroup set of the dumper, which all tasks are taken to be in.
@@ -100,11 +106,16 @@ pub(crate) fn dump(
         if policy.is_some() {
             state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());
         }
-        let tc = if nth == 0 {
+        let mut tc = if nth == 0 {
             Some(dump_process(task, answers, outside, &state)?)
         } else {
             None
         };
+        if !task.has_leader()
+            && let Some(process) = tc.take()
+        {
+            write_dead_leader(task, process, thread.securebits, images)?;
+        }
         let entry = CoreEntry {
             mtype: core_entry::March::X8664.into(),
             thread_info: Some(state.info),
@@ -115,6 +126,42 @@ pub(crate) fn dump(
         images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)?;
     }
     Ok(())
+}
+
+/// Writes the core image of a leader that has exited before other threads: the process, how the leader has
+/// ended, and what /proc goes on showing of it.
+fn write_dead_leader(
+    task: &Task,
+    mut process: TaskCoreEntry,
+    securebits: u32,
+    images: &ImageSetWriter,
+) -> Result<(), CoreDumpError> {
+    let status = Status::read(task.pid, task.pid)?;
+    let creds = creds::to_image(&status, securebits);
+    let mut core = ThreadCoreEntry {
+        creds: Some(creds),
+        comm: Some(status.name.clone()),
+        cg_set: Some(ROOT_CG_SET),
+        ..ThreadCoreEntry::default()
+    };
+    let failed = |source| CoreDumpError::Thread {
+        tid: task.pid,
+        what: "the scheduling",
+        source,
+    };
+    scheduling::dump(task.pid, &mut core).map_err(failed)?;
+    process.task_state = state::LEADER_EXITED;
+    process.exit_code = Stat::read_thread(task.pid, task.pid)?
+        .exit_code
+        .cast_unsigned();
+    process.comm = status.name;
+    let entry = CoreEntry {
+        mtype: core_entry::March::X8664.into(),
+        tc: Some(process),
+        thread_core: Some(core),
+        ..CoreEntry::default()
+    };
+    Ok(images.write_one(ImageKind::Core, u64::from(task.pid.to_image()), &entry)?)
 }
 
 /// Writes the core image of a zombie: how it died and what it was called.
@@ -275,9 +322,9 @@ fn dump_process(
     task: &Task,
     answers: &TaskAnswers,
     outside: &Outside,
-    leader: &ThreadState,
+    speaker: &ThreadState,
 ) -> Result<TaskCoreEntry, CoreDumpError> {
-    let pid = task.pid;
+    let pid = task.speaker();
     let queue = ptrace::pending_signals(pid, SignalQueue::Process).map_err(|source| {
         CoreDumpError::Thread {
             tid: pid,
@@ -297,7 +344,7 @@ fn dump_process(
             state::ALIVE
         },
         personality: outside.personality,
-        blk_sigset: leader.core.blk_sigset.unwrap_or(0),
+        blk_sigset: speaker.core.blk_sigset.unwrap_or(0),
         comm: outside.threads[0].name.clone(),
         timers: Some(answers.timers.clone()),
         rlimits: Some(outside.limits.clone()),

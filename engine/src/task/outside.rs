@@ -42,19 +42,19 @@ impl Outside {
     /// # Errors
     /// It is gone, or /proc has another form than documented.
     pub fn read(task: &Task, module: Option<Module>) -> Result<Outside, StatusError> {
-        let pid = task.pid;
+        let (pid, speaker) = (task.pid, task.speaker());
         let status = |tid: &Pid| Status::read(pid, *tid);
         let labels = |tid: &Pid| Labels::read(pid, *tid, module);
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let exe = std::fs::read_link(format!("/proc/{speaker}/exe")).ok();
         Ok(Outside {
             threads: task.threads.iter().map(status).collect::<Result<_, _>>()?,
             labels: task.threads.iter().map(labels).collect(),
-            limits: limits::read(pid)?,
-            personality: attributes::personality(pid).unwrap_or(0),
-            loginuid: attributes::loginuid(pid),
-            oom_score_adj: attributes::oom_score_adj(pid),
+            limits: limits::read(speaker)?,
+            personality: attributes::personality(speaker).unwrap_or(0),
+            loginuid: attributes::loginuid(speaker),
+            oom_score_adj: attributes::oom_score_adj(speaker),
             exit_signal: Stat::read(pid)?.exit_signal,
-            cmdline: cmdline(pid),
+            cmdline: cmdline(speaker),
             exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
         })
     }

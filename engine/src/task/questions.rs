@@ -100,7 +100,9 @@ pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
 fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
     let nr_words = Nodes::nr_words();
     let tasks: Vec<&Task> = tree.alive().collect();
-    let ranges = crew::share_out(&tasks, TASKS_PER_THREAD, |task| policies::ranges(task.pid));
+    let ranges = crew::share_out(&tasks, TASKS_PER_THREAD, |task| {
+        policies::ranges(task.speaker())
+    });
     let prepared = tasks.into_iter().zip(ranges);
     prepared
         .map(|(task, ranges)| prepare(task, ranges, nr_words))
@@ -117,7 +119,7 @@ fn prepare(
     let process = attributes::ask_process(&mut leader, task.abi);
     let actions = signals::ask_actions(&mut leader);
     let timers = itimers::ask(&mut leader);
-    let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.pid)?);
+    let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.speaker())?);
     let local_table = ia32::ask_local_table(&mut leader);
     let policies = policies::ask(&mut leader, mapped, nr_words);
     let mut programs = Vec::with_capacity(task.threads.len());

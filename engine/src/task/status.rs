@@ -208,7 +208,19 @@ impl Stat {
     /// # Errors
     /// The process is gone, or /proc has another form than documented.
     pub fn read(pid: Pid) -> Result<Stat, StatusError> {
-        let path = PathBuf::from(format!("/proc/{pid}/stat"));
+        Stat::of_file(PathBuf::from(format!("/proc/{pid}/stat")))
+    }
+
+    /// Reads the stat line of a thread, with the thread's own exit code: that of a stopped process is how it
+    /// was stopped.
+    ///
+    /// # Errors
+    /// As [`Stat::read`].
+    pub fn read_thread(pid: Pid, tid: Pid) -> Result<Stat, StatusError> {
+        Stat::of_file(PathBuf::from(format!("/proc/{pid}/task/{tid}/stat")))
+    }
+
+    fn of_file(path: PathBuf) -> Result<Stat, StatusError> {
         let text = procfs::read_record(&path).map_err(|source| StatusError::Read {
             path: path.clone(),
             source,

@@ -11,25 +11,28 @@ use super::ia32;
 use super::posix_timers;
 use super::status::Status;
 use crate::crew;
+use crate::freeze;
 use crate::obstacle::Obstacle;
-use crate::tree::Tree;
+use crate::tree::{Task, Tree};
 
 /// Tasks and threads that are worth a thread of their own to look at them.
 const TASKS_PER_THREAD: usize = 32;
 /// Namespaces that a task must share with the dumper.
 const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
 
+/// The thread through which a running process can be looked at; None when it is dead or gone, which is no
+/// obstacle.
+pub fn speaker(pid: Pid) -> Option<Pid> {
+    let status = Status::read(pid, pid).ok()?;
+    if !matches!(status.state, b'Z' | b'X') {
+        return Some(pid);
+    }
+    Some(freeze::speaker(pid)).filter(|speaker| *speaker != pid)
+}
+
 /// Looks at a task, running or stopped, for state that a dump would lose.
 pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    // A task that has just gone is no obstacle.
-    let Ok(status) = Status::read(pid, pid) else {
-        return found;
-    };
-    if matches!(status.state, b'Z' | b'X') {
-        survey_dead_leader(pid, &mut found);
-        return found;
-    }
     survey_namespaces(pid, own, &mut found);
     survey_timers(pid, &mut found);
     found
@@ -51,7 +54,7 @@ fn survey_timers(pid: Pid, found: &mut Vec<Obstacle>) {
     };
     for timer in timers {
         let is_unclear = posix_timers::counts_its_maker(&timer) && timer.notify_thread_id.is_none();
-        if is_unclear && crate::freeze::threads(pid).len() > 1 {
+        if is_unclear && freeze::threads(pid).len() > 1 {
             let reason =
                 "it runs on the CPU clock of one of several threads, and nothing tells which";
             found.push(Obstacle {
@@ -59,14 +62,6 @@ fn survey_timers(pid: Pid, found: &mut Vec<Obstacle>) {
                 ..obstacle(pid, format!("POSIX timer {}", timer.it_id), reason)
             });
         }
-    }
-}
-
-fn survey_dead_leader(pid: Pid, found: &mut Vec<Obstacle>) {
-    let others = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    if others > 1 {
-        let reason = "the main thread has exited while other threads run on";
-        found.push(obstacle(pid, "thread group", reason));
     }
 }
 
@@ -130,19 +125,20 @@ pub fn survey_seccomp(tree: &Tree) -> Vec<Obstacle> {
 pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
     let mut found = Vec::new();
     for task in tree.alive() {
-        survey_threads(task.pid, &task.threads, &mut found);
+        survey_threads(task, &mut found);
         let parent = tree.task(task.ppid).filter(|parent| parent.is_alive());
         if let Some(parent) = parent {
-            survey_sharing(task.pid, parent.pid, &mut found);
+            survey_sharing(task, parent, &mut found);
         }
         found.extend(ia32::survey_frozen(task));
     }
     found
 }
 
-fn survey_threads(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
-    for tid in &threads[1.min(threads.len())..] {
-        if kcmp(pid, *tid, Resource::Fs).is_ok_and(|order| order.is_ne()) {
+fn survey_threads(task: &Task, found: &mut Vec<Obstacle>) {
+    let pid = task.pid;
+    for tid in task.threads.iter().skip(1) {
+        if kcmp(task.speaker(), *tid, Resource::Fs).is_ok_and(|order| order.is_ne()) {
             let object = format!("thread {tid} has a working directory of its own");
             let reason = "threads that have unshared it are not supported";
             found.push(obstacle(pid, object, reason));
@@ -150,7 +146,7 @@ fn survey_threads(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
     }
 }
 
-fn survey_sharing(pid: Pid, parent: Pid, found: &mut Vec<Obstacle>) {
+fn survey_sharing(task: &Task, parent: &Task, found: &mut Vec<Obstacle>) {
     let kinds = [
         (
             Resource::Vm,
@@ -169,9 +165,13 @@ fn survey_sharing(pid: Pid, parent: Pid, found: &mut Vec<Obstacle>) {
         ),
     ];
     for (resource, what, how) in kinds {
-        if kcmp(pid, parent, resource).is_ok_and(|order| order.is_eq()) {
-            let object = format!("{what} shared with process {parent}");
-            found.push(obstacle(pid, object, format!("{how} is not supported")));
+        if kcmp(task.speaker(), parent.speaker(), resource).is_ok_and(|order| order.is_eq()) {
+            let object = format!("{what} shared with process {}", parent.pid);
+            found.push(obstacle(
+                task.pid,
+                object,
+                format!("{how} is not supported"),
+            ));
         }
     }
 }

@@ -8,6 +8,9 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 use crate::{Errno, Pid, Result};
 
+/// The descriptor is one of a thread; O_EXCL.
+const PIDFD_THREAD: u32 = 0o200;
+
 /// Opens a descriptor of the process `pid`.
 ///
 /// # Errors
@@ -15,6 +18,19 @@ use crate::{Errno, Pid, Result};
 pub fn open(pid: Pid) -> Result<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.raw()).ok_or(Errno::ESRCH)?;
     Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Opens a descriptor of the process that the thread `tid` belongs to, by which that thread's files can be
+/// fetched also when the leader is dead.
+///
+/// # Errors
+/// ESRCH when it is gone; EINVAL for another thread than the leader before Linux 6.9.
+pub fn open_by_thread(tid: Pid) -> Result<OwnedFd> {
+    // Of a thread that is no leader: EINVAL, or ENOENT as of Linux 6.16.
+    match open(tid) {
+        Err(Errno::EINVAL | Errno::ENOENT) => open_with(tid, PIDFD_THREAD),
+        result => result,
+    }
 }
 
 /// Opens a descriptor of a process, or of a thread with the flag `PIDFD_THREAD`, which is O_EXCL.

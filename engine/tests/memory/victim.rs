@@ -225,7 +225,7 @@ impl Victim {
             ptrace::seize(pid, 0).expect("seize");
             ptrace::interrupt(pid).expect("interrupt");
             wait::wait(pid).expect("stop");
-            let space = AddressSpace::read(pid, false).expect("address space");
+            let space = AddressSpace::read(pid, pid, false).expect("address space");
             let answers = MmAnswers {
                 brk: space_brk(pid),
                 dumpable: 1,

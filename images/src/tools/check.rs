@@ -16,6 +16,7 @@ mod tree;
 use std::collections::BTreeSet;
 use std::path::Path;
 
+pub(super) use self::core::LEADER_EXITED;
 pub(super) use tree::is_zombie;
 
 pub use fault::Fault;

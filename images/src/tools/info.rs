@@ -21,7 +21,7 @@ pub use files::{DescriptorInfo, FileInfo};
 pub use memory::MemoryInfo;
 pub(super) use text::size;
 
-use super::check::is_zombie;
+use super::check::{LEADER_EXITED, is_zombie};
 use super::set::SetImages;
 use crate::{ImageDir, ImageFile, ImageKind, ImageReadError, PARENT_LINK};
 
@@ -203,6 +203,7 @@ fn task(dir: &ImageDir, set: &SetImages, entry: &PstreeEntry, depth: usize) -> T
             _ if zombie => "zombie",
             Some(1) => "running",
             Some(3) => "stopped",
+            Some(LEADER_EXITED) => "running without its main thread",
             _ => "unknown",
         },
         name: tc.map(|tc| lossy(&tc.comm)).unwrap_or_default(),

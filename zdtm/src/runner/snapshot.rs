@@ -102,13 +102,17 @@ impl Snapshot {
             "alive"
         };
         self.add(pid, "state", "", state.to_owned());
-        if stat[3] == "Z" {
+        let is_dead = stat[3] == "Z";
+        if is_dead {
             self.add(pid, "exit", "status", stat[52].clone());
             self.add(pid, "comm", pid, stat[2].clone());
-        } else {
-            self.add_mm(pid, &stat)?;
-            self.add_files(pid)?;
-            for &tid in &threads {
+        }
+        // Where only the main thread is dead, the others have all that it had.
+        let living: &[i32] = if is_dead { &threads[1..] } else { &threads };
+        if let Some(&speaker) = living.first() {
+            self.add_mm(pid, speaker, &proc::stat(speaker)?)?;
+            self.add_files(pid, speaker)?;
+            for &tid in living {
                 self.add_thread(pid, tid)?;
             }
         }
@@ -116,16 +120,21 @@ impl Snapshot {
         Ok(())
     }
 
-    fn add_mm(&mut self, pid: i32, stat: &[String]) -> io::Result<()> {
+    fn add_mm(&mut self, pid: i32, speaker: i32, stat: &[String]) -> io::Result<()> {
         let fields = [26, 27, 28, 45, 46, 47, 48, 49, 50, 51].map(|index| stat[index].as_str());
         self.add(pid, "mm", "addresses", fields.join(" "));
         for file in ["cmdline", "environ"] {
-            self.add(pid, "mm", file, proc::text(pid, file)?.replace('\0', " "));
+            self.add(
+                pid,
+                "mm",
+                file,
+                proc::text(speaker, file)?.replace('\0', " "),
+            );
         }
-        let auxv = std::fs::read(format!("/proc/{pid}/auxv"))?;
+        let auxv = std::fs::read(format!("/proc/{speaker}/auxv"))?;
         let auxv: String = auxv.iter().map(|byte| format!("{byte:02x}")).collect();
         self.add(pid, "mm", "auxv", auxv);
-        for details in proc::smaps(pid)? {
+        for details in proc::smaps(speaker)? {
             let vma = &details.vma;
             // The kernel's page for all 64-bit programs is nobody's mapping. A 32-bit program has none, but
             // its restored task is one that has begun as a 64-bit program.
@@ -150,17 +159,17 @@ impl Snapshot {
         Ok(())
     }
 
-    fn add_files(&mut self, pid: i32) -> io::Result<()> {
+    fn add_files(&mut self, pid: i32, speaker: i32) -> io::Result<()> {
         for (name, file) in [("cwd", "cwd"), ("root", "root"), ("exe", "exe")] {
-            let link = proc::link(pid, file)?.to_string_lossy().into_owned();
+            let link = proc::link(speaker, file)?.to_string_lossy().into_owned();
             self.add(pid, name, "", link);
         }
-        for fd in proc::numbers(&format!("/proc/{pid}/fd"))? {
-            let link = proc::link(pid, &format!("fd/{fd}"))?
+        for fd in proc::numbers(&format!("/proc/{speaker}/fd"))? {
+            let link = proc::link(speaker, &format!("fd/{fd}"))?
                 .to_string_lossy()
                 .into_owned();
             let link = self.names.lasting(&link);
-            let info = proc::lines(pid, &format!("fdinfo/{fd}"))?;
+            let info = proc::lines(speaker, &format!("fdinfo/{fd}"))?;
             let get = |name: &str| info.get(name).map_or("", String::as_str);
             self.add(
                 pid,

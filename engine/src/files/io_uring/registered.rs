@@ -43,7 +43,7 @@ impl FileTable {
         }
         let tasks: Vec<(&Task, Vec<u32>)> = tree
             .alive()
-            .map(|task| (task, rings_in(&self.table_of_task(task.pid))))
+            .map(|task| (task, rings_in(&self.table_of_task(task.speaker()))))
             .filter(|(_, rings)| !rings.is_empty())
             .collect();
         if tasks.is_empty() {

@@ -91,7 +91,7 @@ fn copies(tasks: &[(&Task, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpE
         asked.push(rings.iter().map(ask).collect());
         program.park();
         let mut set = ProgramSet::new();
-        let threads = vec![(task.pid, set.add(program))];
+        let threads = vec![(task.speaker(), set.add(program))];
         jobs.push(Job {
             pid: task.pid,
             abi: task.abi,

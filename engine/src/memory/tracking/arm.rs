@@ -46,7 +46,7 @@ pub(crate) fn arm(
         let Some(uffd) = uffds.remove(&task.pid) else {
             continue;
         };
-        match begin(task.pid, &uffd, &memory[&task.pid]) {
+        match begin(task.speaker(), &uffd, &memory[&task.pid]) {
             Ok(()) => tasks.push((task.pid, uffd)),
             Err(errno) => tracing::warn!("memory of task {} is not tracked: {errno}", task.pid),
         }
@@ -100,7 +100,7 @@ fn open(tasks: &[&Task]) -> Result<Vec<(Pid, Uffd)>, InjectError> {
             continue;
         };
         opened.push(closing(task, fd));
-        let taken = Uffd::of_task(task.pid, fd).and_then(|uffd| {
+        let taken = Uffd::of_task(task.speaker(), fd).and_then(|uffd| {
             uffd.begin_tracking()?;
             Ok(uffd)
         });
@@ -142,7 +142,7 @@ fn job(task: &Task, mut program: Program) -> (Job, ProgramId) {
     let job = Job {
         pid: task.pid,
         abi: task.abi,
-        threads: vec![(task.threads[0], id)],
+        threads: vec![(task.speaker(), id)],
         set,
     };
     (job, id)

@@ -4,6 +4,7 @@ use firn_images::{ImageDir, ImageKind, Pagemap as SavedPages};
 use firn_sys::pagemap::{PageQuery, Pagemap, category};
 use firn_sys::{Errno, Pid};
 
+use crate::memory::copy::CopiedTask;
 use crate::memory::error::MemoryDumpError;
 use crate::memory::pages::{self, Run};
 use crate::memory::range::{self, AddressRange};
@@ -13,10 +14,11 @@ use crate::memory::range::{self, AddressRange};
 /// # Errors
 /// The pagemap can't be read.
 pub(in crate::memory) fn unchanged(
-    pid: Pid,
+    task: CopiedTask,
     runs: &[Run],
     parent: &ImageDir,
 ) -> Result<Vec<AddressRange>, MemoryDumpError> {
+    let CopiedTask { pid, speaker } = task;
     let saved = match SavedPages::read(parent, ImageKind::Pagemap, u64::from(pid.to_image())) {
         Ok(saved) => saved,
         Err(error) => {
@@ -26,7 +28,7 @@ pub(in crate::memory) fn unchanged(
     };
     let saved = saved.runs.iter();
     let saved = saved.map(|run| AddressRange::new(run.vaddr, run.end()));
-    let clean = clean(pid, runs).map_err(|source| MemoryDumpError::Read {
+    let clean = clean(speaker, runs).map_err(|source| MemoryDumpError::Read {
         pid,
         what: "pagemap",
         source,

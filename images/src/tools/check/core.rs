@@ -18,6 +18,8 @@ const RLIMITS: usize = 16;
 /// The kernel's siginfo_t.
 const SIGINFO_BYTES: usize = 128;
 const COMM_BYTES: usize = 15;
+/// The task state of a process whose main thread has exited while others live, which is Firn's own.
+pub(crate) const LEADER_EXITED: u32 = 20_000;
 
 pub(super) fn check_cores(set: &SetImages, found: &mut Findings) {
     let mut tasks = BTreeSet::new();
@@ -31,7 +33,10 @@ pub(super) fn check_cores(set: &SetImages, found: &mut Findings) {
             continue;
         }
         let mut bad = |fault| found.file(ImageKind::Core, pid, fault);
-        check_thread(set, core, "process", &mut bad);
+        match has_leader(core) {
+            true => check_thread(set, core, "process", &mut bad),
+            false => check_dead_leader(set, core, &mut bad),
+        }
         match &core.tc {
             Some(task) => check_task(set, pid, task, &mut bad),
             None => bad(part("process", "tc")),
@@ -80,9 +85,23 @@ fn check_task(set: &SetImages, pid: u64, task: &TaskCoreEntry, bad: &mut impl Fn
     if task.comm.len() > COMM_BYTES {
         count("tc.comm", task.comm.len(), COMM_BYTES).map(&mut *bad);
     }
-    if !matches!(task.task_state, 1 | 3) {
+    if !matches!(task.task_state, 1 | 3 | LEADER_EXITED) {
         let (field, value) = ("tc.task_state", task.task_state.into());
         bad(Fault::Value { field, value });
+    }
+}
+
+/// False for a process whose main thread has exited while others live.
+fn has_leader(core: &CoreEntry) -> bool {
+    let task = core.tc.as_ref();
+    task.is_none_or(|task| task.task_state != LEADER_EXITED)
+}
+
+/// A dead leader has an identity, but no registers.
+fn check_dead_leader(set: &SetImages, core: &CoreEntry, bad: &mut impl FnMut(Fault)) {
+    match &core.thread_core {
+        Some(thread) => check_thread_core(set, thread, bad),
+        None => bad(part("process", "thread_core")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who is whose parent, leader and member; who is a thread; who is dead or stopped.
 
+mod exited_leader;
 mod groups;
 mod shape;
 mod stopped;
@@ -22,7 +23,9 @@ pub static ALL: &[&Workload] = &[
     &threads::THOUSAND,
     &threads::TREE,
     &threads::CHURN,
-    &threads::NO_LEADER,
+    &exited_leader::PLAIN,
+    &exited_leader::FILTERED,
+    &exited_leader::STOPPED,
     &groups::GROUPS,
     &groups::SESSIONS,
     &groups::ORPHAN_GROUP,

@@ -26,13 +26,6 @@ pub static CHURN: Workload = Workload::new(
     "tree", "maps", "vmflags", "signals", "comm", "umask", "tracer", "syscall",
 ]);
 
-pub static NO_LEADER: Workload = Workload::new(
-    "refusals/dead-main-thread",
-    "a process whose main thread has exited, while another runs on",
-    no_leader,
-)
-.refused(&["main thread has exited"]);
-
 thread_local! {
     static SECRET: Cell<u64> = const { Cell::new(0) };
 }
@@ -116,22 +109,4 @@ fn churn(stage: &Stage) -> Result<()> {
     }
     ensure!(sum == rounds * 3, "{rounds} rounds gave {sum}");
     Ok(())
-}
-
-fn no_leader(stage: &Stage) -> Result<()> {
-    let child = stage.child(|stage| {
-        thread::spawn(|| {
-            crate::stop::wait();
-            sys::exit_now(0);
-        });
-        stage.ready()?;
-        sys::call_plain(libc::SYS_exit, [0; 6])?;
-        Ok(())
-    })?;
-    // It says ready just before its main thread exits.
-    while crate::proc::stat(child.pid)?[3] != "Z" {
-        sys::pause_for(1);
-    }
-    stage.ready_and_wait()?;
-    child.finish()
 }
