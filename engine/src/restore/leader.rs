@@ -202,6 +202,7 @@ impl Builder<'_> {
         }
         let late = posix_timers::plan_start(p, timers, &pending_signals(task, 0));
         self.start_late(program, late);
+        self.note_stopped_children(p, nth, program);
         attributes::plan_pdeath_signal(p, thread::part(speaker).pdeath_sig.unwrap_or(0));
         thread::plan_sleep(p, speaker, words.asleep);
         p.park();

@@ -23,6 +23,7 @@ mod pids;
 mod programs;
 mod report;
 mod run;
+mod stops;
 mod takeover;
 mod thread;
 mod threads;

@@ -16,6 +16,8 @@
 //! leader: dumpable, wait for release, timers, park  timers late, all signals blocked
 //! ```
 
+use std::collections::HashMap;
+
 use firn_sys::{Pid, nr};
 
 use super::RestoreError;
@@ -24,7 +26,7 @@ use super::thread::{self, Inherited};
 use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
 use crate::memory::{AddressRange, Descriptors, KernelVdso, MemoryPlan, SharedRestore};
-use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot, Word};
+use crate::program::{Arg, Data, Program, ProgramId, ProgramSet, Rule, Slot, Word};
 use crate::task::lsm::{LabelPlan, Labels};
 use crate::task::mempolicy::{self, Nodes};
 use crate::task::posix_timers::TimerIds;
@@ -92,6 +94,8 @@ pub(super) struct BirthWords {
     pub filtered: Word,
     /// Children that don't die with its main thread any more.
     pub weaned: Word,
+    /// It has stopped and gone on again, which its parent has yet to be told.
+    pub continued: Word,
 }
 
 /// A living process whose program is planned.
@@ -142,6 +146,8 @@ pub(super) struct Programs {
     pub of_threads: Vec<Vec<ProgramId>>,
     pub losses: Losses,
     pub late_timers: LateTimers,
+    /// Where parents of stopped tasks keep the arguments of the call that takes a SIGCHLD.
+    pub taking: HashMap<Pid, (ProgramId, Data)>,
 }
 
 /// Builds all programs; `files` opens what mappings need.
@@ -177,6 +183,7 @@ pub(super) fn build(
             threads_done: set.word(),
             filtered: set.word(),
             weaned: set.word(),
+            continued: set.word(),
         })
         .collect();
     let of_birth = from.family.births.iter().map(|_| set.reserve()).collect();
@@ -189,6 +196,7 @@ pub(super) fn build(
         of_threads: vec![Vec::new(); nr_tasks],
         losses: Losses::default(),
         late_timers: Vec::new(),
+        taking: HashMap::new(),
     };
     let mut builder = Builder {
         from,
@@ -325,7 +333,9 @@ impl<'a> Builder<'a> {
         self.plan_directories(p, nth, task);
         self.plan_foreground(p, nth);
         self.plan_files(p, id, nth);
+        self.plan_stop_and_go(p, id, nth, task);
         self.plan_deaths(p, id, nth);
+        self.plan_going_on(p, nth);
         self.plan_process(p, nth, task);
         let labels = self.labels(nth, task, 0)?;
         self.from.labels.plan_own(p, &labels, None);

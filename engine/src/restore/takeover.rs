@@ -4,6 +4,7 @@
 //! seize leaders         from here on they die with the coordinator (EXITKILL)
 //! release               leaders trade their death-with-parent for the dumped one, and park
 //! seize and interrupt   every thread
+//! stop                  what was stopped, and settle what its parent knows of it
 //! unmap the arena       one call by each leader, through the executor's own instruction
 //! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code
 //! let go
@@ -29,7 +30,7 @@ use crate::memory::AddressRange;
 use crate::task::ia32;
 use crate::tree::{Task, TaskState};
 
-const SIGSTOP: i32 = 19;
+pub(super) const SIGSTOP: i32 = 19;
 /// Threads of one task whose registers are worth a thread of their own to lay them out.
 const THREADS_PER_THREAD: usize = 64;
 /// Tries to find a thread in the call that it is just about to make.
@@ -39,7 +40,7 @@ const SLEPT: u64 = 0;
 
 /// All threads of a finished tree, stopped and complete; they run when this is let go.
 pub(super) struct TakenOver<'a> {
-    tree: NewTree<'a>,
+    pub(super) tree: NewTree<'a>,
     threads: Vec<Pid>,
 }
 
@@ -108,6 +109,7 @@ pub(super) fn take_over<'a>(
         }
     }
     taken.stop_all()?;
+    taken.stop_groups()?;
     taken.unmap_arenas(hole)?;
     taken.set_registers(xstate)?;
     Ok(taken)
@@ -118,7 +120,7 @@ fn living_tasks<'a>(tree: &NewTree<'a>) -> impl Iterator<Item = (usize, &'a Task
     tasks.filter(|(_, task)| task.is_alive())
 }
 
-fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> RestoreError {
+pub(super) fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> RestoreError {
     move |source| match source {
         Errno::ESRCH => RestoreError::Died(tid),
         source => RestoreError::Trace { tid, what, source },
@@ -127,7 +129,7 @@ fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> RestoreError {
 
 impl TakenOver<'_> {
     /// The living tasks with their images and number in the tree.
-    fn living(&self) -> impl Iterator<Item = (usize, &Task, &LivingTask)> {
+    pub(super) fn living(&self) -> impl Iterator<Item = (usize, &Task, &LivingTask)> {
         let checkpoint = self.tree.checkpoint;
         checkpoint
             .tree
@@ -151,7 +153,7 @@ impl TakenOver<'_> {
         Ok(())
     }
 
-    fn await_stop(&self, tid: Pid) -> Result<(), RestoreError> {
+    pub(super) fn await_stop(&self, tid: Pid) -> Result<(), RestoreError> {
         match wait::wait(tid).map_err(failed(tid, "wait for the thread"))? {
             WaitStatus::Stopped { .. } => Ok(()),
             WaitStatus::Ended(_) | WaitStatus::Continued => Err(RestoreError::Died(tid)),
@@ -234,15 +236,8 @@ impl TakenOver<'_> {
     /// Lets the tree run, or leaves it stopped.
     pub fn let_go(self, leave_stopped: bool) {
         for (_, task, _) in self.living() {
-            let stopped = matches!(task.state, TaskState::Stopped(_));
-            if leave_stopped || stopped {
-                let signal = match task.state {
-                    TaskState::Stopped(signal) => signal,
-                    _ => SIGSTOP,
-                };
-                // Pending before the first instruction; a stop signal other than SIGSTOP would be up to
-                // the task's handlers, and it was stopped, so SIGSTOP brings back what it was.
-                tracing::debug!("task {}: stopping again, as by signal {signal}", task.pid);
+            if leave_stopped && !matches!(task.state, TaskState::Stopped(_)) {
+                // Pending before the first instruction.
                 let _ = sys_task::kill(task.pid, SIGSTOP);
             }
         }

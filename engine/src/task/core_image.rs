@@ -12,6 +12,7 @@ use firn_sys::ptrace::{GeneralRegs, SignalQueue};
 use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
 
 use super::attributes::ThreadAnswers;
+use super::child_events::ChildEvent;
 use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
@@ -355,9 +356,18 @@ fn dump_process(
         child_subreaper: answers.process.subreaper.then_some(true),
         stop_signo,
         membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
-        firn: Some(extension(answers, outside)),
+        firn: Some(FirnTaskEntry {
+            child_event: child_event(task.state, answers.event),
+            ..extension(answers, outside)
+        }),
         ..TaskCoreEntry::default()
     })
+}
+
+/// What the parent has yet to be told, as far as that is not what a restore does by itself.
+fn child_event(state: TaskState, event: Option<ChildEvent>) -> Option<u32> {
+    let nothing = matches!(state, TaskState::Stopped(_)).then_some(0);
+    event.map(ChildEvent::to_image).or(nothing)
 }
 
 fn extension(answers: &TaskAnswers, outside: &Outside) -> FirnTaskEntry {

@@ -1,6 +1,7 @@
 //! Per-task state: one module per kind, dump and restore side by side.
 
 pub mod attributes;
+pub mod child_events;
 pub mod core_image;
 pub mod creds;
 pub mod ia32;

@@ -1,8 +1,12 @@
 //! Everything that only the tasks themselves can answer, asked of all of them in one go.
 
+use std::collections::HashMap;
+
 use firn_proto::TaskTimersEntry;
+use firn_sys::Pid;
 
 use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
+use super::child_events::{self, ChildEvent, EventQuestions};
 use super::ia32::{self, LocalTableQuestion};
 use super::mempolicy::{self, Nodes, Policy, PolicyQuestion};
 use super::posix_timers::{self, TimerQuestions};
@@ -36,6 +40,8 @@ pub struct TaskAnswers {
     pub mempolicies: Vec<Policy>,
     /// Those of its memory.
     pub policies: Vec<Governed>,
+    /// What its parent has yet to be told, by the answers of that.
+    pub event: Option<ChildEvent>,
 }
 
 struct Questions {
@@ -44,6 +50,7 @@ struct Questions {
     actions: Data,
     timers: Data,
     posix_timers: TimerQuestions,
+    children: EventQuestions,
     local_table: LocalTableQuestion,
     policies: PolicyQuestions,
     threads: Vec<(ProgramId, ThreadQuestions, PolicyQuestion)>,
@@ -70,47 +77,52 @@ pub enum AskError {
 pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
     let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree)?;
     let arenas = inject::run(&jobs)?;
-    let answers =
-        questions
+    let answered = || questions.iter().zip(&arenas);
+    let events = answered().flat_map(|(asked, arena)| asked.children.answers(arena, asked.leader));
+    let events: HashMap<Pid, ChildEvent> = events.collect();
+    let answers = (tree.alive().zip(answered())).map(|(task, (asked, arena))| TaskAnswers {
+        process: asked.process.answers(arena, asked.leader),
+        actions: arena.read(asked.leader, asked.actions),
+        timers: TaskTimersEntry {
+            posix: asked.posix_timers.answers(arena, asked.leader),
+            ..itimers::to_image(&arena.read(asked.leader, asked.timers))
+        },
+        obstacle: asked.local_table.obstacle(arena, asked.leader, task.pid),
+        threads: asked
+            .threads
             .iter()
-            .zip(arenas.iter().zip(tree.alive()))
-            .map(|(asked, (arena, task))| TaskAnswers {
-                process: asked.process.answers(arena, asked.leader),
-                actions: arena.read(asked.leader, asked.actions),
-                timers: TaskTimersEntry {
-                    posix: asked.posix_timers.answers(arena, asked.leader),
-                    ..itimers::to_image(&arena.read(asked.leader, asked.timers))
-                },
-                obstacle: asked.local_table.obstacle(arena, asked.leader, task.pid),
-                threads: asked
-                    .threads
-                    .iter()
-                    .map(|(id, thread, _)| thread.answers(arena, *id))
-                    .collect(),
-                mempolicies: asked
-                    .threads
-                    .iter()
-                    .map(|(id, _, policy)| policy.answer(arena, *id))
-                    .collect(),
-                policies: asked.policies.answers(arena, asked.leader),
-            });
+            .map(|(id, thread, _)| thread.answers(arena, *id))
+            .collect(),
+        mempolicies: asked
+            .threads
+            .iter()
+            .map(|(id, _, policy)| policy.answer(arena, *id))
+            .collect(),
+        policies: asked.policies.answers(arena, asked.leader),
+        event: events.get(&task.pid).copied(),
+    });
     Ok(answers.collect())
 }
 
 fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
     let nr_words = Nodes::nr_words();
+    let mut children = child_events::living_children(tree);
     let tasks: Vec<&Task> = tree.alive().collect();
     let ranges = crew::share_out(&tasks, TASKS_PER_THREAD, |task| {
         policies::ranges(task.speaker())
     });
     let prepared = tasks.into_iter().zip(ranges);
     prepared
-        .map(|(task, ranges)| prepare(task, ranges, nr_words))
+        .map(|(task, ranges)| {
+            let children = children.remove(&task.pid).unwrap_or_default();
+            prepare(task, children, ranges, nr_words)
+        })
         .collect()
 }
 
 fn prepare(
     task: &Task,
+    children: Vec<Pid>,
     mapped: Vec<AddressRange>,
     nr_words: usize,
 ) -> Result<(Job, Questions), StatusError> {
@@ -120,6 +132,7 @@ fn prepare(
     let actions = signals::ask_actions(&mut leader);
     let timers = itimers::ask(&mut leader);
     let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.speaker())?);
+    let children = child_events::ask(&mut leader, children);
     let local_table = ia32::ask_local_table(&mut leader);
     let policies = policies::ask(&mut leader, mapped, nr_words);
     let mut programs = Vec::with_capacity(task.threads.len());
@@ -151,6 +164,7 @@ fn prepare(
             actions,
             timers,
             posix_timers,
+            children,
             local_table,
             policies,
             threads,

@@ -32,6 +32,11 @@ fn catchable() -> impl Iterator<Item = u32> {
     (1..=64).filter(|signal| !UNCATCHABLE.contains(signal))
 }
 
+/// Where images have the action of a signal; None for one that has none.
+pub fn action_index(signal: u32) -> Option<usize> {
+    catchable().position(|catchable| catchable == signal)
+}
+
 /// Adds the calls that read all actions; returns where the answers stand.
 pub fn ask_actions(program: &mut Program) -> Data {
     let answers = program.space(NR_ACTIONS * ACTION_SIZE);

@@ -1183,6 +1183,9 @@ pub struct FirnTaskEntry {
     /// Address bits that count, where others may hold tags (ARCH_GET_UNTAG_MASK).
     #[prost(uint64, optional, tag = "8")]
     pub untag_mask: ::core::option::Option<u64>,
+    /// What wait has yet to tell the parent of a task that lives: 0 nothing, CLD_STOPPED 5, CLD_CONTINUED 6.
+    #[prost(uint32, optional, tag = "20")]
+    pub child_event: ::core::option::Option<u32>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";

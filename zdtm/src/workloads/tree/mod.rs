@@ -36,4 +36,7 @@ pub static ALL: &[&Workload] = &[
     &zombies::SESSION,
     &stopped::CHILD,
     &stopped::THREADS,
+    &stopped::TOLD,
+    &stopped::UNTOLD,
+    &stopped::GOING_ON,
 ];
