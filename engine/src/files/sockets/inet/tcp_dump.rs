@@ -186,6 +186,7 @@ impl DumpedTcp {
             ..FoundTcp::default()
         };
         if !found.obstacles.is_empty() {
+            self.look_at_listeners(options, &mut found)?;
             return Ok(found);
         }
         let held_off = self.held_off(options);
