@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use firn_tests::{Program, Progress, Sandbox, Task, isolated, rounds};
+use firn_tests::{Finished, Program, Progress, Sandbox, Task, rounds};
 
 const PROGRAMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs");
 const SHELL: &str = "s:0.0";
@@ -20,12 +20,16 @@ impl Tmux<'_> {
     /// Runs one of its commands from outside and returns what it prints.
     #[track_caller]
     fn run(&self, words: &[&str]) -> String {
+        let done = self.try_run(words);
+        done.expect_success(&words.join(" ")).stdout
+    }
+
+    fn try_run(&self, words: &[&str]) -> Finished {
         let mut tmux = Command::new("tmux");
         tmux.args(["-S", "socket", "-f", "/dev/null"]);
         tmux.args(words).current_dir(&self.dir);
         tmux.env("TERM", "xterm").env_remove("TMUX");
-        let done = self.sandbox.run(&mut tmux);
-        done.expect_success(&words.join(" ")).stdout
+        self.sandbox.run(&mut tmux)
     }
 
     fn screen(&self, pane: &str) -> String {
@@ -46,7 +50,8 @@ impl Tmux<'_> {
 
     /// Starts an editor beside the shell.
     fn start_editor(&self) {
-        self.await_text(SHELL, "$");
+        // Of root or not.
+        self.await_text(SHELL, "bash-");
         let editor = [
             "split-window",
             "-t",
@@ -115,27 +120,44 @@ fn interrupt(tmux: &Tmux<'_>, task: &Task<'_>, extra: &dyn Fn(usize)) {
     assert_eq!(text, lines + "\n");
 }
 
-const NEEDED: [&str; 4] = ["tmux", "vim.tiny", "bash", "script"];
+const NEEDED: [&str; 5] = ["tmux", "vim.tiny", "bash", "script", "mount"];
+
+/// Runs a test with pseudo terminals of its own: their numbers must be free at each restore.
+fn isolated(name: &str, body: impl FnOnce(&Sandbox)) {
+    firn_tests::isolated(name, &NEEDED, |sandbox| {
+        for words in [
+            &[
+                "-t",
+                "devpts",
+                "-o",
+                "newinstance,ptmxmode=0666",
+                "devpts",
+                "/dev/pts",
+            ][..],
+            &["--bind", "/dev/pts/ptmx", "/dev/ptmx"],
+        ] {
+            let mut mount = Command::new("mount");
+            sandbox.run(mount.args(words)).expect_success("mount");
+        }
+        body(sandbox);
+    });
+}
 
 #[test]
 fn a_tmux_server_with_a_shell_and_an_editor() {
-    isolated(
-        "a_tmux_server_with_a_shell_and_an_editor",
-        &NEEDED,
-        |sandbox| {
-            let dir = sandbox.make_dir("tmux");
-            let server = ["-S", "socket", "-f", "/dev/null", "-D"];
-            let server = Task::spawn(sandbox, &dir, "tmux", server);
-            await_file(sandbox, &dir.join("socket"));
-            let tmux = Tmux { sandbox, dir };
-            let size = ["-x", "90", "-y", "30"];
-            let shell = ["bash", "--norc", "--noprofile"];
-            tmux.run(&[&["new-session", "-d", "-s", "s"], &size[..], &shell[..]].concat());
-            interrupt(&tmux, &server, &|_| {});
-            tmux.run(&["kill-server"]);
-            server.wait(30);
-        },
-    );
+    isolated("a_tmux_server_with_a_shell_and_an_editor", |sandbox| {
+        let dir = sandbox.make_dir("tmux");
+        let server = ["-S", "socket", "-f", "/dev/null", "-D"];
+        let server = Task::spawn(sandbox, &dir, "tmux", server);
+        await_file(sandbox, &dir.join("socket"));
+        let tmux = Tmux { sandbox, dir };
+        let size = ["-x", "90", "-y", "30"];
+        let shell = ["bash", "--norc", "--noprofile"];
+        tmux.run(&[&["new-session", "-d", "-s", "s"], &size[..], &shell[..]].concat());
+        interrupt(&tmux, &server, &|_| {});
+        tmux.run(&["kill-server"]);
+        server.wait(30);
+    });
 }
 
 fn await_file(sandbox: &Sandbox, path: &Path) {
@@ -145,49 +167,42 @@ fn await_file(sandbox: &Sandbox, path: &Path) {
 /// The client draws on a terminal of `script`, which writes down what it gets.
 #[test]
 fn a_tmux_server_with_a_client_in_script() {
-    isolated(
-        "a_tmux_server_with_a_client_in_script",
-        &NEEDED,
-        |sandbox| {
-            let dir = sandbox.make_dir("tmux");
-            let program = format!("{PROGRAMS}/terminals.sh");
-            let tree = Task::spawn(sandbox, &dir, "bash", [program]);
-            await_file(sandbox, &dir.join("attached"));
-            let log = dir.join("typescript");
-            let tmux = Tmux { sandbox, dir };
-            sandbox.wait_until(20, "nobody is attached", || {
-                tmux.run(&["list-clients"]).lines().count() == 1
+    isolated("a_tmux_server_with_a_client_in_script", |sandbox| {
+        let dir = sandbox.make_dir("tmux");
+        let program = format!("{PROGRAMS}/terminals.sh");
+        let tree = Task::spawn(sandbox, &dir, "bash", [program]);
+        await_file(sandbox, &dir.join("attached"));
+        let log = dir.join("typescript");
+        let tmux = Tmux { sandbox, dir };
+        // Before there is a session it fails.
+        sandbox.wait_until(20, "nobody is attached", || {
+            tmux.try_run(&["list-clients"]).stdout.lines().count() == 1
+        });
+        interrupt(&tmux, &tree, &|round| {
+            let drawn = format!("begun {round}");
+            sandbox.wait_until(20, "the client draws nothing", || {
+                let bytes = std::fs::read(&log).unwrap_or_default();
+                String::from_utf8_lossy(&bytes).contains(&drawn)
             });
-            interrupt(&tmux, &tree, &|round| {
-                let drawn = format!("begun {round}");
-                sandbox.wait_until(20, "the client draws nothing", || {
-                    let bytes = std::fs::read(&log).unwrap_or_default();
-                    String::from_utf8_lossy(&bytes).contains(&drawn)
-                });
-                assert_eq!(tmux.run(&["list-clients"]).lines().count(), 1);
-            });
-            tmux.run(&["kill-server"]);
-            assert_eq!(tree.wait(30).exit_status(), Some(0));
-        },
-    );
+            assert_eq!(tmux.run(&["list-clients"]).lines().count(), 1);
+        });
+        tmux.run(&["kill-server"]);
+        assert_eq!(tree.wait(30).exit_status(), Some(0));
+    });
 }
 
 #[test]
 fn script_writes_all_numbers() {
-    isolated(
-        "script_writes_all_numbers",
-        &["script", "bash"],
-        |sandbox| {
-            let counter = format!("bash {PROGRAMS}/count.sh");
-            let words = ["script", "-q", "-e", "-f", "-c", &counter, "typescript"];
-            sandbox.check_survives(&Program {
-                command: words.map(str::to_owned).into(),
-                set_up: &|_| {},
-                progress: Progress::File("stdout", 4000),
-                rounds: 3,
-                enough: None,
-                results: &[],
-            });
-        },
-    );
+    isolated("script_writes_all_numbers", |sandbox| {
+        let counter = format!("bash {PROGRAMS}/count.sh");
+        let words = ["script", "-q", "-e", "-f", "-c", &counter, "typescript"];
+        sandbox.check_survives(&Program {
+            command: words.map(str::to_owned).into(),
+            set_up: &|_| {},
+            progress: Progress::File("stdout", 4000),
+            rounds: 3,
+            enough: None,
+            results: &[],
+        });
+    });
 }
