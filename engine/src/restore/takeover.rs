@@ -27,6 +27,7 @@ use crate::arch::{self, Abi, XsaveLayout};
 use crate::crew;
 use crate::inject::{CallSpec, RemoteCall, call_all};
 use crate::memory::AddressRange;
+use crate::program::ProgramId;
 use crate::task::ia32;
 use crate::tree::{Task, TaskState};
 
@@ -98,8 +99,7 @@ pub(super) fn take_over<'a>(
     }
     tree.arena.post(tree.programs.words.release);
     tree.wait(tree.programs.words.asleep, nr_sleepers)?;
-    let parked = u32::try_from(nr_threads).unwrap_or(u32::MAX) - nr_sleepers;
-    tree.wait_parked(parked)?;
+    taken.await_parked(u32::try_from(nr_threads).unwrap_or(u32::MAX) - nr_sleepers)?;
     for (nth, task) in living_tasks(tree) {
         for &tid in &task.threads[1..] {
             if is_new(nth) {
@@ -143,6 +143,33 @@ impl TakenOver<'_> {
             })
     }
 
+    /// Native threads that sleep on, with their programs.
+    fn sleepers(&self) -> impl Iterator<Item = (Pid, ProgramId)> {
+        self.living().flat_map(|(nth, task, living)| {
+            let programs = &self.tree.programs.of_threads[nth];
+            let threads = task.threads.iter().zip(&living.cores).zip(programs);
+            let asleep =
+                threads.filter(|((_, core), _)| sleeps(core) && thread::abi(core) == Abi::Native);
+            asleep.map(|((tid, _), program)| (*tid, *program))
+        })
+    }
+
+    /// Waits until that many threads that don't sleep on have parked. A thread whose sleep has ended parks as
+    /// well and is counted, so it must not stand for one that is still busy: a leader, for example, that
+    /// would die with its maker, which it has not parted from yet.
+    fn await_parked(&self, wanted: u32) -> Result<(), RestoreError> {
+        let mut awake = 0;
+        loop {
+            self.tree.wait_parked(wanted + awake)?;
+            let is_parked = |&(_, program): &(Pid, ProgramId)| self.tree.arena.is_parked(program);
+            let now = u32::try_from(self.sleepers().filter(is_parked).count()).unwrap_or(u32::MAX);
+            if now <= awake {
+                return Ok(());
+            }
+            awake = now;
+        }
+    }
+
     fn stop_all(&self) -> Result<(), RestoreError> {
         for tid in &self.threads {
             ptrace::interrupt(*tid).map_err(failed(*tid, "interrupt the thread"))?;
@@ -183,13 +210,8 @@ impl TakenOver<'_> {
 
     /// Makes sure that every thread that sleeps on has really gone to sleep, or has finished.
     fn settle_sleepers(&self) -> Result<(), RestoreError> {
-        for (nth, task, living) in self.living() {
-            for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
-                if sleeps(core) && thread::abi(core) == Abi::Native {
-                    let program = self.tree.programs.of_threads[nth][at];
-                    self.settle(*tid, || self.tree.arena.is_parked(program))?;
-                }
-            }
+        for (tid, program) in self.sleepers() {
+            self.settle(tid, || self.tree.arena.is_parked(program))?;
         }
         Ok(())
     }
