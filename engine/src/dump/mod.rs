@@ -35,6 +35,7 @@ use crate::cancel::CancelFlag;
 use crate::crew;
 use crate::files::{self, Depth, FileTable, ProcLink};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
+use crate::kernel::LazyKernel;
 use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
@@ -277,9 +278,10 @@ impl Operation<'_> {
             return Err(DumpError::Obstacles(found));
         }
         let layout = XsaveLayout::of_this_cpu();
+        let kernel = LazyKernel::default();
         let known = answers.iter().zip(outside);
         for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-            core_image::dump(task, answers, outside, &layout, &seccomp, images)?;
+            core_image::dump(task, answers, outside, &layout, &seccomp, &kernel, images)?;
             let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;

@@ -17,9 +17,10 @@ use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
-use super::{creds, ia32, scheduling, signals};
+use super::{creds, ia32, notes, scheduling, signals};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
+use crate::kernel::LazyKernel;
 use crate::tree::{Task, TaskState};
 
 /// States as images number them.
@@ -85,12 +86,13 @@ struct ThreadState {
 ///
 /// # Preconditions
 /// All threads are in ptrace stops of the calling thread, with the registers they were stopped with.
-pub fn dump(
+pub(crate) fn dump(
     task: &Task,
     answers: &TaskAnswers,
     outside: &Outside,
     layout: &XsaveLayout,
     seccomp: &SeccompDump,
+    kernel: &LazyKernel,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
     let threads = task
@@ -99,7 +101,7 @@ pub fn dump(
         .zip(&answers.threads)
         .zip(&outside.threads);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp)?;
+        let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp, kernel)?;
         outside.labels[nth].describe(&mut state.core);
         let policy = &answers.mempolicies[nth];
         if policy.is_some() {
@@ -197,6 +199,7 @@ fn dump_thread(
     status: &Status,
     layout: &XsaveLayout,
     seccomp: &SeccompDump,
+    kernel: &LazyKernel,
 ) -> Result<ThreadState, CoreDumpError> {
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
     let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
@@ -227,7 +230,7 @@ fn dump_thread(
         comm: Some(status.name.clone()),
         rseq_entry: dump_rseq(tid),
         cg_set: Some(ROOT_CG_SET),
-        firn_restart: restart(tid, &regs, abi),
+        firn_restart: restart(tid, &regs, abi, kernel),
         ..ThreadCoreEntry::default()
     };
     scheduling::dump(tid, &mut core).map_err(failed("the scheduling"))?;
@@ -270,7 +273,12 @@ fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
 }
 
 /// What the kernel has promised to a thread interrupted in a system call.
-fn restart(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<FirnRestartEntry> {
+fn restart(
+    tid: Pid,
+    regs: &GeneralRegs,
+    abi: Abi,
+    kernel: &LazyKernel,
+) -> Option<FirnRestartEntry> {
     let mut restart = restart::pending(regs)?;
     if restart.is_second(abi)
         && let Some(nr) = restart::first_call(regs, abi, |at, bytes| read_all(tid, at, bytes))
@@ -278,7 +286,11 @@ fn restart(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<FirnRestartEntry> {
         restart = Restart { nr, ..restart };
     }
     let remaining = restart::sleep_remainder(restart, regs, abi);
-    let remaining = remaining.and_then(|at| read_timespec(tid, at));
+    let remaining = match remaining {
+        Some(at) => read_timespec(tid, at),
+        None if restart::is_untold_sleep(restart, regs, abi) => notes::sleep_left(kernel, tid),
+        None => None,
+    };
     Some(FirnRestartEntry {
         nr: restart.nr,
         result: restart.result,

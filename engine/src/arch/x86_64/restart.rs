@@ -194,7 +194,7 @@ pub struct Remainder {
 pub fn sleep_remainder(restart: Restart, regs: &GeneralRegs, abi: Abi) -> Option<Remainder> {
     let (address, width) = match (abi, restart.nr) {
         (Abi::Native, NANOSLEEP) => (regs.rsi, 8),
-        (Abi::Native, CLOCK_NANOSLEEP) if regs.rdx == 0 => (regs.r10, 8),
+        (Abi::Native, CLOCK_NANOSLEEP) if regs.rsi == 0 => (regs.r10, 8),
         (Abi::Ia32, IA32_NANOSLEEP) => (regs.rcx, 4),
         (Abi::Ia32, IA32_CLOCK_NANOSLEEP) if regs.rcx == 0 => (regs.rsi, 4),
         (Abi::Ia32, IA32_CLOCK_NANOSLEEP_TIME64) if regs.rcx == 0 => (regs.rsi, 8),
@@ -202,6 +202,16 @@ pub fn sleep_remainder(restart: Restart, regs: &GeneralRegs, abi: Abi) -> Option
     };
     let is_told = restart.is_restart_block() && address != 0;
     is_told.then_some(Remainder { address, width })
+}
+
+/// Whether the stopped call is a relative sleep of 64-bit code that was given no place for what is left.
+pub fn is_untold_sleep(restart: Restart, regs: &GeneralRegs, abi: Abi) -> bool {
+    let is_untold = match (abi, restart.nr) {
+        (Abi::Native, NANOSLEEP) => regs.rsi == 0,
+        (Abi::Native, CLOCK_NANOSLEEP) => regs.rsi == 0 && regs.r10 == 0,
+        _ => false,
+    };
+    restart.is_restart_block() && is_untold
 }
 
 /// The clock that an interrupted sleep of 64-bit code, by the call `nr`, runs on.
@@ -311,6 +321,24 @@ mod tests {
         let pieces: [(u64, &[u8]); 1] = [(0xff9, &[0xb8, 162, 0, 0, 0])];
         assert_eq!(first_call(&regs, Abi::Ia32, memory(&pieces)), Some(162));
         assert_eq!(first_call(&regs, Abi::Ia32, memory(&[])), None);
+    }
+
+    #[test]
+    fn a_relative_sleep_has_its_remainder_in_the_fourth_argument() {
+        let relative = GeneralRegs {
+            rsi: 0,
+            rdx: 0x2000,
+            r10: 0x3000,
+            ..stopped(-516, 230)
+        };
+        let restart = pending(&relative).expect("interrupted");
+        let at = Remainder {
+            address: 0x3000,
+            width: 8,
+        };
+        assert_eq!(sleep_remainder(restart, &relative, Abi::Native), Some(at));
+        let absolute = GeneralRegs { rsi: 1, ..relative };
+        assert_eq!(sleep_remainder(restart, &absolute, Abi::Native), None);
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub static ALL: &[&Workload] = &[
     &sleep::NANOSLEEP,
     &sleep::CLOCK_NANOSLEEP,
     &sleep::ABSOLUTE,
+    &sleep::UNTOLD,
     &sleep::REPEATED,
     &sleep::TIMEOUTS,
     &restarted::WAITS,

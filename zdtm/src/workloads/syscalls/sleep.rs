@@ -1,7 +1,8 @@
 //! Sleeping for a time.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use super::blocked::{
     again_when_interrupted, check_interruptions, note_interruption, wait_until_in,
 };
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static NANOSLEEP: Workload = Workload::new(
     "syscalls/nanosleep",
@@ -31,6 +32,12 @@ pub static ABSOLUTE: Workload = Workload::new(
     "sleeps until a time on two clocks",
     absolute,
 );
+pub static UNTOLD: Workload = Workload::new(
+    "syscalls/sleep-untold",
+    "a sleep without a place for what is left of it",
+    untold,
+)
+.needs(&[Need::File("/sys/kernel/btf/vmlinux")]);
 pub static REPEATED: Workload = Workload::new(
     "syscalls/short-sleeps",
     "many short sleeps in a row",
@@ -124,6 +131,33 @@ fn absolute(stage: &Stage) -> Result<()> {
     sleepers.into_iter().try_for_each(join)
 }
 
+/// What is left is not the whole sleep: counted is the time that the process has lived, which a busy machine
+/// makes shorter at most.
+fn untold(stage: &Stage) -> Result<()> {
+    const TICK: Duration = Duration::from_millis(10);
+    const BEFORE_MS: u64 = 1500;
+    let ticks = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&ticks);
+    thread::spawn(move || {
+        loop {
+            thread::sleep(TICK);
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let sleeper = undisturbed(libc::SYS_clock_nanosleep, move || {
+        sys::sleep_by_libc(LONG)?;
+        Ok(TICK * ticks.load(Ordering::Relaxed))
+    })?;
+    sys::pause_for(BEFORE_MS);
+    stage.ready_and_wait()?;
+    let lived = join(sleeper)?;
+    ensure!(
+        lived < LONG + Duration::from_millis(BEFORE_MS / 2),
+        "lived {lived:?} in a sleep of {LONG:?}"
+    );
+    Ok(())
+}
+
 fn repeated(stage: &Stage) -> Result<()> {
     stage.ready()?;
     while !stage.stopping() {
@@ -146,7 +180,7 @@ fn timeouts(stage: &Stage) -> Result<()> {
         Ok(())
     })?;
     let waiter = undisturbed(libc::SYS_futex, || {
-        let word = std::sync::atomic::AtomicU32::new(0);
+        let word = AtomicU32::new(0);
         until_time(|left| match sys::futex_wait(&word, 0, Some(left)) {
             Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) => Ok(()),
             Ok(()) => Err(io::Error::other("woken by nobody")),
