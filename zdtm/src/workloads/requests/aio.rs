@@ -27,7 +27,8 @@ pub static IN_FLIGHT: Workload = Workload::new(
     "requests/aio-in-flight",
     "direct reads that may be under way at any moment, counted one by one",
     in_flight,
-);
+)
+.moves(&["state", "syscall"]);
 pub static FULL: Workload = Workload::new(
     "requests/aio-full",
     "a context that takes no more requests, because nobody has taken events",
