@@ -183,6 +183,7 @@ impl FileTable {
         for task in tree.alive() {
             let speaker = task.speaker();
             self.collected.process_of.insert(speaker, task.pid);
+            self.collected.rings.settle(task.pid, task.tids().count());
             if self.assign_table(speaker)? {
                 self.add_table(speaker, shared)?;
             }

@@ -42,6 +42,10 @@ pub const POLL_REMOVE: u8 = 7;
 pub const POLL_MULTI: u32 = 1;
 /// Waits for some time.
 pub const TIMEOUT: u8 = 11;
+/// Opens a file, for reading, whose path is at `addr`.
+pub const OPENAT: u8 = 18;
+/// Closes a descriptor.
+pub const CLOSE: u8 = 19;
 /// Reads.
 pub const READ: u8 = 22;
 /// Writes.

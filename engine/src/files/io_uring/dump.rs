@@ -1,13 +1,13 @@
 //! A ring into an image, or why it can't be.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use firn_proto::{FdTypes, FileEntry, FirnUringEntry};
 use firn_sys::io_uring::{self, setup};
 use firn_sys::pagemap::{Pagemap, entry as page};
-use firn_sys::{Errno, Pid};
+use firn_sys::{Errno, Pid, pidfd};
 
 use super::belongings;
 use super::fdinfo::Shown;
@@ -23,6 +23,7 @@ use crate::files::fdinfo::FdInfo;
 use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
 use crate::files::outside;
+use crate::kernel::Kernel;
 
 const PAGE: usize = 4096;
 /// Bits that say how a ring is made and not what it is then.
@@ -84,13 +85,33 @@ fn await_end(file: &OpenFile, inner: Option<Inner<'_>>) -> Result<Option<Trouble
         let in_flight = inner.and_then(|inner| inner.in_flight());
         let shown = look(file)?;
         let found = unfinished(&shown, in_flight);
-        // A thread that submits takes what is there, unless it sleeps.
-        let may_take = shown.sq_thread.is_some() && shown.sq_tail != shown.taken;
-        if found.is_none() && !may_take || begun.elapsed() > PATIENCE {
+        if found.is_none() && !may_take(&shown) || begun.elapsed() > PATIENCE {
             return Ok(found);
         }
         std::thread::sleep(BETWEEN_LOOKS);
     }
+}
+
+/// Whether a thread that submits may take more: it takes what is there, unless it sleeps.
+fn may_take(shown: &Shown) -> bool {
+    shown.sq_thread.is_some() && shown.sq_tail != shown.taken
+}
+
+/// Waits for the requests of a ring of a stopped process, for as long as for those that end by themselves.
+pub(super) fn settle(kernel: Option<&Kernel>, pid: Pid, fd: i32) -> Result<(), Errno> {
+    let ring = pidfd::open(pid).and_then(|process| pidfd::getfd(process, fd))?;
+    let inner = kernel.and_then(|kernel| Inner::of(kernel, ring.as_fd()));
+    let begun = Instant::now();
+    while begun.elapsed() <= PATIENCE {
+        let shown = look_at(pid, fd)?;
+        let in_flight = inner.and_then(|inner| inner.in_flight());
+        let in_flight = in_flight.unwrap_or(shown.taken.wrapping_sub(shown.completed));
+        if in_flight == 0 && !may_take(&shown) {
+            break;
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    Ok(())
 }
 
 impl Special {
@@ -225,9 +246,13 @@ pub(super) fn dump(
 /// Reads fdinfo again. While the kernel works on the ring it shows nothing.
 fn look(file: &OpenFile) -> Result<Shown, Errno> {
     let fd = crate::files::dump::fd_of(file).ok_or(Errno::EBADF)?;
+    look_at(file.pid, fd)
+}
+
+fn look_at(pid: Pid, fd: i32) -> Result<Shown, Errno> {
     let begun = Instant::now();
     loop {
-        let text = firn_sys::procfs::read(format!("/proc/{}/fdinfo/{fd}", file.pid))?;
+        let text = firn_sys::procfs::read(format!("/proc/{pid}/fdinfo/{fd}"))?;
         let info = FdInfo::parse(&text).map_err(|_| Errno::EINVAL)?;
         if let Some(shown) = Shown::parse(&info.lines) {
             return Ok(shown);

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use firn_sys::Pid;
+use firn_sys::{Pid, file};
 
+use super::dump;
 use super::inner::Inner;
+use crate::files::open_file::links_of;
 use crate::kernel::LazyKernel;
 
 /// The rings of a tree.
@@ -16,6 +18,21 @@ pub(in crate::files) struct DumpedRings {
 }
 
 impl DumpedRings {
+    /// Waits for what the kernel does for rings in threads of its own: until these have come to an end they open and
+    /// close descriptors, so it comes before these are listed. What does not end is found and refused later.
+    ///
+    /// **Preconditions**: all threads of the process are stopped, `nr_threads` of them.
+    pub(in crate::files) fn settle(&self, pid: Pid, nr_threads: usize) {
+        if !has_other_threads(pid, nr_threads) {
+            return;
+        }
+        let links = links_of(pid).into_iter();
+        for (fd, _) in links.filter(|(_, link)| link == b"anon_inode:[io_uring]") {
+            // One that can't be looked at now can't be dumped either.
+            let _ = dump::settle(self.kernel.get(), pid, fd);
+        }
+    }
+
     /// Notes a ring under its number in files.img.
     pub(super) fn note(&mut self, id: u32, address: u64) {
         self.by_address.insert(address, id);
@@ -27,4 +44,14 @@ impl DumpedRings {
         let ring = Inner::registered(thread, index)?;
         self.by_address.get(&ring).copied()
     }
+}
+
+/// Whether a process has threads that are not the program's. The number of links of the directory of all threads
+/// is two more than theirs.
+///
+/// Source: linux fs/proc/base.c, proc_task_getattr.
+fn has_other_threads(pid: Pid, nr_threads: usize) -> bool {
+    let seen = file::stat_path(format!("/proc/{pid}/task").as_ref());
+    let nr_links = u64::try_from(nr_threads + 2).unwrap_or(u64::MAX);
+    seen.is_ok_and(|stat| stat.nlink != nr_links)
 }

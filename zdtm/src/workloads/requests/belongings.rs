@@ -54,6 +54,13 @@ pub static SHARED_THREAD: Workload = Workload::new(
 )
 .needs(NEEDS)
 .refused(&["io_uring", "another process has it, too"]);
+pub static OPENING: Workload = Workload::new(
+    "requests/uring-opening",
+    "a ring with a thread that submits, which opens and closes files all the time",
+    opening,
+)
+.needs(NEEDS)
+.moves(scripts::CHANGING);
 pub static NODE: Workload = Workload::script(
     "requests/uring-node",
     "Node with io_uring, which reads and writes files all the time",
@@ -174,6 +181,41 @@ fn with_thread(stage: &Stage) -> Result<()> {
     ring.submit(1)?;
     let events = sys::epoll_wait(&set, 1000)?;
     ensure!(events == [(1, 77)], "the epoll set saw {events:?}");
+    Ok(())
+}
+
+/// The dump comes at any moment, also while a thread of the kernel opens the file.
+fn opening(stage: &Stage) -> Result<()> {
+    let (_fd, _) = file(stage)?;
+    let path = Region::anon(PAGE)?;
+    let name = stage.path("data");
+    path.put(0, std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str()));
+    let mut ring = Ring::new(16, None, sys::SQPOLL)?;
+    stage.ready()?;
+    let mut round = 0u64;
+    while !stage.stopping() {
+        let (_, fd) = ring.run(&Request {
+            opcode: sys::OPENAT,
+            fd: libc::AT_FDCWD,
+            addr: path.addr,
+            value: round,
+            ..Request::default()
+        })?;
+        ensure!(fd >= 0, "opening in round {round}: {fd}");
+        // SAFETY: the ring has just opened it for us alone.
+        let opened = unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) };
+        let mut byte = [0];
+        let read = sys::read(&opened, &mut byte).with_context(|| format!("round {round}"))?;
+        ensure!((read, byte) == (1, [7]), "round {round} read {byte:?}");
+        let (_, closed) = ring.run(&Request {
+            opcode: sys::CLOSE,
+            fd: std::os::fd::IntoRawFd::into_raw_fd(opened),
+            value: round,
+            ..Request::default()
+        })?;
+        ensure!(closed == 0, "closing in round {round}: {closed}");
+        round += 1;
+    }
     Ok(())
 }
 

@@ -35,6 +35,7 @@ pub static ALL: &[&Workload] = &[
     &belongings::THREAD,
     &belongings::THREAD_ASLEEP,
     &belongings::SHARED_THREAD,
+    &belongings::OPENING,
     &belongings::NODE,
     &parameters::SUBMIT_ALL,
     &parameters::OWNED,
