@@ -59,8 +59,10 @@ pub enum DumpError {
     #[error("this kernel can't track writes to memory")]
     NoTracking(#[source] Errno),
     /// Who keeps track of an earlier dump can't be told that it has ended.
-    #[error("can't end the tracking of an earlier dump")]
+    #[error("can't end the tracking of memory of the tree below task {root} since an earlier dump")]
     Tracker {
+        /// Root of the tree.
+        root: Pid,
         /// Cause.
         source: std::io::Error,
     },
@@ -133,6 +135,10 @@ impl DumpError {
             ),
             DumpError::NoTracking(_) => Some(
                 "leave --track-mem out: every dump is a full one then; Linux 6.7 tracks writes"
+                    .to_owned(),
+            ),
+            DumpError::Tracker { .. } => Some(
+                "end the process `firn hold-tracker` that keeps track of it; the next dump is a full one"
                     .to_owned(),
             ),
             other => hint_for(other),

@@ -100,8 +100,9 @@ impl Increment {
             return Ok(None);
         }
         // What was written to since the earlier dump is forgotten now: nobody may build upon that any more.
-        let forgotten = self.trackers.forget(tree.root().pid);
-        forgotten.map_err(|source| DumpError::Tracker { source })?;
+        let root = tree.root().pid;
+        let forgotten = self.trackers.forget(root);
+        forgotten.map_err(|source| DumpError::Tracker { root, source })?;
         let old = self.tracker.take();
         Ok(Some(memory::arm(tree, trackable, old, since.to_owned())?))
     }

@@ -43,6 +43,7 @@ use crate::script::{ScriptAction, ScriptContext};
 use crate::task::core_image::{self, CoreDumpError};
 use crate::task::ia32;
 use crate::task::lsm;
+use crate::task::notes;
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
 use crate::task::seccomp::SeccompDump;
@@ -88,6 +89,7 @@ pub(crate) fn run(
         cancel,
         started: Instant::now(),
         warnings: Vec::new(),
+        kernel: LazyKernel::default(),
     };
     operation.run()
 }
@@ -99,6 +101,8 @@ struct Operation<'a> {
     started: Instant,
     /// Found while the tree was running.
     warnings: Vec<String>,
+    /// For what no interface of the kernel shows.
+    kernel: LazyKernel,
 }
 
 impl Operation<'_> {
@@ -129,7 +133,7 @@ impl Operation<'_> {
         let mut increment = Increment::begin(self.options, &images, &mut warnings)?;
         // What can be known before the tree stops is not asked while it stands still.
         let shared = SharedDump::new()?;
-        let files = FileTable::new(&self.options.file_options());
+        let files = FileTable::new(&self.options.file_options()).with_kernel(self.kernel.clone());
         self.reporter.phase(Phase::Freeze);
         let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
         let captured = self.capture(&frozen, shared, files, &increment, &images)?;
@@ -148,10 +152,19 @@ impl Operation<'_> {
         let options = self.options.file_options();
         let look = |depth| -> Vec<Obstacle> {
             std::thread::scope(|scope| {
-                let tasks = scope.spawn(|| survey_tasks(&pids));
+                let tasks = scope.spawn(|| {
+                    // The stopped tree would wait while these are opened.
+                    if pids.iter().any(|pid| notes::are_wanted(*pid)) {
+                        self.kernel.get();
+                    }
+                    survey_tasks(&pids)
+                });
                 let files = files::survey(&pids, &options, depth);
+                if files.has_rings {
+                    self.kernel.get();
+                }
                 let mut found = tasks.join().expect("the survey does not panic");
-                found.extend(files);
+                found.extend(files.obstacles);
                 found
             })
         };
@@ -278,10 +291,17 @@ impl Operation<'_> {
             return Err(DumpError::Obstacles(found));
         }
         let layout = XsaveLayout::of_this_cpu();
-        let kernel = LazyKernel::default();
         let known = answers.iter().zip(outside);
         for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-            core_image::dump(task, answers, outside, &layout, &seccomp, &kernel, images)?;
+            core_image::dump(
+                task,
+                answers,
+                outside,
+                &layout,
+                &seccomp,
+                &self.kernel,
+                images,
+            )?;
             let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;

@@ -26,6 +26,7 @@ use super::sockets::DumpedSockets;
 use super::tty::Terminals;
 use super::watched::{Finder, Watched};
 use super::{FileDumpOptions, autofs, outside, regular, sharing, survey};
+use crate::kernel::LazyKernel;
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
 use crate::network_lock;
@@ -169,6 +170,12 @@ impl FileTable {
             // Where that is forbidden the old limit may still do.
             limit: rlimit::raise_descriptor_limit().ok(),
         }
+    }
+
+    /// Looks into the kernel through what others may have opened already.
+    pub(crate) fn with_kernel(mut self, kernel: LazyKernel) -> FileTable {
+        self.collected.rings.kernel = kernel;
+        self
     }
 
     /// Collects the descriptors of all living tasks of the tree.

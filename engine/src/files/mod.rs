@@ -74,7 +74,7 @@ pub use pty::MasterReceiver;
 pub(crate) use sockets::held_off;
 pub use sockets::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub use store::FileStore;
-pub use survey::{Depth, survey};
+pub use survey::{Depth, FileSurvey, survey};
 
 use std::path::PathBuf;
 

@@ -17,7 +17,7 @@ use super::locate::{self, Location};
 use super::open_file::{
     DescriptorDir, FDS_PER_THREAD, OpenFile, Place, ProcLink, ProcReadError, Trouble,
 };
-use super::{FileDumpOptions, autofs, outside, tty};
+use super::{FileDumpOptions, autofs, io_uring, outside, tty};
 use crate::crew;
 use crate::freeze;
 use crate::obstacle::Obstacle;
@@ -38,17 +38,28 @@ pub enum Depth {
     Full,
 }
 
+/// What a survey of files has shown.
+#[derive(Debug, Default)]
+pub struct FileSurvey {
+    /// What can't be dumped.
+    pub obstacles: Vec<Obstacle>,
+    /// There are io_uring rings.
+    pub has_rings: bool,
+}
+
 /// Finds every file of the tasks that can't be dumped, without stopping them.
 ///
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
 /// of /proc. What vanishes meanwhile is no obstacle.
-pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> Vec<Obstacle> {
+pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurvey {
     let look = |pid: &Pid| look_at_task(*pid, options, depth);
     let looks = crew::share_out(pids, TASKS_PER_THREAD, look);
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
     let mut terminals = Vec::new();
+    let mut has_rings = false;
     for look in looks {
+        has_rings |= look.has_rings;
         found.extend(look.found);
         terminals.extend(look.terminals);
         for file in look.pipes {
@@ -59,7 +70,10 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> Vec<Obst
     found.extend(autofs::obstacles(&pipes));
     found.extend(lasting_holders(&pipes, pids));
     found.extend(tty::unpaired(&terminals, options));
-    found
+    FileSurvey {
+        obstacles: found,
+        has_rings,
+    }
 }
 
 /// What a look at files has shown.
@@ -70,6 +84,7 @@ struct Look {
     pipes: Vec<OpenFile>,
     /// Terminals, whose other side somebody outside may have.
     terminals: Vec<OpenFile>,
+    has_rings: bool,
 }
 
 fn look_at_task(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
@@ -120,6 +135,7 @@ fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Loo
     let mut look = Look::default();
     for (obstacles, file) in looks.into_iter().flatten() {
         look.found.extend(obstacles);
+        look.has_rings |= io_uring::is_ring(&file.link);
         if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
             look.pipes.push(file);
         } else if tty::sort_of(&file).is_some() {

@@ -10,8 +10,8 @@
 
 mod types;
 
-use std::cell::OnceCell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 
 use firn_sys::kernel_memory::KernelMemory;
 use firn_sys::{Pid, pidfd};
@@ -30,9 +30,10 @@ pub(crate) struct Kernel {
     types: Types,
 }
 
-/// The kernel's structures, opened when they are first asked for.
-#[derive(Debug, Default)]
-pub(crate) struct LazyKernel(OnceCell<Option<Kernel>>);
+/// The kernel's structures, opened when they are first asked for, and once for all clones. That takes some 7 ms,
+/// so who knows that they will be needed by a stopped tree asks before it stops.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct LazyKernel(Arc<OnceLock<Option<Kernel>>>);
 
 impl LazyKernel {
     /// None where this kernel or these rights don't allow it.

@@ -10,7 +10,7 @@ pub mod limits;
 pub mod lsm;
 pub mod mempolicy;
 pub mod modes;
-mod notes;
+pub(crate) mod notes;
 pub mod outside;
 pub mod posix_timers;
 pub mod questions;

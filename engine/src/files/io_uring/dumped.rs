@@ -12,7 +12,7 @@ use crate::kernel::LazyKernel;
 /// The rings of a tree.
 #[derive(Debug, Default)]
 pub(in crate::files) struct DumpedRings {
-    pub(super) kernel: LazyKernel,
+    pub(in crate::files) kernel: LazyKernel,
     /// Numbers in files.img by the address of the ring in the kernel.
     by_address: HashMap<u64, u32>,
 }
@@ -27,7 +27,7 @@ impl DumpedRings {
             return;
         }
         let links = links_of(pid).into_iter();
-        for (fd, _) in links.filter(|(_, link)| link == b"anon_inode:[io_uring]") {
+        for (fd, _) in links.filter(|(_, link)| super::is_ring(link)) {
             // One that can't be looked at now can't be dumped either.
             let _ = dump::settle(self.kernel.get(), pid, fd);
         }

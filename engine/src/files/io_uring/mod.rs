@@ -43,6 +43,11 @@ use turns::Turns;
 
 pub(super) use dumped::DumpedRings;
 
+/// Whether a link in /proc/PID/fd leads to a ring.
+pub(super) fn is_ring(link: &[u8]) -> bool {
+    link == b"anon_inode:[io_uring]"
+}
+
 /// Looks at all rings of an image set; returns what is to be said before they are made.
 ///
 /// # Errors

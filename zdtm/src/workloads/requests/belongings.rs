@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::TYPES;
-use super::ring::{NEEDS, SEEN, file, turn, use_ring};
+use super::ring::{NEEDS, SEEN, file, turn, use_ring, write_and_read};
 use crate::sys::{self, PAGE, Region, Request, Ring};
 use crate::workloads::scripts;
 use crate::{Need, Stage, Workload};
@@ -106,14 +106,8 @@ fn use_registered(ring: &mut Ring, place: i32, memory: Region, seed: u8) -> Resu
         value,
         ..Request::default()
     };
-    memory.put(0, &[seed; PAGE]);
-    let wrote = ring.run(&request(sys::WRITE_FIXED, 1))?;
-    ensure!(wrote == (1, 4096), "the write: {wrote:?}");
-    memory.put(0, &[0; PAGE]);
-    let read = ring.run(&request(sys::READ_FIXED, 2))?;
-    ensure!(read == (2, 4096), "the read: {read:?}");
-    ensure!(memory.get(0, PAGE) == [seed; PAGE], "other bytes came back");
-    Ok(())
+    let requests = [request(sys::WRITE_FIXED, 1), request(sys::READ_FIXED, 2)];
+    write_and_read(ring, memory, seed, requests)
 }
 
 fn count(eventfd: &OwnedFd) -> Result<u64> {

@@ -140,12 +140,27 @@ pub(super) fn use_ring(ring: &mut Ring, fd: &OwnedFd, memory: Region, seed: u8) 
         value,
         ..Request::default()
     };
+    write_and_read(
+        ring,
+        memory,
+        seed,
+        [request(sys::WRITE, 1), request(sys::READ, 2)],
+    )
+}
+
+/// Writes a page of `seed` by the first request and reads it by the second.
+pub(super) fn write_and_read(
+    ring: &mut Ring,
+    memory: Region,
+    seed: u8,
+    [write, read]: [Request; 2],
+) -> Result<()> {
     memory.put(0, &[seed; PAGE]);
-    let wrote = ring.run(&request(sys::WRITE, 1))?;
-    ensure!(wrote == (1, 4096), "the write: {wrote:?}");
+    let wrote = ring.run(&write)?;
+    ensure!(wrote == (write.value, 4096), "the write: {wrote:?}");
     memory.put(0, &[0; PAGE]);
-    let read = ring.run(&request(sys::READ, 2))?;
-    ensure!(read == (2, 4096), "the read: {read:?}");
+    let read_back = ring.run(&read)?;
+    ensure!(read_back == (read.value, 4096), "the read: {read_back:?}");
     ensure!(memory.get(0, PAGE) == [seed; PAGE], "other bytes came back");
     Ok(())
 }
