@@ -116,6 +116,7 @@ features! {
     GuardInstall "guard_regions" Extra "restoring guard regions",
     Memfd "memfd" Extra "anonymous files",
     MemfdHugetlb "memfd_hugetlb" Extra "anonymous files of huge pages",
+    ShadowStack "shadow_stack" Extra "programs with shadow stacks",
     Ia32 "compat_cr" Extra "32-bit programs",
     CapSysResource "cap_sys_resource" Extra "raising limits of tasks",
     CapSysAdmin "cap_sys_admin" Extra "administration rights",

@@ -114,6 +114,10 @@ fn probe_extra(feature: Feature) -> Verdict {
             probe::memfd_hugetlb(),
             "tasks with anonymous huge page files can't be restored",
         ),
+        Feature::ShadowStack => needed(
+            firn_sys::shadow_stack::probe(),
+            "images of programs with shadow stacks can't be restored",
+        ),
         Feature::Ia32 => needed(ia32(), "32-bit programs can't be restored"),
         Feature::Collapse => replaceable(
             collapse(),

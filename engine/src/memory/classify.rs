@@ -7,6 +7,7 @@
 //! | `[vsyscall]` | VSYSCALL, ANON_PRIVATE | PRIVATE, ANONYMOUS |
 //! | nameless | REGULAR, ANON_PRIVATE | PRIVATE, ANONYMOUS |
 //! | `[heap]` | and HEAP | PRIVATE, ANONYMOUS |
+//! | a shadow stack | and SHSTK | PRIVATE, ANONYMOUS |
 //! | `[stack]` | as nameless | and GROWSDOWN |
 //! | a file | REGULAR, FILE_PRIVATE or FILE_SHARED | PRIVATE or SHARED |
 //! | a memory file, shared memory | and MEMFD | |
@@ -62,10 +63,6 @@ pub fn backing(mapping: &Mapping, shmem_device: (u32, u32)) -> Result<Backing, R
             .or(VmFlags::UFFD_WP),
     ) {
         return Err(("it is registered with a userfaultfd", None));
-    }
-    if flags.has(VmFlags::SHADOW_STACK) {
-        let hint = "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off";
-        return Err(("shadow stacks are not supported", Some(hint)));
     }
     let name = mapping.name.as_slice();
     match name {
@@ -172,6 +169,9 @@ pub fn describe(mapping: &Mapping, backing: Backing) -> Vma {
             vma.status |= status::ANON_PRIVATE;
             if mapping.name == b"[heap]" {
                 vma.status |= status::HEAP;
+            }
+            if mapping.flags.has(VmFlags::SHADOW_STACK) {
+                vma.status |= status::SHSTK;
             }
         }
         Backing::Kernel => describe_kernel(mapping, &mut vma),
@@ -322,6 +322,11 @@ mod tests {
                 "1000-2000 rw-p 0 00:00 0 [stack]\nVmFlags: rd wr gd\n",
                 0x201,
                 0x122,
+            ),
+            (
+                "1000-2000 rw-p 0 00:00 0 \nVmFlags: rd wr mr mw me ss\n",
+                0x8201,
+                0x22,
             ),
             (
                 "1000-2000 r-xp 0 00:00 0 [vdso]\nVmFlags: rd ex\n",

@@ -16,6 +16,7 @@ use super::piece::Piece;
 use super::plan::{MemoryPlan, Phase};
 use super::policies;
 use super::range::{self, AddressRange};
+use super::shadow_stacks;
 use super::sysv;
 use super::vdso::KernelVdso;
 use super::vma::{KEPT_ADVICE, Vma, status};
@@ -201,6 +202,10 @@ impl MemoryPlan {
             if vma.is(status::SYSVIPC) {
                 self.attach(p, index);
                 self.govern(p, index);
+                continue;
+            }
+            if vma.is(status::SHSTK) {
+                shadow_stacks::map(p, vma);
                 continue;
             }
             self.map_one(p, fds, vma, self.prot_while_filled[index])?;

@@ -1,5 +1,6 @@
 //! Filling the memory of restored tasks from the pages files, with all cores.
 
+use std::fs::{File, OpenOptions};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -59,13 +60,39 @@ pub struct PageFill<'a> {
     pub workers: usize,
 }
 
-/// Which of a task's two fillings.
+/// Which of a task's fillings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
     /// Before it forks its children.
     BeforeFork,
     /// After everything is mapped.
     Mapped,
+    /// When it is traced: shadow stacks.
+    Traced,
+}
+
+/// How pages come into a task.
+#[derive(Debug)]
+pub enum Way {
+    /// By process_vm_writev.
+    Written,
+    /// Fresh ones through its userfaultfd, the others by process_vm_writev.
+    Fresh(Uffd),
+    /// Through /proc/PID/mem, where the kernel lets a tracer write what the task itself may not.
+    Traced(File),
+}
+
+impl Way {
+    /// The way into memory that the task may not write.
+    ///
+    /// # Errors
+    /// The task is gone, or rights are missing.
+    pub fn traced(pid: Pid) -> Result<Way, Errno> {
+        let memory = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{pid}/mem"));
+        memory.map(Way::Traced).map_err(Errno::from)
+    }
 }
 
 /// A task to be filled.
@@ -75,18 +102,18 @@ pub struct Filling<'a> {
     pub pid: Pid,
     /// What it gets.
     pub plan: &'a MemoryPlan,
-    /// Its userfaultfd for what is fresh; None where its program opened none.
-    pub uffd: Option<Uffd>,
+    /// How it gets it.
+    pub way: Way,
 }
 
-/// One task in one of its two fillings.
+/// One task in one of its fillings.
 #[derive(Debug, Clone, Copy)]
 struct Target<'a> {
     pid: Pid,
     image: &'a MemoryImage,
     /// Mappings, ascending, that are filled through the userfaultfd.
     fresh: &'a [AddressRange],
-    uffd: Option<&'a Uffd>,
+    way: &'a Way,
 }
 
 /// Pieces that stand together in a pages file.
@@ -105,18 +132,19 @@ struct Batch<'a> {
 /// A pages file can't be read, a task can't be written to.
 pub fn fill(tasks: &[Filling<'_>], when: When, how: &PageFill<'_>) -> Result<(), MemoryFillError> {
     let mut batches = Vec::new();
-    for Filling { pid, plan, uffd } in tasks {
-        let phase = match when {
-            When::BeforeFork => &plan.early,
-            When::Mapped => &plan.late,
+    for Filling { pid, plan, way } in tasks {
+        let (filled, fresh) = match when {
+            When::BeforeFork => (&plan.early.filled, &plan.early.fresh),
+            When::Mapped => (&plan.late.filled, &plan.late.fresh),
+            When::Traced => (&plan.shadow, const { &Vec::new() }),
         };
         let target = Target {
             pid: *pid,
             image: plan.image(),
-            fresh: &phase.fresh,
-            uffd: uffd.as_ref(),
+            fresh,
+            way,
         };
-        push_batches(&mut batches, target, &phase.filled);
+        push_batches(&mut batches, target, filled);
     }
     run(&batches, how)
 }
@@ -301,9 +329,12 @@ impl Batch<'_> {
     fn write(&self, window: &Window, mut at: usize) -> Result<(), MemoryFillError> {
         let is_fresh = |piece: &Piece| self.target.is_fresh(piece);
         for alike in self.pieces.chunk_by(|a, b| is_fresh(a) == is_fresh(b)) {
-            at += match self.target.uffd {
-                Some(uffd) if is_fresh(&alike[0]) => self.target.copy(uffd, alike, window, at)?,
-                _ => self.target.write(alike, window, at)?,
+            at += match self.target.way {
+                Way::Fresh(uffd) if is_fresh(&alike[0]) => {
+                    self.target.copy(uffd, alike, window, at)?
+                }
+                Way::Fresh(_) | Way::Written => self.target.write(alike, window, at)?,
+                Way::Traced(memory) => self.target.force(memory, alike, window, at)?,
             };
         }
         Ok(())
@@ -357,6 +388,33 @@ impl Target<'_> {
             Ok(_) => Err(self.write_error(&pieces[0], Errno::EFAULT)),
             Err(error) => Err(self.write_error(&pieces[0], error)),
         }
+    }
+
+    /// Writes over whatever is there, also where the task may not; returns the bytes taken.
+    fn force(
+        &self,
+        memory: &File,
+        pieces: &[Piece],
+        window: &Window,
+        at: usize,
+    ) -> Result<usize, MemoryFillError> {
+        let mut done = 0;
+        for piece in pieces {
+            let mut rest = bytes(piece);
+            while rest > 0 {
+                let address = piece.range.end - to_u64(rest);
+                match window.write_file(memory, address, at + done, rest) {
+                    Ok(0) => return Err(self.write_error(piece, Errno::EFAULT)),
+                    Ok(written) => {
+                        done += written;
+                        rest -= written;
+                    }
+                    Err(Errno::EINTR) => {}
+                    Err(source) => return Err(self.write_error(piece, source)),
+                }
+            }
+        }
+        Ok(done)
     }
 
     fn write_error(&self, piece: &Piece, source: Errno) -> MemoryFillError {

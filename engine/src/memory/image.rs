@@ -328,6 +328,8 @@ fn kind_problem(vma: &Vma) -> Option<&'static str> {
     let size = vma.page_size();
     if kinds.count_ones() != 1 {
         Some("is of no kind or of several")
+    } else if vma.is(status::SHSTK) && !vma.is(status::ANON_PRIVATE) {
+        Some("is a shadow stack that is not memory of its process alone")
     } else if vma.prot & !7 != 0 {
         Some("has an unknown protection")
     } else if vma.has_flag(map::HUGETLB)
@@ -347,13 +349,10 @@ fn ring_problem(vma: &Vma, mm: &MmEntry) -> Option<&'static str> {
 }
 
 fn unsupported(vma: &Vma) -> Option<&'static str> {
-    let kinds = [
-        (status::SHSTK, "shadow stacks can't be restored"),
-        (
-            status::EXT_PLUGIN,
-            "it needs a plug-in of the program that made the image",
-        ),
-    ];
+    let kinds = [(
+        status::EXT_PLUGIN,
+        "it needs a plug-in of the program that made the image",
+    )];
     kinds
         .iter()
         .find(|(bit, _)| vma.is(*bit))

@@ -66,7 +66,8 @@ pub fn inheritance(parent: &MemoryImage, child: &MemoryImage) -> Inheritance {
 }
 
 fn can_inherit(parent: &Vma, child: &Vma) -> bool {
-    let never = status::VDSO | status::VVAR | status::VSYSCALL | status::SYSVIPC;
+    let kernels = status::VDSO | status::VVAR | status::VSYSCALL;
+    let never = kernels | status::SYSVIPC | status::SHSTK;
     let never_flags = map::HUGETLB | map::DROPPABLE;
     let is_mappable = child.status & never == 0
         && !child.has_flag(never_flags)
@@ -126,6 +127,9 @@ mod tests {
         assert!(!can_inherit(&parent, &other));
         other.advice = 1 << advice::DONTFORK;
         assert!(can_inherit(&parent, &other));
+        let mut shadow = vma(0x1000, 0x9000);
+        shadow.status |= status::SHSTK;
+        assert!(!can_inherit(&shadow, &shadow));
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub mod sysv;
 pub mod vdso;
 pub mod vma;
 
+mod shadow_stacks;
 mod survey;
 mod tracking;
 
@@ -43,7 +44,7 @@ pub use copy::{Buffers, PageCopy};
 pub use descriptors::Descriptors;
 pub use emit::{MappingFdError, MappingFds};
 pub use error::MemoryDumpError;
-pub use fill::{Filling, MemoryFillError, PageFill, When, fill};
+pub use fill::{Filling, MemoryFillError, PageFill, Way, When, fill};
 pub use image::{MemoryImage, MemoryLoadError};
 pub use plan::{MemoryFacts, MemoryPlan, MemoryPlanError, TaskMemory, plan_tree};
 pub use range::{AddressRange, HUGE_PAGE_SIZE, IA32_END, PAGE_SIZE};

@@ -26,6 +26,7 @@ use super::image::MemoryImage;
 use super::inherit::{self, Inheritance};
 use super::piece::{self, Piece};
 use super::range::{self, AddressRange};
+use super::shadow_stacks;
 use super::space_modes::SpaceModes;
 use super::vdso::{self, KernelVdso, KernelVdsos, VdsoChoice, VdsoError, VdsoPlan};
 use super::vma::{Vma, status};
@@ -142,6 +143,8 @@ pub struct MemoryPlan {
     pub(super) early: Phase,
     /// After it.
     pub(super) late: Phase,
+    /// Pages of shadow stacks, which the coordinator writes when it traces the task.
+    pub(super) shadow: Vec<Piece>,
     /// What is mapped when everything but what children inherit is about to be.
     pub(super) taken: Vec<AddressRange>,
     /// Asynchronous I/O contexts.
@@ -216,6 +219,7 @@ struct Draft {
     late: Vec<usize>,
     early_pieces: Vec<Piece>,
     late_pieces: Vec<Piece>,
+    shadow_pieces: Vec<Piece>,
     taken: Vec<AddressRange>,
     nr_compared: u64,
     nr_shared: u64,
@@ -293,6 +297,10 @@ impl Draft {
                 self.take_inherited(parent, image, index, prot, is_maker)?;
                 continue;
             }
+            if vma.is(status::SHSTK) {
+                self.take_shadow_stack(image, index);
+                continue;
+            }
             let pieces = match is_mapped_by_us(vma) {
                 true => piece::pieces_in(image.pages(), vma.range),
                 false => Vec::new(),
@@ -315,6 +323,14 @@ impl Draft {
             }
         }
         Ok(())
+    }
+
+    /// A shadow stack comes empty; neither the task nor process_vm_writev can write into it.
+    fn take_shadow_stack(&mut self, image: &MemoryImage, index: usize) {
+        let pieces = piece::pieces_in(image.pages(), image.vmas()[index].range);
+        self.shadow_pieces.extend(pieces);
+        self.prot_while_filled.push(shadow_stacks::PROT_AT_FIRST);
+        self.late.push(index);
     }
 
     fn take_inherited(
@@ -379,6 +395,7 @@ impl Draft {
             nodes: Nodes::default(),
             own_modes: SpaceModes::default(),
             prot_while_filled: self.prot_while_filled,
+            shadow: self.shadow_pieces,
             taken: self.taken,
             aio,
             vdso,
@@ -410,6 +427,11 @@ impl MemoryPlan {
         !self.late.filled.is_empty()
     }
 
+    /// Whether the coordinator has to fill anything when it traces the task.
+    pub fn needs_fill_when_traced(&self) -> bool {
+        !self.shadow.is_empty()
+    }
+
     /// What can't be had of NUMA policies here, in words.
     pub fn policy_losses(&self) -> impl Iterator<Item = &'static str> {
         let policies = self.image.policies().iter();
@@ -423,10 +445,9 @@ impl MemoryPlan {
 
     /// Number of pages that are read or written.
     pub fn restored_pages(&self) -> u64 {
-        [&self.early, &self.late]
-            .iter()
-            .map(|phase| piece::nr_pages(&phase.read_by_task) + piece::nr_pages(&phase.filled))
-            .sum()
+        let of_phase =
+            |phase: &Phase| piece::nr_pages(&phase.read_by_task) + piece::nr_pages(&phase.filled);
+        of_phase(&self.early) + of_phase(&self.late) + piece::nr_pages(&self.shadow)
     }
 
     pub(super) fn vma(&self, index: usize) -> &Vma {

@@ -108,7 +108,7 @@ impl Vma {
         let needed = map::ANONYMOUS | map::PRIVATE;
         self.flags & needed == needed
             && !self.has_flag(map::LOCKED | map::HUGETLB)
-            && self.status & (status::VDSO | status::VVAR | status::VSYSCALL) == 0
+            && self.status & (status::VDSO | status::VVAR | status::VSYSCALL | status::SHSTK) == 0
     }
 
     /// Size of its pages.
@@ -125,6 +125,7 @@ impl Vma {
             () if self.is(status::GUARD) => "guard region",
             () if self.is(status::AIORING) => "aio ring",
             () if self.is(status::HEAP) => "heap",
+            () if self.is(status::SHSTK) => "shadow stack",
             () if self.is_ring => "io_uring ring",
             () if self.is(status::SOCKET) => "rings of a socket",
             () if self.is(status::MEMFD) => "memory file",

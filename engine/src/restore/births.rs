@@ -6,8 +6,8 @@ use firn_sys::{Pid, nr, task as sys_task};
 use super::load::{DeadTask, LoadedTask};
 use super::programs::{Builder, WALL, count};
 use crate::program::{CloneSpec, Program, Rule};
-use crate::task::attributes;
 use crate::task::relations::{BirthId, Role};
+use crate::task::{attributes, shadow_stack};
 
 /// End of the address space with four levels of page tables.
 const TASK_SIZE: u64 = 0x7fff_ffff_f000;
@@ -61,6 +61,7 @@ impl Builder<'_> {
             ];
             p.call(nr::RSEQ, &args, Rule::Ok, "leaving the inherited rseq area");
         }
+        self.leave_shadow_stack(p);
         if let Some(vdso) = self.from.kernel_vdso {
             vdso.park(p, self.from.parked_vdso);
         }
@@ -79,6 +80,18 @@ impl Builder<'_> {
             Rule::Ok,
             "clearing the memory above the arena",
         );
+    }
+
+    /// Threads of a task that has a shadow stack would be given one each, somewhere.
+    fn leave_shadow_stack(&self, p: &mut Program) {
+        let (own, words) = (self.from.own.shadow_stack, self.out.words);
+        if own.is_locked_on() {
+            p.post(words.locked, "saying that its shadow stack is locked");
+            p.wait(words.unlocked, 1, "waiting until it is unlocked");
+        }
+        if own.uses_shadow_stack() {
+            shadow_stack::plan_leaving(p);
+        }
     }
 
     /// Children before setsid, setsid, children after it.

@@ -106,6 +106,14 @@ pub enum RestoreError {
         /// The task.
         pid: Pid,
     },
+    /// There are no shadow stacks here.
+    #[error("thread {tid} uses a shadow stack, and {}", why_none(*source))]
+    NoShadowStack {
+        /// The thread.
+        tid: Pid,
+        /// What the kernel says to a new one.
+        source: Errno,
+    },
     /// No free place for the arena.
     #[error("there is no address range that is free in all tasks and in this process")]
     NoHole,
@@ -231,6 +239,7 @@ impl RestoreError {
             | RestoreError::Label(_)
             | RestoreError::SharedTable { .. }
             | RestoreError::NoIa32 { .. }
+            | RestoreError::NoShadowStack { .. }
             | RestoreError::Cpu { .. } => ErrorClass::Unsupported,
             RestoreError::PidTaken { .. } | RestoreError::Died(_) => ErrorClass::Gone,
             RestoreError::Relations(_) => ErrorClass::Usage,
@@ -257,6 +266,11 @@ impl RestoreError {
             RestoreError::NoIa32 { .. } => Some(
                 "boot a kernel with CONFIG_IA32_EMULATION, and with ia32_emulation=1".to_owned(),
             ),
+            RestoreError::NoShadowStack { .. } => Some(
+                "restore it where `firn check --feature shadow_stack` says yes; or start the program with \
+                 GLIBC_TUNABLES=glibc.cpu.x86_shstk=off before the next dump"
+                    .to_owned(),
+            ),
             RestoreError::Label(LabelError::Module { .. }) => Some(
                 "give the tasks a label that is in use here: --lsm-profile apparmor:PROFILE or \
                  --lsm-profile selinux:CONTEXT"
@@ -265,5 +279,13 @@ impl RestoreError {
             RestoreError::Losses(_) => Some("leave out --strict to do without".to_owned()),
             other => hint_for(other),
         }
+    }
+}
+
+fn why_none(source: Errno) -> &'static str {
+    match source {
+        Errno::ENOSYS => "this kernel has none",
+        Errno::EOPNOTSUPP => "this CPU has none, or they are switched off here (nousershstk)",
+        _ => "none can be made here",
     }
 }

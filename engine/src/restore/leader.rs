@@ -185,6 +185,7 @@ impl Builder<'_> {
             let done = self.out.births[id].threads_done;
             p.wait(done, count(others), "waiting for the threads' credentials");
         }
+        self.plan_stack_limit_again(p, task);
         if self.chooses_ids(task) {
             posix_timers::plan_choice_of_ids(p, false);
         }

@@ -171,7 +171,12 @@ impl Operation<'_> {
 
         self.reporter.phase(Phase::Resume);
         let root = tree.root();
-        let taken = takeover::take_over(tree, prepared.hole, &xstate, nr_sleepers)?;
+        let contents = takeover::Contents {
+            xstate: &xstate,
+            memory: &prepared.memory,
+            how: &how,
+        };
+        let taken = takeover::take_over(tree, prepared.hole, &contents, nr_sleepers)?;
         self.script(ScriptAction::PostRestore, Some(root))?;
         self.check_cancel()?;
         self.gentle_script(ScriptAction::PreResume, root);
@@ -459,6 +464,7 @@ fn inherited() -> Result<Inherited, RestoreError> {
         modes: ThreadModes::own(),
         personality,
         ignored_signals: firn_sys::signal::ignored(),
+        shadow_stack: status.shadow_stack,
     })
 }
 

@@ -65,6 +65,9 @@ pub(super) struct Words {
     /// Processes that have made their io_uring rings, and that these are where they were.
     pub rings_made: Word,
     pub rings_turned: Word,
+    /// That the shadow stack which the root has inherited is locked, and that it is not any more.
+    pub locked: Word,
+    pub unlocked: Word,
 }
 
 /// Where a task waits for the coordinator to fill its memory.
@@ -148,6 +151,8 @@ pub(super) struct Programs {
     pub late_timers: LateTimers,
     /// Where parents of stopped tasks keep the arguments of the call that takes a SIGCHLD.
     pub taking: HashMap<Pid, (ProgramId, Data)>,
+    /// The root waits until the locks of its shadow stack are off.
+    pub asks_for_unlocking: bool,
 }
 
 /// Builds all programs; `files` opens what mappings need.
@@ -170,6 +175,8 @@ pub(super) fn build(
         described: set.word(),
         rings_made: set.word(),
         rings_turned: set.word(),
+        locked: set.word(),
+        unlocked: set.word(),
     };
     let births = from
         .family
@@ -197,6 +204,7 @@ pub(super) fn build(
         losses: Losses::default(),
         late_timers: Vec::new(),
         taking: HashMap::new(),
+        asks_for_unlocking: from.own.shadow_stack.is_locked_on(),
     };
     let mut builder = Builder {
         from,

@@ -10,7 +10,7 @@ use firn_sys::clone3::{ProgramEntry, spawn_program};
 use firn_sys::session::AdoptOrphans;
 use firn_sys::uffd::Uffd;
 use firn_sys::wait::Status as WaitStatus;
-use firn_sys::{Errno, Pid, ptrace, task as sys_task, wait};
+use firn_sys::{Errno, Pid, ptrace, shadow_stack, task as sys_task, wait};
 
 use super::RestoreError;
 use super::load::Checkpoint;
@@ -18,7 +18,7 @@ use super::programs::Programs;
 use crate::cancel::CancelFlag;
 use crate::files::FileStore;
 use crate::freeze;
-use crate::memory::{Filling, MemoryPlan, PageFill, When, fill};
+use crate::memory::{Filling, MemoryPlan, PageFill, Way, When, fill};
 use crate::program::{Arena, Slot, WaitOutcome, Word};
 use crate::task::relations::{BirthId, Family, Role};
 use crate::task::status::Stat;
@@ -119,6 +119,7 @@ impl<'a> NewTree<'a> {
         mut told: impl FnMut(u64),
         files: &mut FileStore,
     ) -> Result<(), RestoreError> {
+        self.unlock_shadow_stack()?;
         let mut early = Vec::new();
         let mut late = Vec::new();
         for (id, birth) in self.family.births.iter().enumerate() {
@@ -137,11 +138,11 @@ impl<'a> NewTree<'a> {
         for (work, when) in [(early, When::BeforeFork), (late, When::Mapped)] {
             for (id, meeting, pid, plan) in work {
                 self.wait(meeting.mapped, 1)?;
-                let uffd = meeting
-                    .uffd
-                    .map(|slot| self.uffd(id, pid, slot))
-                    .transpose()?;
-                fill(&[Filling { pid, plan, uffd }], when, how)?;
+                let way = match meeting.uffd {
+                    Some(slot) => Way::Fresh(self.uffd(id, pid, slot)?),
+                    None => Way::Written,
+                };
+                fill(&[Filling { pid, plan, way }], when, how)?;
                 told(how.written.load(std::sync::atomic::Ordering::Relaxed));
                 self.arena.post(meeting.filled);
             }
@@ -155,6 +156,30 @@ impl<'a> NewTree<'a> {
             self.programs.words.ready,
             u32::try_from(living).unwrap_or(u32::MAX),
         )
+    }
+
+    /// Takes the locks off the shadow stack that the root has inherited of this process, so that it can
+    /// leave it: only a tracer may.
+    fn unlock_shadow_stack(&self) -> Result<(), RestoreError> {
+        if !self.programs.asks_for_unlocking {
+            return Ok(());
+        }
+        let (root, words) = (self.root, self.programs.words);
+        let failed = |source| RestoreError::Trace {
+            tid: root,
+            what: "unlock the shadow stack",
+            source,
+        };
+        self.wait(words.locked, 1)?;
+        ptrace::seize(root, SEIZE_OPTIONS).map_err(failed)?;
+        ptrace::interrupt(root).map_err(failed)?;
+        if !matches!(wait::wait(root), Ok(WaitStatus::Stopped { .. })) {
+            return Err(RestoreError::Died(root));
+        }
+        shadow_stack::unlock(root).map_err(failed)?;
+        ptrace::detach(root, 0).map_err(failed)?;
+        self.arena.post(words.unlocked);
+        Ok(())
     }
 
     /// The userfaultfd that a task has opened.

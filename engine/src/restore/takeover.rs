@@ -6,6 +6,7 @@
 //! seize and interrupt   every thread
 //! stop                  what was stopped, and settle what its parent knows of it
 //! unmap the arena       one call by each leader, through the executor's own instruction
+//! shadow stacks         their contents, which only a tracer may write
 //! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code
 //! let go
 //! ```
@@ -26,9 +27,9 @@ use crate::arch::restart::{self, Resumption};
 use crate::arch::{self, Abi, XsaveLayout};
 use crate::crew;
 use crate::inject::{CallSpec, RemoteCall, call_all};
-use crate::memory::AddressRange;
+use crate::memory::{AddressRange, Filling, MemoryPlan, PageFill, Way, When, fill};
 use crate::program::ProgramId;
-use crate::task::ia32;
+use crate::task::{ia32, shadow_stack};
 use crate::tree::{Task, TaskState};
 
 pub(super) const SIGSTOP: i32 = 19;
@@ -48,11 +49,20 @@ pub(super) struct TakenOver<'a> {
 /// Extended state of a thread, ready for ptrace.
 pub(super) type XstateOf = Vec<Vec<Vec<u8>>>;
 
+/// What the coordinator brings to the stopped tree.
+pub(super) struct Contents<'a> {
+    pub xstate: &'a XstateOf,
+    /// Of each task; None for zombies.
+    pub memory: &'a [Option<MemoryPlan>],
+    pub how: &'a PageFill<'a>,
+}
+
 /// Lays out the extended state of all threads for this CPU; the check whether it can run them.
 pub(super) fn prepare_xstate(
     tasks: &[LoadedTask],
     tree: &crate::tree::Tree,
 ) -> Result<XstateOf, RestoreError> {
+    check_shadow_stacks(tasks, tree)?;
     let layout = XsaveLayout::of_this_cpu();
     let prepare = |(tid, core): &(Pid, &CoreEntry)| {
         let info = core.thread_info.as_ref().expect("checked while loading");
@@ -72,11 +82,32 @@ pub(super) fn prepare_xstate(
     tasks.iter().zip(&tree.tasks).map(of_task).collect()
 }
 
+/// Looks whether there are shadow stacks here, where a thread needs one.
+fn check_shadow_stacks(tasks: &[LoadedTask], tree: &crate::tree::Tree) -> Result<(), RestoreError> {
+    let mut is_there = false;
+    for (loaded, task) in tasks.iter().zip(&tree.tasks) {
+        let LoadedTask::Living(living) = loaded else {
+            continue;
+        };
+        for (tid, core) in task.threads.iter().zip(&living.cores) {
+            if let Some(what) = shadow_stack::problem(core) {
+                return Err(RestoreError::CoreImage { tid: *tid, what });
+            }
+            if !is_there && shadow_stack::of_image(core).is_some() {
+                firn_sys::shadow_stack::probe()
+                    .map_err(|source| RestoreError::NoShadowStack { tid: *tid, source })?;
+                is_there = true;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Takes the parked tree over.
 pub(super) fn take_over<'a>(
     tree: NewTree<'a>,
     hole: AddressRange,
-    xstate: &XstateOf,
+    contents: &Contents<'_>,
     nr_sleepers: u32,
 ) -> Result<TakenOver<'a>, RestoreError> {
     let nr_threads = tree.checkpoint.tree.nr_threads();
@@ -111,7 +142,8 @@ pub(super) fn take_over<'a>(
     taken.stop_all()?;
     taken.stop_groups()?;
     taken.unmap_arenas(hole)?;
-    taken.set_registers(xstate)?;
+    taken.fill_shadow_stacks(contents)?;
+    taken.set_registers(contents.xstate)?;
     Ok(taken)
 }
 
@@ -232,6 +264,23 @@ impl TakenOver<'_> {
         )))
     }
 
+    fn fill_shadow_stacks(&self, contents: &Contents<'_>) -> Result<(), RestoreError> {
+        // Some kernels let nobody but the thread that traces write them.
+        let how = PageFill {
+            workers: 1,
+            ..*contents.how
+        };
+        for (nth, task, _) in self.living() {
+            let plan = contents.memory[nth].as_ref();
+            if let Some(plan) = plan.filter(|plan| plan.needs_fill_when_traced()) {
+                let pid = task.speaker();
+                let way = Way::traced(pid).map_err(failed(pid, "open the memory"))?;
+                fill(&[Filling { pid, plan, way }], When::Traced, &how)?;
+            }
+        }
+        Ok(())
+    }
+
     fn set_registers(&self, xstate: &XstateOf) -> Result<(), RestoreError> {
         for (nth, task, living) in self.living() {
             for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
@@ -247,6 +296,8 @@ impl TakenOver<'_> {
                     .map_err(failed(*tid, "set the thread-local segments"))?;
                 ptrace::set_xstate(*tid, &xstate[nth][at])
                     .map_err(failed(*tid, "set the extended state"))?;
+                shadow_stack::set_pointer(*tid, core)
+                    .map_err(failed(*tid, "set the shadow stack pointer"))?;
                 ptrace::set_signal_mask(*tid, mask_of(living, core))
                     .map_err(failed(*tid, "set the signal mask"))?;
                 set_dispatch(*tid, core)?;

@@ -10,6 +10,7 @@ use crate::program::{Program, Rule, Word};
 use crate::task::mempolicy::Policy;
 use crate::task::modes::{self, ThreadModes};
 use crate::task::scheduling::{self, OwnScheduling};
+use crate::task::shadow_stack::{self, Features};
 use crate::task::{attributes, creds};
 
 const RSEQ_UNREGISTERED: u64 = 0;
@@ -30,6 +31,7 @@ pub(super) struct Inherited {
     pub personality: u32,
     /// Bit 0 is signal 1.
     pub ignored_signals: u64,
+    pub shadow_stack: Features,
 }
 
 /// The thread's part of its core image.
@@ -57,7 +59,7 @@ pub(super) fn abi(core: &CoreEntry) -> Abi {
     info.map_or(Abi::Native, |info| regs::abi_of_image(&info.gpregs))
 }
 
-/// Adds what any thread does: robust list, name, rseq, alternate stack, scheduling, modes, what
+/// Adds what any thread does: robust list, name, rseq, alternate stack, scheduling, modes, shadow stack, what
 /// `before_rights_go` adds, and last its credentials.
 pub(super) fn plan_tail(
     p: &mut Program,
@@ -77,6 +79,7 @@ pub(super) fn plan_tail(
         modes::plan_thread(p, extension, &own.modes);
     }
     scheduling::plan(p, thread, &own.sched);
+    shadow_stack::plan(p, core);
     before_rights_go(p);
     if let Some(wanted) = &thread.creds {
         creds::plan(p, wanted, &own.creds);

@@ -26,7 +26,7 @@ use crate::task::lsm::Labels;
 use crate::task::mempolicy::{self, Policy};
 use crate::task::posix_timers::{self, LateStart, TimerIds};
 use crate::task::relations::BirthId;
-use crate::task::{attributes, limits, modes, signals};
+use crate::task::{attributes, limits, modes, shadow_stack, signals};
 
 impl Builder<'_> {
     /// What belongs to the whole process and needs the rights it starts with.
@@ -51,6 +51,21 @@ impl Builder<'_> {
             for said in limits::plan(p, wanted, self.from.own_limits, raise) {
                 self.out.losses.add(self.pid(nth), said);
             }
+        }
+        if uses_shadow_stacks(task) {
+            shadow_stack::plan_small(p, self.stack_limit(task));
+        }
+    }
+
+    fn stack_limit(&self, task: &LivingTask) -> (u64, u64) {
+        let wanted = task.process().rlimits.as_ref();
+        limits::of_stack(wanted, self.from.own_limits, self.from.may_raise_limits)
+    }
+
+    /// When all threads of the process have their shadow stacks.
+    pub(super) fn plan_stack_limit_again(&self, p: &mut Program, task: &LivingTask) {
+        if uses_shadow_stacks(task) {
+            shadow_stack::plan_limit_again(p, self.stack_limit(task));
         }
     }
 
@@ -190,6 +205,11 @@ impl Builder<'_> {
         }
         plan.plan_own(p, at);
     }
+}
+
+fn uses_shadow_stacks(task: &LivingTask) -> bool {
+    let of_image = |core| shadow_stack::of_image(core).is_some();
+    task.cores.iter().any(of_image)
 }
 
 /// Each thread queues its pending signals itself: the kernel lets nobody else claim that a signal came

@@ -17,7 +17,7 @@ use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
-use super::{creds, ia32, notes, scheduling, signals};
+use super::{creds, ia32, notes, scheduling, shadow_stack, signals};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
 use crate::kernel::LazyKernel;
@@ -100,9 +100,22 @@ pub(crate) fn dump(
         .iter()
         .zip(&answers.threads)
         .zip(&outside.threads);
+    let uses = |status: &Status| status.shadow_stack.uses_shadow_stack();
+    let has_shadow_stacks = outside.threads.iter().any(uses);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
         let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp, kernel)?;
         outside.labels[nth].describe(&mut state.core);
+        if has_shadow_stacks {
+            let extension = state.core.firn.get_or_insert_default();
+            let fpregs = &mut state.info.fpregs;
+            shadow_stack::dump(*tid, status.shadow_stack, fpregs, extension).map_err(|source| {
+                CoreDumpError::Thread {
+                    tid: *tid,
+                    what: "the shadow stack",
+                    source,
+                }
+            })?;
+        }
         let policy = &answers.mempolicies[nth];
         if policy.is_some() {
             state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());

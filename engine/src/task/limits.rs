@@ -83,12 +83,7 @@ pub fn plan(
     let mut lowered = Vec::new();
     let pairs = wanted.rlimits.iter().zip(&own.rlimits).zip(RESOURCES);
     for (resource, ((wanted, own), (name, _))) in (0u32..).zip(pairs) {
-        let max = if may_raise {
-            wanted.max
-        } else {
-            wanted.max.min(own.max)
-        };
-        let cur = wanted.cur.min(max);
+        let (cur, max) = possible(wanted, own, may_raise);
         if max != wanted.max {
             lowered.push(format!(
                 "{name} stays at {max}: raising the hard limit to {} needs CAP_SYS_RESOURCE",
@@ -103,6 +98,27 @@ pub fn plan(
         program.call(nr::PRLIMIT64, &args, Rule::Ok, format!("setting {name}"));
     }
     lowered
+}
+
+/// Soft and hard limit as far as they can be had.
+fn possible(wanted: &RlimitEntry, own: &RlimitEntry, may_raise: bool) -> (u64, u64) {
+    let max = match may_raise {
+        true => wanted.max,
+        false => wanted.max.min(own.max),
+    };
+    (wanted.cur.min(max), max)
+}
+
+/// RLIMIT_STACK after [`plan`]: soft and hard.
+pub fn of_stack(
+    wanted: Option<&TaskRlimitsEntry>,
+    own: &TaskRlimitsEntry,
+    may_raise: bool,
+) -> (u64, u64) {
+    const STACK: usize = 3;
+    let own = &own.rlimits[STACK];
+    let wanted = wanted.and_then(|wanted| wanted.rlimits.get(STACK));
+    possible(wanted.unwrap_or(own), own, may_raise)
 }
 
 #[cfg(test)]

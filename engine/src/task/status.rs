@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use firn_sys::Pid;
 use firn_sys::procfs;
 
+use super::shadow_stack::Features;
+
 /// Failure to read or understand a task's status.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
@@ -58,6 +60,8 @@ pub struct Status {
     pub nspid: Vec<i32>,
     /// True for a kernel thread.
     pub kthread: bool,
+    /// Features of its shadow stack.
+    pub shadow_stack: Features,
 }
 
 impl Status {
@@ -101,6 +105,10 @@ impl Status {
             ],
             no_new_privs: lines.number::<u32>("NoNewPrivs") == Some(1),
             seccomp: lines.number("Seccomp").unwrap_or(0),
+            shadow_stack: Features::parse(
+                lines.later("x86_Thread_features"),
+                lines.later("x86_Thread_features_locked"),
+            ),
         })
     }
 }
@@ -124,6 +132,12 @@ impl<'a> Lines<'a> {
             .or_else(|| find(before, key))?;
         self.at = start;
         Some(value)
+    }
+
+    /// A value that is further down if it is there at all: most kernels write no such line.
+    fn later(&self, key: &str) -> Option<&'a str> {
+        let (_, value) = find(&self.text[self.at..], key)?;
+        std::str::from_utf8(value).ok()
     }
 
     fn text(&mut self, key: &str) -> Option<&'a str> {
@@ -281,6 +295,11 @@ mod tests {
         assert_eq!(status.caps[1], 0x1ff_feff_ffff);
         assert!(status.no_new_privs);
         assert_eq!((status.seccomp, status.nspid.as_slice()), (2, &[7, 1][..]));
+        assert_eq!(status.shadow_stack, Features::default());
+        let lines = b"x86_Thread_features:\tshstk \nx86_Thread_features_locked:\tshstk wrss \n";
+        let status = Status::parse(&[STATUS, lines].concat()).unwrap();
+        let features = status.shadow_stack;
+        assert_eq!((features.on, features.locked), (1, 3));
     }
 
     #[test]

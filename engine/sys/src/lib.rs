@@ -34,6 +34,7 @@ pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
 pub mod session;
+pub mod shadow_stack;
 pub mod signal;
 pub mod signalfd;
 pub mod sock_diag;

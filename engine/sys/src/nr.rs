@@ -31,6 +31,9 @@ pub use libc::{
     SYS_wait4 as WAIT4, SYS_waitid as WAITID, SYS_write as WRITE,
 };
 
+/// map_shadow_stack (Linux 6.6).
+pub const MAP_SHADOW_STACK: i64 = 453;
+
 /// Numbers of the calls that 32-bit code makes by `int 0x80`.
 ///
 /// Source: linux arch/x86/entry/syscalls/syscall_32.tbl.

@@ -14,6 +14,8 @@ use crate::{Errno, Pid, Result};
 pub type GeneralRegs = libc::user_regs_struct;
 
 const NT_X86_XSTATE: usize = 0x202;
+const NT_X86_SHSTK: usize = 0x204;
+const PTRACE_ARCH_PRCTL: u32 = 30;
 const PTRACE_GET_THREAD_AREA: u32 = 25;
 const PTRACE_SET_THREAD_AREA: u32 = 26;
 const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
@@ -202,14 +204,8 @@ pub fn set_thread_area(tid: Pid, mut descriptor: SegmentDescriptor) -> Result<()
 /// ESRCH; ENODEV where the CPU has no XSAVE.
 pub fn xstate(tid: Pid, max_len: usize) -> Result<Vec<u8>> {
     let mut buffer = vec![0u8; max_len];
-    let mut iov = iovec(buffer.as_mut_ptr().cast(), buffer.len());
-    request(
-        libc::PTRACE_GETREGSET,
-        tid,
-        number(NT_X86_XSTATE),
-        (&raw mut iov).cast(),
-    )?;
-    buffer.truncate(iov.iov_len);
+    let len = regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut buffer)?;
+    buffer.truncate(len);
     Ok(buffer)
 }
 
@@ -226,6 +222,32 @@ pub fn set_xstate(tid: Pid, area: &[u8]) -> Result<()> {
         (&raw mut iov).cast(),
     )
     .map(drop)
+}
+
+/// See [`crate::shadow_stack::pointer`].
+pub(crate) fn shadow_stack_pointer(tid: Pid) -> Result<u64> {
+    let mut pointer = [0; 8];
+    regset(libc::PTRACE_GETREGSET, tid, NT_X86_SHSTK, &mut pointer)?;
+    Ok(u64::from_ne_bytes(pointer))
+}
+
+/// See [`crate::shadow_stack::set_pointer`].
+pub(crate) fn set_shadow_stack_pointer(tid: Pid, pointer: u64) -> Result<()> {
+    let mut pointer = pointer.to_ne_bytes();
+    regset(libc::PTRACE_SETREGSET, tid, NT_X86_SHSTK, &mut pointer).map(drop)
+}
+
+/// Makes an arch_prctl call about another thread: those that the kernel lets a tracer make.
+pub(crate) fn arch_prctl(tid: Pid, code: usize, value: u64) -> Result<()> {
+    let value = number(usize::try_from(value).expect("usize has 64 bits"));
+    request(PTRACE_ARCH_PRCTL, tid, value, number(code)).map(drop)
+}
+
+/// Reads or sets a register set; returns the number of bytes moved.
+fn regset(kind: u32, tid: Pid, set: usize, bytes: &mut [u8]) -> Result<usize> {
+    let mut iov = iovec(bytes.as_mut_ptr().cast(), bytes.len());
+    request(kind, tid, number(set), (&raw mut iov).cast())?;
+    Ok(iov.iov_len)
 }
 
 /// Reads the blocked signals; bit n-1 is signal n.

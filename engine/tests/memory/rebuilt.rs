@@ -11,7 +11,8 @@ use firn_engine::memory::fresh::FreshFacts;
 use firn_engine::memory::space_modes::SpaceModes;
 use firn_engine::memory::{
     AddressRange, Filling, KernelVdso, KernelVdsos, MappingFds, MemoryFacts, MemoryImage,
-    MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, When, fill, plan_tree, smaps,
+    MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, Way, When, fill, plan_tree,
+    smaps,
 };
 use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Slot, Word};
 use firn_engine::task::mempolicy::Nodes;
@@ -304,7 +305,8 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
         .map(|((&pid, plan), (program, slot))| {
             let fd = slot.map(|slot| i32::try_from(arena.slot(program, slot)).expect("a number"));
             let uffd = fd.map(|fd| Uffd::of_task(pid, fd).expect("userfaultfd"));
-            Filling { pid, plan, uffd }
+            let way = uffd.map_or(Way::Written, Way::Fresh);
+            Filling { pid, plan, way }
         })
         .collect();
     fill(&fillings, When::Mapped, &how).expect("fill");

@@ -12,6 +12,7 @@ pub(crate) const SOCKET: u32 = 1 << 11;
 pub(crate) const VVAR: u32 = 1 << 12;
 pub(crate) const AIORING: u32 = 1 << 13;
 pub(crate) const MEMFD: u32 = 1 << 14;
+pub(crate) const SHSTK: u32 = 1 << 15;
 pub(crate) const GUARD: u32 = 1 << 16;
 pub(crate) const PLUGIN: u32 = 1 << 27;
 

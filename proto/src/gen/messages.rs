@@ -1391,6 +1391,9 @@ pub struct FirnThreadEntry {
     pub speculation: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, optional, tag = "14")]
     pub dispatch: ::core::option::Option<FirnDispatchEntry>,
+    /// Locked features of the shadow stack: 1 the stack, 2 writes to it. CRIU keeps none.
+    #[prost(uint64, optional, tag = "15")]
+    pub shadow_stack_locks: ::core::option::Option<u64>,
     /// Where memory comes from that has no policy of its own.
     #[prost(message, optional, tag = "20")]
     pub mempolicy: ::core::option::Option<FirnMempolicyEntry>,

@@ -75,6 +75,7 @@ fn kind_of(set: &SetImages, mm: &MmEntry, vma: &VmaEntry) -> Option<&'static str
         () if has(status::FILE_SHARED) => "file-shared",
         () if has(status::FILE_PRIVATE) => "file-private",
         () if has(status::HEAP) => "heap",
+        () if has(status::SHSTK) => "shadow-stack",
         () if has(status::STACK) || vma.flags & status::GROWSDOWN != 0 || holds_stack => "stack",
         () => "anonymous",
     })
