@@ -92,6 +92,8 @@ pub enum Need {
     GuardRegions,
     /// A system call, by number and name, that with zeros only does nothing.
     Call(i64, &'static str),
+    /// Shadow stacks, of CPU and kernel.
+    ShadowStack,
     /// The CPUID instruction can be forbidden.
     CpuidFaulting,
     /// Names of mappings, CONFIG_ANON_VMA_NAME.
@@ -223,6 +225,10 @@ impl Need {
                 let errno = result.err().and_then(|error| error.raw_os_error());
                 (errno != Some(libc::ENOSYS), format!("no {name}"))
             }
+            Need::ShadowStack => match crate::sys::no_shadow_stacks() {
+                None => (true, String::new()),
+                Some(error) => (false, format!("no shadow stacks here: {error}")),
+            },
             Need::FileSystem(name) => {
                 let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
                 let is_known = known.split_whitespace().any(|word| word == *name);

@@ -1,6 +1,7 @@
 //! Values held in registers of a thread that makes no system call.
 
 mod bases;
+mod shadow_stack;
 mod spin;
 mod values;
 
@@ -16,4 +17,5 @@ pub static ALL: &[&Workload] = &[
     &bases::FS_BASE,
     &bases::GS_BASE,
     &bases::ROUNDING,
+    &shadow_stack::SHADOW_STACK_KEPT,
 ];
