@@ -14,6 +14,7 @@
 //! Until the last step an error kills what was made and removes it.
 
 mod births;
+mod calls;
 mod error;
 mod hole;
 mod leader;

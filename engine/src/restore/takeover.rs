@@ -7,22 +7,21 @@
 //! stop                  what was stopped, and settle what its parent knows of it
 //! unmap the arena       one call by each leader, through the executor's own instruction
 //! shadow stacks         their contents, which only a tracer may write
-//! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code
+//! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code (`calls.rs`)
 //! let go
 //! ```
 
 use std::time::Duration;
 
 use firn_proto::CoreEntry;
-use firn_sys::ptrace::{self, DispatchConfig, GeneralRegs};
+use firn_sys::ptrace::{self, DispatchConfig};
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, task as sys_task, wait};
 
 use super::RestoreError;
 use super::load::{LivingTask, LoadedTask};
 use super::run::{NewTree, SEIZE_OPTIONS};
-use super::thread;
-use crate::arch::regs;
+use super::{calls, thread};
 use crate::arch::restart::{self, Resumption};
 use crate::arch::{self, Abi, XsaveLayout};
 use crate::crew;
@@ -37,8 +36,6 @@ pub(super) const SIGSTOP: i32 = 19;
 const THREADS_PER_THREAD: usize = 64;
 /// Tries to find a thread in the call that it is just about to make.
 const MAX_TRIES: u32 = 10_000;
-/// A sleep that had ended before the thread was taken over.
-const SLEPT: u64 = 0;
 
 /// All threads of a finished tree, stopped and complete; they run when this is let go.
 pub(super) struct TakenOver<'a> {
@@ -285,17 +282,15 @@ impl TakenOver<'_> {
         for (nth, task, living) in self.living() {
             for (at, (tid, core)) in task.threads.iter().zip(&living.cores).enumerate() {
                 let program = self.tree.programs.of_threads[nth][at];
-                let has_slept = match thread::abi(core) {
-                    Abi::Native => self.tree.arena.is_parked(program),
-                    Abi::Ia32 => fall_asleep(*tid, core)?,
-                };
-                let regs = final_registers(core, has_slept);
+                // Before a call is made: it says which protection keys the kernel may use for it.
+                ptrace::set_xstate(*tid, &xstate[nth][at])
+                    .map_err(failed(*tid, "set the extended state"))?;
+                let has_slept = sleeps(core) && self.tree.arena.is_parked(program);
+                let regs = calls::go_back(*tid, core, has_slept)?;
                 ptrace::set_general_regs(*tid, &regs).map_err(failed(*tid, "set the registers"))?;
                 let info = core.thread_info.as_ref().expect("checked while loading");
                 ia32::set_segments(*tid, info)
                     .map_err(failed(*tid, "set the thread-local segments"))?;
-                ptrace::set_xstate(*tid, &xstate[nth][at])
-                    .map_err(failed(*tid, "set the extended state"))?;
                 shadow_stack::set_pointer(*tid, core)
                     .map_err(failed(*tid, "set the shadow stack pointer"))?;
                 ptrace::set_signal_mask(*tid, mask_of(living, core))
@@ -328,54 +323,6 @@ impl TakenOver<'_> {
 /// Whether the thread was stopped in a sleep that goes on.
 fn sleeps(core: &CoreEntry) -> bool {
     matches!(thread::resumption(core), Resumption::Sleep { .. })
-}
-
-/// Brings a thread of 32-bit code that sleeps on back into its sleep, so that the kernel's restart block is
-/// the real one again, and tells whether the sleep has ended. Its program could not: the kernel notes that the call was
-/// a 32-bit one, and where in 32-bit memory it writes what is left.
-///
-/// The call is the one that the thread was in, made by its own instruction with all signals blocked; both
-/// of its ends are stops, so that nothing of the thread's own code runs.
-fn fall_asleep(tid: Pid, core: &CoreEntry) -> Result<bool, RestoreError> {
-    let Resumption::Sleep { nr, .. } = thread::resumption(core) else {
-        return Ok(false);
-    };
-    let info = core.thread_info.as_ref().expect("checked while loading");
-    let regs = regs::ia32_sleep(&info.gpregs, nr);
-    ptrace::set_general_regs(tid, &regs).map_err(failed(tid, "set the registers"))?;
-    let go_on = || ptrace::cont_to_syscall(tid).map_err(failed(tid, "resume the thread"));
-    go_on()?;
-    await_call_stop(tid)?;
-    go_on()?;
-    ptrace::interrupt(tid).map_err(failed(tid, "interrupt the thread"))?;
-    await_call_stop(tid)?;
-    let regs = ptrace::general_regs(tid).map_err(failed(tid, "read the registers"))?;
-    Ok(!restart::is_asleep(&regs))
-}
-
-fn await_call_stop(tid: Pid) -> Result<(), RestoreError> {
-    match wait::wait(tid).map_err(failed(tid, "wait for the thread"))? {
-        WaitStatus::Stopped {
-            signal: ptrace::SYSCALL_STOP,
-            ..
-        } => Ok(()),
-        WaitStatus::Stopped { .. } => Err(RestoreError::Stuck(format!(
-            "thread {tid} does not make its call"
-        ))),
-        WaitStatus::Ended(_) | WaitStatus::Continued => Err(RestoreError::Died(tid)),
-    }
-}
-
-fn final_registers(core: &CoreEntry, finished: bool) -> GeneralRegs {
-    let info = core.thread_info.as_ref().expect("checked while loading");
-    let resumption = thread::resumption(core);
-    match resumption {
-        Resumption::Sleep { .. } if finished => {
-            let regs = regs::from_image(&info.gpregs, Resumption::AsStored);
-            GeneralRegs { rax: SLEPT, ..regs }
-        }
-        _ => regs::from_image(&info.gpregs, resumption),
-    }
 }
 
 /// Syscall user dispatch comes last: it would take the program's own calls away.

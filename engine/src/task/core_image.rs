@@ -19,6 +19,7 @@ use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::status::{Stat, Status, StatusError};
 use super::{creds, ia32, notes, scheduling, shadow_stack, signals};
 use crate::arch::restart::{self, Remainder, Restart};
+use crate::arch::waits;
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
 use crate::kernel::LazyKernel;
 use crate::tree::{Task, TaskState};
@@ -295,14 +296,17 @@ fn restart(
     let mut restart = restart::pending(regs)?;
     if restart.is_second(abi)
         && let Some(nr) = restart::first_call(regs, abi, |at, bytes| read_all(tid, at, bytes))
+            .or_else(|| notes::first_call(kernel, tid, regs, abi))
     {
         restart = Restart { nr, ..restart };
     }
-    let remaining = restart::sleep_remainder(restart, regs, abi);
-    let remaining = match remaining {
-        Some(at) => read_timespec(tid, at),
-        None if restart::is_untold_sleep(restart, regs, abi) => notes::sleep_left(kernel, tid),
-        None => None,
+    let remaining = if let Some(at) = restart::sleep_remainder(restart, regs, abi) {
+        read_timespec(tid, at)
+    } else if restart::is_untold_sleep(restart, regs, abi) {
+        notes::sleep_left(kernel, tid)
+    } else {
+        let wait = waits::of_stopped(restart, regs, abi);
+        wait.and_then(|wait| notes::wait_left(kernel, tid, wait))
     };
     Some(FirnRestartEntry {
         nr: restart.nr,

@@ -164,6 +164,31 @@ pub fn poll(fd: impl AsFd, events: i16, millis: i32) -> io::Result<i16> {
     Ok(entry.revents)
 }
 
+/// As [`poll`], by the instruction itself: returns the kernel's result, and what the register of the third
+/// argument holds afterwards, which no call changes.
+pub fn poll_and_third_argument(fd: impl AsFd, events: i16, millis: i32) -> (i64, i64) {
+    let mut entry = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    let (mut result, mut third) = (libc::SYS_poll, i64::from(millis));
+    // SAFETY: one entry lives through the call, which changes no other memory.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") result,
+            in("rdi") &raw mut entry,
+            in("rsi") 1,
+            inlateout("rdx") third,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    (result, third)
+}
+
 /// Tells whether two descriptors of two processes are one open file.
 pub fn same_open_file(pid1: i32, fd1: RawFd, pid2: i32, fd2: RawFd) -> io::Result<bool> {
     const KCMP_FILE: i32 = 0;

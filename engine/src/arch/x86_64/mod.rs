@@ -7,6 +7,7 @@ mod jump;
 pub mod regs;
 pub mod restart;
 mod syscalls;
+pub mod waits;
 mod xsave;
 
 pub use abi::{Abi, at_executor, uses_local_segments};

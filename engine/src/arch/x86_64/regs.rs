@@ -109,7 +109,7 @@ pub fn from_image(image: &UserX86RegsEntry, resumption: Resumption) -> GeneralRe
     match resumption {
         Resumption::AsStored => {}
         Resumption::Again { nr } => rewind(&mut image, nr),
-        Resumption::Sleep { nr, .. } => {
+        Resumption::Sleep { nr, .. } | Resumption::Wait { nr, .. } => {
             image.ax = (-ERESTART_RESTARTBLOCK).cast_unsigned();
             orig_rax = nr;
         }

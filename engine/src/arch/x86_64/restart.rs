@@ -18,6 +18,7 @@ use firn_sys::ptrace::GeneralRegs;
 
 use super::abi::Abi;
 use super::regs::CALL_LEN;
+use super::waits;
 
 /// Kernel-private: restart with the same arguments, if the handler says SA_RESTART.
 const ERESTARTSYS: i64 = 512;
@@ -159,6 +160,15 @@ pub enum Resumption {
         /// Nanoseconds left.
         nsec: u64,
     },
+    /// The same, into a wait for something: [`waits::TimedWait`].
+    Wait {
+        /// Number of the call.
+        nr: u64,
+        /// Whole seconds left.
+        sec: u64,
+        /// Nanoseconds left.
+        nsec: u64,
+    },
 }
 
 /// Decides how to resume, given what the image says about the interrupted call. One that is known only as
@@ -173,6 +183,7 @@ pub fn resumption(restart: Option<&FirnRestartEntry>, abi: Abi) -> Resumption {
         return Resumption::AsStored;
     }
     match (entry.remaining_sec, entry.remaining_nsec) {
+        (Some(sec), Some(nsec)) if waits::is_wait(nr, abi) => Resumption::Wait { nr, sec, nsec },
         (Some(sec), Some(nsec)) => Resumption::Sleep { nr, sec, nsec },
         _ => Resumption::Again { nr },
     }
@@ -233,7 +244,7 @@ pub fn sleep_remainder_pointer(image: &UserX86RegsEntry, nr: u64) -> u64 {
     }
 }
 
-/// True when the stopped task is inside the sleep that its program ends with.
+/// True when the stopped task is inside a sleep or wait that the kernel goes on with.
 pub fn is_asleep(regs: &GeneralRegs) -> bool {
     regs.rax.cast_signed() == -ERESTART_RESTARTBLOCK
 }

@@ -7,6 +7,7 @@
 
 mod blocked;
 mod restarted;
+mod rests;
 mod sleep;
 mod wakeups;
 
@@ -27,8 +28,12 @@ pub static ALL: &[&Workload] = &[
     &sleep::NANOSLEEP,
     &sleep::CLOCK_NANOSLEEP,
     &sleep::ABSOLUTE,
-    &sleep::UNTOLD,
     &sleep::REPEATED,
     &sleep::TIMEOUTS,
     &restarted::WAITS,
+    &rests::SLEEP,
+    &rests::POLL,
+    &rests::FUTEX,
+    &rests::READY,
+    &rests::STOPPED,
 ];

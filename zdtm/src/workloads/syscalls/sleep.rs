@@ -1,8 +1,8 @@
 //! Sleeping for a time.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::AtomicU32;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 use super::blocked::{
     again_when_interrupted, check_interruptions, note_interruption, wait_until_in,
 };
-use crate::{Need, Stage, Workload, sys};
+use crate::{Stage, Workload, sys};
 
 pub static NANOSLEEP: Workload = Workload::new(
     "syscalls/nanosleep",
@@ -32,12 +32,6 @@ pub static ABSOLUTE: Workload = Workload::new(
     "sleeps until a time on two clocks",
     absolute,
 );
-pub static UNTOLD: Workload = Workload::new(
-    "syscalls/sleep-untold",
-    "a sleep without a place for what is left of it",
-    untold,
-)
-.needs(&[Need::File("/sys/kernel/btf/vmlinux")]);
 pub static REPEATED: Workload = Workload::new(
     "syscalls/short-sleeps",
     "many short sleeps in a row",
@@ -49,12 +43,12 @@ pub static TIMEOUTS: Workload = Workload::new(
     timeouts,
 );
 
-const LONG: Duration = Duration::from_millis(2500);
+pub(super) const LONG: Duration = Duration::from_millis(2500);
 
 type Sleep = fn(Duration) -> Result<(), (io::Error, Duration)>;
 
 /// A thread that the verdict's signal cannot wake; returns once it sleeps in the call `nr`.
-fn undisturbed<T: Send + 'static>(
+pub(super) fn undisturbed<T: Send + 'static>(
     nr: i64,
     body: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<thread::JoinHandle<Result<T>>> {
@@ -69,7 +63,7 @@ fn undisturbed<T: Send + 'static>(
     Ok(handle)
 }
 
-fn join<T>(handle: thread::JoinHandle<Result<T>>) -> Result<T> {
+pub(super) fn join<T>(handle: thread::JoinHandle<Result<T>>) -> Result<T> {
     handle
         .join()
         .map_err(|_| anyhow!("a thread panicked, see the log"))?
@@ -129,33 +123,6 @@ fn absolute(stage: &Stage) -> Result<()> {
     let sleepers = sleepers.into_iter().collect::<Result<Vec<_>>>()?;
     stage.ready_and_wait()?;
     sleepers.into_iter().try_for_each(join)
-}
-
-/// What is left is not the whole sleep: counted is the time that the process has lived, which a busy machine
-/// makes shorter at most.
-fn untold(stage: &Stage) -> Result<()> {
-    const TICK: Duration = Duration::from_millis(10);
-    const BEFORE_MS: u64 = 1500;
-    let ticks = Arc::new(AtomicU32::new(0));
-    let counted = Arc::clone(&ticks);
-    thread::spawn(move || {
-        loop {
-            thread::sleep(TICK);
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-    });
-    let sleeper = undisturbed(libc::SYS_clock_nanosleep, move || {
-        sys::sleep_by_libc(LONG)?;
-        Ok(TICK * ticks.load(Ordering::Relaxed))
-    })?;
-    sys::pause_for(BEFORE_MS);
-    stage.ready_and_wait()?;
-    let lived = join(sleeper)?;
-    ensure!(
-        lived < LONG + Duration::from_millis(BEFORE_MS / 2),
-        "lived {lived:?} in a sleep of {LONG:?}"
-    );
-    Ok(())
 }
 
 fn repeated(stage: &Stage) -> Result<()> {
