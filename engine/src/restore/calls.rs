@@ -26,7 +26,7 @@ use crate::arch::{Abi, regs, waits};
 const SLEPT: u64 = 0;
 
 /// Brings a stopped thread back into its call, and returns the registers with which it goes on. `has_slept` says
-/// that the sleep of its program is over.
+/// that the sleep of its program, if that sleeps, is over.
 ///
 /// # Preconditions
 /// Memory, descriptors and extended state of the thread are those that it is to have; only its registers may be
@@ -44,13 +44,14 @@ pub(super) fn go_back(
     };
     let resumption = thread::resumption(core);
     Ok(match resumption {
-        Resumption::Sleep { .. } if has_slept => ended(SLEPT),
+        // Its program has only parked.
         Resumption::Sleep { nr, .. } if thread::abi(core) == Abi::Ia32 => {
             match enter(tid, &regs::ia32_sleep(&info.gpregs, nr))? {
                 None => with(resumption),
                 Some(_) => ended(SLEPT),
             }
         }
+        Resumption::Sleep { .. } if has_slept => ended(SLEPT),
         Resumption::Wait { nr, sec, nsec } => {
             let whole = with(Resumption::Again { nr });
             let Some(again) = waits::again(&info.gpregs, nr, (sec, nsec)) else {

@@ -285,7 +285,7 @@ impl TakenOver<'_> {
                 // Before a call is made: it says which protection keys the kernel may use for it.
                 ptrace::set_xstate(*tid, &xstate[nth][at])
                     .map_err(failed(*tid, "set the extended state"))?;
-                let has_slept = sleeps(core) && self.tree.arena.is_parked(program);
+                let has_slept = self.tree.arena.is_parked(program);
                 let regs = calls::go_back(*tid, core, has_slept)?;
                 ptrace::set_general_regs(*tid, &regs).map_err(failed(*tid, "set the registers"))?;
                 let info = core.thread_info.as_ref().expect("checked while loading");
