@@ -326,6 +326,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn thousands_of_connections_fit_into_one_table() {
+        let connection = |port: u16| Connection {
+            local: SocketAddr::from(([127, 9, 9, 9], port)),
+            remote: SocketAddr::from(([127, 9, 9, 8], 7)),
+        };
+        let held_off = HeldOff {
+            connections: (1..20_000).map(connection).collect(),
+            ports: Vec::new(),
+        };
+        let id = format!("many-{}", firn_sys::Pid::this());
+        match lock(&id, &held_off) {
+            Ok(()) => {
+                assert!(is_locked(&id));
+                assert_eq!(unlock(&id), Ok(()));
+            }
+            // Without rights or without nftables there is nothing to test.
+            Err(errno) => assert!(errno == Errno::EPERM || errno.raw() == 93, "{errno}"),
+        }
+    }
+
+    #[test]
     fn the_table_comes_and_goes() {
         let connection = |local: &str, remote: &str| Connection {
             local: local.parse().expect("an address"),

@@ -163,6 +163,7 @@ impl Netlink {
             }
             bytes.extend(request.finish(self.seq));
         }
+        self.make_room(bytes.len());
         self.send(&bytes)?;
         let mut result = Ok(());
         while !waiting.is_empty() {
@@ -180,6 +181,18 @@ impl Netlink {
             }
         }
         result
+    }
+
+    /// Lets a message of that length be sent, which may be longer than the system's usual limit.
+    fn make_room(&self, len: usize) {
+        let wanted = i32::try_from(len).unwrap_or(i32::MAX);
+        // Without CAP_NET_ADMIN there is no more room than usual, and a message that is too long is refused.
+        let _ = socket::set_option(
+            &self.fd,
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUFFORCE,
+            &wanted.to_ne_bytes(),
+        );
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
