@@ -34,6 +34,7 @@ mod link_remap;
 mod locate;
 mod locks;
 mod memfd;
+mod message_queue;
 mod moves;
 mod namespace;
 mod open;

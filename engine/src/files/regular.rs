@@ -20,7 +20,7 @@ use super::late::LateFile;
 use super::locate::{self, Location};
 use super::open::Opener;
 use super::open_file::{OpenFile, Place, Trouble};
-use super::{FileDumpOptions, FileValidation, ghost, task_files};
+use super::{FileDumpOptions, FileValidation, ghost, message_queue, task_files};
 
 /// Regular files, directories, and symbolic links opened with O_PATH.
 pub(super) struct Regular;
@@ -67,6 +67,9 @@ impl FileKind for Regular {
 
 /// What keeps a file from being opened again by its path.
 pub(super) fn path_trouble(file: &OpenFile, options: &FileDumpOptions) -> Option<Trouble> {
+    if message_queue::is_queue(file) {
+        return message_queue::trouble(file);
+    }
     match locate::locate(file) {
         Location::Named(path) => task_files::trouble(file, path),
         Location::Nameless(old) | Location::Renamed { old, .. } if is_task_file(old) => {

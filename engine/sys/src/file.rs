@@ -193,6 +193,9 @@ pub fn lstat_path(path: &Path) -> Result<Stat> {
 /// [`filesystem_type`] of an overlay.
 pub const OVERLAYFS: u64 = 0x794c_7630;
 
+/// [`filesystem_type`] of POSIX message queues.
+pub const MQUEUE: u64 = 0x1980_0202;
+
 /// The type of the filesystem that a path is on (`f_type` of statfs).
 ///
 /// # Errors

@@ -31,6 +31,21 @@ pub fn descriptor_by(nr: i64, arguments: [i64; 4]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// A POSIX message queue that has lost its name.
+pub fn nameless_queue() -> io::Result<OwnedFd> {
+    let name = format!("/firn-{}", std::process::id());
+    let name = std::ffi::CString::new(name).map_err(io::Error::other)?;
+    let none = std::ptr::null::<libc::mq_attr>();
+    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    // SAFETY: the name is a string, and no attributes are given.
+    let number = check(unsafe { libc::mq_open(name.as_ptr(), flags, 0o600, none) })?;
+    // SAFETY: the call has just returned the descriptor to us alone.
+    let queue = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: the name is a string.
+    check(unsafe { libc::mq_unlink(name.as_ptr()) })?;
+    Ok(queue)
+}
+
 /// Traces another task without stopping it.
 pub fn seize(pid: i32) -> io::Result<()> {
     let arguments = [i64::from(libc::PTRACE_SEIZE), i64::from(pid), 0, 0, 0, 0];

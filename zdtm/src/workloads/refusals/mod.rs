@@ -26,6 +26,12 @@ static SECRET: Workload = Workload::new(
     |stage| hold(stage, || sys::secret_memory(sys::PAGE)),
 )
 .refused(&["secret"]);
+static MESSAGE_QUEUE: Workload = Workload::new(
+    "refusals/message-queue",
+    "a POSIX message queue without a name",
+    |stage| hold(stage, sys::nameless_queue),
+)
+.refused(&["POSIX message queue"]);
 static TRACED_FROM_OUTSIDE: Workload = Workload::new(
     "refusals/traced-from-outside",
     "a task that a debugger outside of its tree traces",
@@ -88,6 +94,7 @@ pub static ALL: &[&Workload] = &[
     &USERFAULTFD,
     &PERF_EVENT,
     &SECRET,
+    &MESSAGE_QUEUE,
     &TRACED_FROM_OUTSIDE,
     &UTS_NAMESPACE,
     &MOUNT_NAMESPACE,
