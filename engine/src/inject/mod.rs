@@ -14,6 +14,7 @@
 //! that nobody has a reason to kill (`firn_sys::worker`).
 
 mod remote;
+mod room;
 
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
@@ -71,6 +72,16 @@ pub enum InjectError {
         what: &'static str,
         /// Cause.
         source: Errno,
+    },
+    /// The task has no room for the arena.
+    #[error("task {tid} has no room for the {} KiB that are needed in it for a moment: {reason}", len >> 10)]
+    NoRoom {
+        /// The thread.
+        tid: Pid,
+        /// Bytes of the arena.
+        len: usize,
+        /// What is at its limit, and what to do.
+        reason: String,
     },
     /// The arena can't be seen from here.
     #[error("can't map {} here (needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN)", path.display())]
@@ -275,14 +286,7 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
         let address = match call.result() {
             Ok(address) => address,
             Err(Errno::EACCES) => remote::map_in_two_parts(call, *len)?,
-            Err(source) => {
-                let what = "mapping the arena";
-                return Err(InjectError::Call {
-                    tid: call.tid(),
-                    what,
-                    source,
-                });
-            }
+            Err(source) => room::map(call, *len, source)?,
         };
         let mapping = see(job.speaker(), address, *len)?;
         let arena = Arena::attach(mapping, &job.set, job.set.place(address));

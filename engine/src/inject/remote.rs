@@ -99,6 +99,11 @@ impl RemoteCall {
         self.instruction
     }
 
+    /// The same call once more.
+    pub fn again(&self) -> RemoteCall {
+        RemoteCall::new(self.tid, self.old, self.instruction, self.call)
+    }
+
     /// True when a SIGSTOP came in between and was held back; it must be sent again afterwards.
     pub fn swallowed_stop(&self) -> bool {
         self.swallowed_stop

@@ -58,6 +58,8 @@ pub enum Arg {
     Slot(Slot),
     /// The address of a word of the arena.
     Word(Word),
+    /// The address of the arena, which is that of a page.
+    Arena,
     /// The 64-bit value that bytes of the program's data hold when the record runs.
     Held(Data),
 }
@@ -228,7 +230,7 @@ impl Program {
                     self.pointers.push(at);
                     u64::try_from(data.offset).expect("a program's data fits 64 bits")
                 }
-                Arg::Slot(_) | Arg::Word(_) | Arg::Held(_) => {
+                Arg::Slot(_) | Arg::Word(_) | Arg::Arena | Arg::Held(_) => {
                     panic!("only immediates and data go into a table")
                 }
             };

@@ -84,6 +84,7 @@ fn argument(out: &mut String, arg: Arg) -> fmt::Result {
         Arg::Data(data) => write!(out, "data+{:#x}", data.offset),
         Arg::Held(data) => write!(out, "*data+{:#x}", data.offset),
         Arg::Slot(slot) => write!(out, "s{}", slot.0),
+        Arg::Arena => write!(out, "arena"),
         Arg::Word(word) => write!(out, "w{}", word.0),
     }
 }

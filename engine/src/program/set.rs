@@ -295,6 +295,7 @@ impl Placed {
             Arg::Imm(value) => value,
             Arg::Data(data) | Arg::Held(data) => self.address(self.data_offset(id, data)),
             Arg::Slot(slot) => self.address(self.slot_offset(id, slot)),
+            Arg::Arena => self.base,
             Arg::Word(word) => self.address(self.word_offset(word)),
         }
     }

@@ -10,7 +10,7 @@ use firn_sys::{Pid, nr, procfs};
 use super::modes::{self, ProcessModeQuestions, ProcessModes, ThreadModeQuestions, ThreadModes};
 use crate::arch::Abi;
 use crate::memory::space_modes::{self, SpaceModeQuestions, SpaceModes};
-use crate::program::{Arena, Data, Program, ProgramId, Rule, Slot};
+use crate::program::{Arena, Arg, Data, Program, ProgramId, Rule, Slot};
 
 const PR_SET_PDEATHSIG: u32 = 1;
 const PR_GET_PDEATHSIG: u32 = 2;
@@ -98,8 +98,10 @@ pub fn ask_process(p: &mut Program, abi: Abi) -> ProcessQuestions {
     }
 }
 
-/// Maps a page and looks what became of it, since nothing else tells whether mlockall(MCL_FUTURE) is in
-/// force: a locked page refuses MS_INVALIDATE, and one that was not locked on fault is there at once.
+/// Looks at memory that was just mapped, since nothing else tells whether mlockall(MCL_FUTURE) is in force: a
+/// locked page refuses MS_INVALIDATE, and one that was not locked on fault is there at once. The first is
+/// seen of the arena, the second of a page that nobody touches; where the task has no room for another page, all
+/// is taken for locked at once, as is usual.
 ///
 /// Source: man 2 mlockall, msync (EBUSY), mincore.
 fn ask_lock_future(p: &mut Program, abi: Abi) -> (Slot, Data) {
@@ -113,6 +115,8 @@ fn ask_lock_future(p: &mut Program, abi: Abi) -> (Slot, Data) {
         // A 64-bit call finds places that the address space of a 32-bit program does not have.
         Abi::Ia32 => PRIVATE_ANONYMOUS | BELOW_2_GIB,
     };
+    let args = [Arg::Arena, PAGE.into(), MS_INVALIDATE.into()];
+    let locked = p.call_to_slot(nr::MSYNC, &args, Rule::Any, "asking whether it is locked");
     let args = [
         0.into(),
         PAGE.into(),
@@ -121,16 +125,15 @@ fn ask_lock_future(p: &mut Program, abi: Abi) -> (Slot, Data) {
         (-1).into(),
         0.into(),
     ];
-    let page = p.call_to_slot(nr::MMAP, &args, Rule::Ok, "mapping a page to look at");
-    let args = [page.into(), PAGE.into(), MS_INVALIDATE.into()];
-    let locked = p.call_to_slot(nr::MSYNC, &args, Rule::Any, "asking whether it is locked");
-    let resident = p.space(8);
+    let page = p.call_to_slot(nr::MMAP, &args, Rule::Any, "mapping a page to look at");
+    let resident = p.data(&[1; 8]);
     let args = [page.into(), PAGE.into(), resident.into()];
-    p.call(nr::MINCORE, &args, Rule::Ok, "asking whether it is there");
+    let why = "asking whether it is there";
+    p.call(nr::MINCORE, &args, Rule::Any, why);
     p.call(
         nr::MUNMAP,
         &[page.into(), PAGE.into()],
-        Rule::Ok,
+        Rule::Any,
         "unmapping it again",
     );
     (locked, resident)

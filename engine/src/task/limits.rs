@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use firn_proto::{RlimitEntry, TaskRlimitsEntry};
+use firn_sys::rlimit::Limited;
 use firn_sys::{Pid, nr, procfs};
 
 use super::status::StatusError;
@@ -48,6 +49,16 @@ pub fn read(pid: Pid) -> Result<TaskRlimitsEntry, StatusError> {
         source,
     })?;
     parse(&text).map_err(|field| StatusError::Field { path, field })
+}
+
+/// One of them.
+pub fn of(limits: &TaskRlimitsEntry, what: Limited) -> Option<RlimitEntry> {
+    let name = match what {
+        Limited::AddressSpace => "RLIMIT_AS",
+        Limited::LockedMemory => "RLIMIT_MEMLOCK",
+    };
+    let at = RESOURCES.iter().position(|(other, _)| *other == name)?;
+    limits.rlimits.get(at).copied()
 }
 
 fn parse(text: &str) -> Result<TaskRlimitsEntry, &'static str> {

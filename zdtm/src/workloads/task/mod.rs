@@ -42,6 +42,8 @@ pub static ALL: &[&Workload] = &[
     &scheduling::FAIR,
     &scheduling::REAL_TIME,
     &scheduling::LIMITS,
+    &scheduling::FULL,
+    &scheduling::LOCKED,
     &modes::SWITCHES,
     &modes::NO_WRITE_EXEC,
     &modes::NO_TSC,

@@ -25,6 +25,17 @@ pub static LIMITS: Workload = Workload::new(
     limits,
 );
 
+pub static FULL: Workload = Workload::new(
+    "task/full-address-space",
+    "a soft limit of address space that is reached",
+    full_address_space,
+);
+pub static LOCKED: Workload = Workload::new(
+    "task/all-locked",
+    "all memory locked, that to come too, and a soft limit of locked memory that is reached",
+    all_locked,
+);
+
 type Change = fn() -> Result<()>;
 
 const FAIR_KINDS: &[Change] = &[
@@ -156,5 +167,38 @@ fn limits(stage: &Stage) -> Result<()> {
     }
     let score = std::fs::read_to_string("/proc/self/oom_score_adj")?;
     ensure!(score.trim() == "321", "oom_score_adj was 321, is {score}");
+    Ok(())
+}
+
+/// Bytes that a process has by a line of its status.
+fn told_bytes(label: &str) -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(label));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let number: u64 = number.ok_or_else(|| anyhow!("no {label}"))?.parse()?;
+    Ok(number << 10)
+}
+
+fn full_address_space(stage: &Stage) -> Result<()> {
+    let (_, hard) = sys::limit(libc::RLIMIT_AS)?;
+    let soft = told_bytes("VmSize:")?;
+    sys::set_limit(libc::RLIMIT_AS, soft, hard)?;
+    stage.ready_and_wait()?;
+    let found = sys::limit(libc::RLIMIT_AS)?;
+    ensure!(found == (soft, hard), "the limit was {soft}, is {found:?}");
+    let size = told_bytes("VmSize:")?;
+    ensure!(size <= soft, "{size} bytes with a limit of {soft}");
+    Ok(())
+}
+
+fn all_locked(stage: &Stage) -> Result<()> {
+    sys::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE)?;
+    let (_, hard) = sys::limit(libc::RLIMIT_MEMLOCK)?;
+    let soft = told_bytes("VmLck:")?.min(hard);
+    sys::set_limit(libc::RLIMIT_MEMLOCK, soft, hard)?;
+    stage.ready_and_wait()?;
+    let found = sys::limit(libc::RLIMIT_MEMLOCK)?;
+    ensure!(found == (soft, hard), "the limit was {soft}, is {found:?}");
+    ensure!(told_bytes("VmLck:")? >= soft, "less is locked than was");
     Ok(())
 }
