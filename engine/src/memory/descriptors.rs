@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use firn_sys::Pid;
 
-use super::emit::MappingFds;
 use super::error::SourceError;
 use super::shared_restore::SharedRestore;
+use super::sources::{MappingFds, MappingSource};
 use super::vma::{Vma, status};
 use crate::files::FileStore;
 
@@ -20,27 +20,30 @@ pub struct Descriptors<'a> {
 }
 
 impl MappingFds for Descriptors<'_> {
-    fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, SourceError> {
+    fn mapping_source(&mut self, vma: &Vma) -> Result<MappingSource, SourceError> {
         if vma.is(status::ANON_SHARED) {
             let missing = || format!("there is no shared memory {}", vma.shmid);
-            return Ok(self.shared.fd_of(vma.shmid).ok_or_else(missing)?);
+            return Ok(self.shared.anonymous(vma.shmid).ok_or_else(missing)?);
         }
-        let impossible = |_| format!("there is no file {}", vma.shmid);
-        let id = u32::try_from(vma.shmid).map_err(impossible)?;
-        if vma.is_ring {
-            let missing = || format!("files.img has no io_uring ring {id}");
-            return Ok(self.files.ring_fd(id).ok_or_else(missing)?);
-        }
+        let id = file_id(vma)?;
         if vma.is(status::SOCKET) {
             let missing = || format!("there is no packet socket {id}");
-            return Ok(self.files.packet_fd(id).ok_or_else(missing)?);
+            return Ok(MappingSource::Fd(
+                self.files.packet_fd(id).ok_or_else(missing)?,
+            ));
         }
         let Some(inode_id) = self.files.memfd_inode(id) else {
-            return Ok(self.files.link_fd(id, vma.open_flags)?);
+            return Ok(MappingSource::Fd(self.files.link_fd(id, vma.open_flags)?));
         };
         let missing = || format!("memfd.img has no memory file {inode_id}");
-        let fd = self.shared.mapping_fd(inode_id, vma.open_flags)?;
-        Ok(fd.ok_or_else(missing)?)
+        let source = self.shared.mapping_source(inode_id, vma.open_flags)?;
+        Ok(source.ok_or_else(missing)?)
+    }
+
+    fn ring_fd(&mut self, vma: &Vma) -> Result<i32, SourceError> {
+        let id = file_id(vma)?;
+        let missing = || format!("files.img has no io_uring ring {id}");
+        Ok(self.files.ring_fd(id).ok_or_else(missing)?)
     }
 
     fn own_ring_fd(&self, pid: Pid, vma: &Vma) -> Option<i32> {
@@ -58,6 +61,12 @@ impl MappingFds for Descriptors<'_> {
     fn null_fd(&mut self) -> Result<i32, SourceError> {
         Ok(self.files.null_fd()?)
     }
+}
+
+/// The number in files.img of what a mapping is of.
+fn file_id(vma: &Vma) -> Result<u32, SourceError> {
+    let impossible = |_| format!("there is no file {}", vma.shmid);
+    Ok(u32::try_from(vma.shmid).map_err(impossible)?)
 }
 
 /// What tells the kernel to leave a task its executable.

@@ -4,10 +4,9 @@ use std::collections::HashSet;
 use std::os::fd::AsRawFd;
 
 use firn_sys::mm::{self, MmFields, advice, map, prot};
+use firn_sys::nr;
 use firn_sys::sysv::flag as sysv_flag;
-use firn_sys::{Pid, nr};
 
-use super::error::SourceError;
 use super::fresh;
 use super::gap;
 use super::image::MemoryImage;
@@ -17,6 +16,7 @@ use super::plan::{MemoryPlan, Phase};
 use super::policies;
 use super::range::{self, AddressRange};
 use super::shadow_stacks;
+use super::sources::{self, MappingFdError, MappingFds, MappingSource};
 use super::sysv;
 use super::vdso::KernelVdso;
 use super::vma::{KEPT_ADVICE, Vma, status};
@@ -26,42 +26,6 @@ use crate::program::{Arg, Program, Rule, Slot};
 const MAX_IOVECS: usize = 1024;
 const MAX_READ: u64 = 1 << 30;
 const ENOMEM: i32 = 12;
-
-/// Descriptors of what is mapped, open in the coordinator and so in every task it forks.
-pub trait MappingFds {
-    /// A descriptor of the file, memory file or shared memory object of a mapping.
-    ///
-    /// # Errors
-    /// There is none.
-    fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, SourceError>;
-
-    /// For a part of an io_uring ring that its process makes last: its descriptor there.
-    fn own_ring_fd(&self, pid: Pid, vma: &Vma) -> Option<i32>;
-
-    /// A descriptor of the executable, not opened with O_PATH.
-    ///
-    /// # Errors
-    /// There is none.
-    fn exe_fd(&mut self, file_id: u32) -> Result<i32, SourceError>;
-
-    /// A descriptor of /dev/null, open for writing.
-    ///
-    /// # Errors
-    /// There is none.
-    fn null_fd(&mut self) -> Result<i32, SourceError>;
-}
-
-/// A mapping for which there is no descriptor.
-#[derive(Debug, thiserror::Error)]
-#[error("task {pid}: no file for {mapping}")]
-pub struct MappingFdError {
-    /// The task.
-    pub pid: Pid,
-    /// The mapping.
-    pub mapping: String,
-    /// Cause.
-    pub source: SourceError,
-}
 
 impl MemoryPlan {
     /// Removes what the task got at fork and does not want. First of all memory records.
@@ -248,7 +212,7 @@ impl MemoryPlan {
             if !vma.is_ring || fds.own_ring_fd(self.image.pid(), vma).is_some() {
                 continue;
             }
-            let fd = fds.mapping_fd(vma).map_err(|source| MappingFdError {
+            let fd = fds.ring_fd(vma).map_err(|source| MappingFdError {
                 pid: self.image.pid(),
                 mapping: vma.title(),
                 source,
@@ -287,13 +251,20 @@ impl MemoryPlan {
         prot: u32,
     ) -> Result<(), MappingFdError> {
         let has_object = vma.has_object();
-        let fd = match has_object {
-            true => fds.mapping_fd(vma).map_err(|source| MappingFdError {
+        let source = match has_object {
+            true => fds.mapping_source(vma).map_err(|source| MappingFdError {
                 pid: self.image.pid(),
                 mapping: vma.title(),
                 source,
             })?,
-            false => -1,
+            false => MappingSource::Fd(-1),
+        };
+        let (fd, opened): (Arg, _) = match source {
+            MappingSource::Fd(fd) => (fd.into(), None),
+            MappingSource::Path(path) => {
+                let opened = sources::open(p, &path, vma);
+                (opened.into(), Some(opened))
+            }
         };
         let [start, len] = args(vma.range);
         let offset = if has_object { vma.offset } else { 0 };
@@ -304,12 +275,16 @@ impl MemoryPlan {
                 len,
                 prot.into(),
                 map_flags(vma, has_object).into(),
-                fd.into(),
+                fd,
                 offset.into(),
             ],
             Rule::Exact(vma.range.start.cast_signed()),
             format!("mmap of {}", vma.title()),
         );
+        if let Some(opened) = opened {
+            let why = "closing what is mapped now";
+            p.call(nr::CLOSE, &[opened.into()], Rule::Exact(0), why);
+        }
         Ok(())
     }
 

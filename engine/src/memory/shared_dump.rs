@@ -36,9 +36,22 @@ pub struct SharedDump {
 
 #[derive(Debug)]
 struct Object {
-    file: File,
+    place: Source,
     entry: MemfdInodeEntry,
 }
+
+/// How the contents of an object are reached.
+#[derive(Debug)]
+enum Source {
+    /// Open.
+    File(File),
+    /// By a link of /proc to a mapping of a task that is stopped.
+    Link(PathBuf),
+}
+
+/// So many objects are kept open. What is beyond them is opened once more when it is written, since a tree may have more of
+/// them than a process may have descriptors.
+const MAX_OPEN: usize = 1024;
 
 impl SharedDump {
     /// Starts with no objects.
@@ -80,7 +93,14 @@ impl SharedDump {
             Some(_) => b"/dev/zero",
             None => mapping.name.as_slice(),
         };
-        self.add_path(&PathBuf::from(link), name)
+        let index = self.add_path(Path::new(&link), name)?;
+        if self.objects.len() > MAX_OPEN
+            && let Some(newest) = self.objects.last_mut()
+            && u64::from(index) == newest.entry.inode_id
+        {
+            newest.place = Source::Link(link.into());
+        }
+        Ok(index)
     }
 
     /// Notes the object that a link of /proc leads to, such as `/proc/7/fd/3`. `name` is as the link
@@ -127,7 +147,8 @@ impl SharedDump {
             mode: Some(stat.mode()),
         };
         self.known.insert(key, index);
-        self.objects.push(Object { file, entry });
+        let place = Source::File(file);
+        self.objects.push(Object { place, entry });
         Ok(number(index))
     }
 
@@ -244,8 +265,9 @@ impl SharedDump {
         )?;
         for (id, segment) in &self.segments {
             let file = segment.file.try_clone();
+            let file = file.map_err(|source| shared_error("a System V segment", source.into()))?;
             let object = Object {
-                file: file.map_err(|source| shared_error("a System V segment", source.into()))?,
+                place: Source::File(file),
                 entry: MemfdInodeEntry {
                     name: b"a System V segment".to_vec(),
                     shmid: *id,
@@ -268,9 +290,17 @@ impl Object {
         page_copy: &PageCopy<'_>,
     ) -> Result<PageStats, MemoryDumpError> {
         let name = String::from_utf8_lossy(&self.entry.name);
-        let ranges = self
-            .contents()
-            .map_err(|source| shared_error(&name, source))?;
+        let reopened;
+        let file = match &self.place {
+            Source::File(file) => file,
+            Source::Link(link) => {
+                let opened = File::open(link);
+                reopened = opened.map_err(|source| shared_error(&name, source.into()))?;
+                &reopened
+            }
+        };
+        let ranges = self.contents(file);
+        let ranges = ranges.map_err(|source| shared_error(&name, source))?;
         let id = u64::from(self.entry.shmid);
         let mut pagemap = PagemapWriter::new(images, ImageKind::ShmemPagemap, id, pages_id)?;
         for range in &ranges {
@@ -278,7 +308,7 @@ impl Object {
         }
         let written = pagemap.finish()?;
         let pages = images.raw_file(ImageKind::Pages, u64::from(pages_id))?;
-        copy::copy_file(&self.file, &name, &ranges, &pages, pages_id, page_copy)?;
+        copy::copy_file(file, &name, &ranges, &pages, pages_id, page_copy)?;
         Ok(PageStats {
             scanned: written,
             written,
@@ -287,14 +317,14 @@ impl Object {
     }
 
     /// Ranges that have pages, in whole pages.
-    fn contents(&self) -> firn_sys::Result<Vec<AddressRange>> {
+    fn contents(&self, file: &File) -> firn_sys::Result<Vec<AddressRange>> {
         let end = self.entry.size.next_multiple_of(PAGE_SIZE);
         if self.entry.hugetlb_flag.is_some() {
-            return self.huge_contents(end);
+            return huge_contents(file, end);
         }
         let mut ranges = Vec::new();
         let mut offset = 0;
-        while let Some((start, hole)) = memfd::next_data(&self.file, offset)? {
+        while let Some((start, hole)) = memfd::next_data(file, offset)? {
             let start = start - start % PAGE_SIZE;
             let range = AddressRange::new(start, hole.next_multiple_of(PAGE_SIZE).min(end));
             ranges.push(range);
@@ -302,29 +332,29 @@ impl Object {
         }
         Ok(super::range::union(ranges))
     }
+}
 
-    /// Huge pages do not tell their holes: pages of zeros are taken for holes.
-    fn huge_contents(&self, end: u64) -> firn_sys::Result<Vec<AddressRange>> {
-        use std::os::unix::fs::FileExt;
-        let mut buffer = vec![0u8; 256 << 10];
-        let mut ranges = Vec::new();
-        let mut offset = 0;
-        while offset < end {
-            let read = self.file.read_at(&mut buffer, offset)?;
-            if read == 0 {
-                break;
-            }
-            let mut at = offset;
-            for page in buffer[..read].chunks(4096) {
-                if page.iter().any(|byte| *byte != 0) {
-                    ranges.push(AddressRange::new(at, at + PAGE_SIZE));
-                }
-                at += PAGE_SIZE;
-            }
-            offset = at;
+/// Huge pages do not tell their holes: pages of zeros are taken for holes.
+fn huge_contents(file: &File, end: u64) -> firn_sys::Result<Vec<AddressRange>> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0u8; 256 << 10];
+    let mut ranges = Vec::new();
+    let mut offset = 0;
+    while offset < end {
+        let read = file.read_at(&mut buffer, offset)?;
+        if read == 0 {
+            break;
         }
-        Ok(super::range::union(ranges))
+        let mut at = offset;
+        for page in buffer[..read].chunks(4096) {
+            if page.iter().any(|byte| *byte != 0) {
+                ranges.push(AddressRange::new(at, at + PAGE_SIZE));
+            }
+            at += PAGE_SIZE;
+        }
+        offset = at;
     }
+    Ok(super::range::union(ranges))
 }
 
 /// The name that an image keeps: without the prefix of memory files and the mark of deleted files.

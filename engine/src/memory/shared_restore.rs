@@ -8,26 +8,26 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{PermissionsExt, fchown};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use firn_images::{ImageDir, ImageKind, ImageReadError, PageSource, PageSourceError};
 use firn_proto::MemfdInodeEntry;
 use firn_sys::mm::map;
-use firn_sys::window::{SharedObject, Window};
-use firn_sys::{Errno, memfd};
+use firn_sys::window::SharedObject;
+use firn_sys::{Errno, Pid, memfd};
 
 use super::error::SourceError;
 use super::fill::PageFill;
 use super::image::MemoryImage;
-use super::piece::{self, Piece};
-use super::range::{AddressRange, PAGE_SIZE};
+use super::range::PAGE_SIZE;
+use super::sources::MappingSource;
 use super::sysv::{self, Segment};
-use super::vma::{self, status};
+use super::vma::status;
 use crate::files::MemfdRestore;
 
-/// Bytes of an object that are mapped at once while it is filled.
-const WINDOW_BYTES: u64 = 4 << 20;
+/// So many objects are kept by a descriptor. What shared anonymous memory there is beyond them is kept by a mapping, since
+/// a tree may have more of it than a process may have descriptors.
+const MAX_DESCRIPTORS: usize = 1024;
 
 /// Failure to restore shared memory.
 #[derive(Debug, thiserror::Error)]
@@ -89,15 +89,31 @@ pub struct SharedRestore {
 #[derive(Debug)]
 pub(super) struct Object {
     name: Vec<u8>,
-    size: u64,
+    pub(super) size: u64,
     /// `MAP_HUGETLB` with its size, or 0.
-    huge: u32,
+    pub(super) huge: u32,
     /// As memfd.img describes it; None for anonymous memory of older images.
     entry: Option<MemfdInodeEntry>,
-    pages: PageSource,
-    file: Option<File>,
+    /// Number of its contents.
+    shmid: u64,
+    /// Its contents. Those of objects that are not kept open are not, either.
+    pages: Option<PageSource>,
+    held: Held,
+    /// A descriptor of what is held by a mapping, where somebody has it open.
+    opened: OnceLock<File>,
     /// The same, open for reading only, where a mapping needs it so.
     read_only: OnceLock<File>,
+}
+
+/// How an object is kept until all tasks have it.
+#[derive(Debug)]
+enum Held {
+    /// It is not made yet.
+    Nothing,
+    /// By a descriptor.
+    File(File),
+    /// By a mapping.
+    Mapping(SharedObject),
 }
 
 impl SharedRestore {
@@ -120,17 +136,22 @@ impl SharedRestore {
         }
         for (shmid, (size, huge)) in anonymous(tasks) {
             let pages = PageSource::open(images, ImageKind::ShmemPagemap, shmid)?;
-            let object = Object {
+            let mut object = Object {
                 name: b"/dev/zero".to_vec(),
                 size,
                 huge,
                 entry: None,
-                pages,
-                file: None,
+                shmid,
+                pages: Some(pages),
+                held: Held::Nothing,
+                opened: OnceLock::new(),
                 read_only: OnceLock::new(),
             };
             object.check()?;
             shared.by_shmid.insert(shmid, shared.objects.len());
+            object.pages = object
+                .pages
+                .filter(|_| shared.objects.len() < MAX_DESCRIPTORS);
             shared.objects.push(object);
         }
         Ok(shared)
@@ -142,12 +163,14 @@ impl SharedRestore {
         entry: MemfdInodeEntry,
     ) -> Result<(), SharedRestoreError> {
         let pages = PageSource::open(images, ImageKind::ShmemPagemap, entry.shmid.into())?;
-        let object = Object {
+        let mut object = Object {
             name: entry.name.clone(),
             size: entry.size,
             huge: map_flags(entry.hugetlb_flag.unwrap_or(0)),
-            pages,
-            file: None,
+            shmid: entry.shmid.into(),
+            pages: Some(pages),
+            held: Held::Nothing,
+            opened: OnceLock::new(),
             read_only: OnceLock::new(),
             entry: Some(entry.clone()),
         };
@@ -157,6 +180,9 @@ impl SharedRestore {
         if self.by_inode.insert(number, self.objects.len()).is_some() {
             return Err(object.corrupt("has the number of another one"));
         }
+        object.pages = object
+            .pages
+            .filter(|_| self.objects.len() < MAX_DESCRIPTORS);
         self.objects.push(object);
         Ok(())
     }
@@ -175,56 +201,78 @@ impl SharedRestore {
     ///
     /// # Errors
     /// An object can't be made (no memory, no huge pages), its contents can't be read.
-    pub fn open_all(&mut self, how: &PageFill<'_>) -> Result<(), SharedRestoreError> {
-        for object in &mut self.objects {
-            let file = object.make()?;
-            object.fill(&file, how)?;
-            object.file = Some(file);
+    pub fn open_all(
+        &mut self,
+        images: &ImageDir,
+        how: &PageFill<'_>,
+    ) -> Result<(), SharedRestoreError> {
+        for (nth, object) in self.objects.iter_mut().enumerate() {
+            let (file, mapping) = object.make()?;
+            match object.pages.take() {
+                Some(pages) => object.fill(&file, &pages, how)?,
+                None => {
+                    let pages = PageSource::open(images, ImageKind::ShmemPagemap, object.shmid)?;
+                    object.fill(&file, &pages, how)?;
+                }
+            }
+            object.held = match mapping {
+                Some(mapping) if nth >= MAX_DESCRIPTORS => Held::Mapping(mapping),
+                _ => Held::File(file),
+            };
         }
         self.segments
             .iter()
             .try_for_each(|segment| segment.make(how))
     }
 
-    /// Descriptor of the shared anonymous memory `shmid`, the same in every task.
-    pub fn fd_of(&self, shmid: u64) -> Option<i32> {
-        let object = &self.objects[*self.by_shmid.get(&shmid)?];
-        object.file.as_ref().map(AsRawFd::as_raw_fd)
+    /// The shared anonymous memory `shmid`.
+    pub fn anonymous(&self, shmid: u64) -> Option<MappingSource> {
+        self.objects[*self.by_shmid.get(&shmid)?].source()
     }
 
     /// Descriptor, for reading and writing, of the memory file with that number in memfd.img.
     pub fn memfd_inode(&self, inode_id: u32) -> Option<BorrowedFd<'_>> {
         let object = &self.objects[*self.by_inode.get(&inode_id)?];
-        object.file.as_ref().map(AsFd::as_fd)
+        match &object.held {
+            Held::Nothing => None,
+            Held::File(file) => Some(file.as_fd()),
+            Held::Mapping(mapping) => {
+                if object.opened.get().is_none() {
+                    let file = open_mapping(mapping).ok()?;
+                    let _ = object.opened.set(file);
+                }
+                object.opened.get().map(AsFd::as_fd)
+            }
+        }
     }
 
-    /// Descriptor of a memory file for mappings that need it open with `open_flags`: one that may not
-    /// be written keeps mappings from being made writable. None where there is no such memory file.
+    /// A memory file for mappings that need it open with `open_flags`: one that may not be written keeps
+    /// mappings from being made writable. None where there is no such memory file.
     ///
     /// # Errors
     /// It can't be opened once more.
-    pub fn mapping_fd(
+    pub fn mapping_source(
         &self,
         inode_id: u32,
         open_flags: Option<u32>,
-    ) -> Result<Option<i32>, SharedRestoreError> {
+    ) -> Result<Option<MappingSource>, SharedRestoreError> {
         const ACCESS_MODE: u32 = 3;
         let Some(object) = self.by_inode.get(&inode_id).map(|at| &self.objects[*at]) else {
             return Ok(None);
         };
-        let Some(file) = &object.file else {
-            return Ok(None);
+        let Held::File(file) = &object.held else {
+            return Ok(object.source());
         };
         if open_flags.is_none_or(|flags| flags & ACCESS_MODE != 0) {
-            return Ok(Some(file.as_raw_fd()));
+            return Ok(object.source());
         }
-        if let Some(file) = object.read_only.get() {
-            return Ok(Some(file.as_raw_fd()));
+        if object.read_only.get().is_none() {
+            let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let opened = File::open(link).map_err(|error| object.failed("reopen")(error.into()))?;
+            let _ = object.read_only.set(opened);
         }
-        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let opened = File::open(link).map_err(|error| object.failed("reopen")(error.into()))?;
-        let file = object.read_only.get_or_init(|| opened);
-        Ok(Some(file.as_raw_fd()))
+        let file = object.read_only.get();
+        Ok(file.map(|file| MappingSource::Fd(file.as_raw_fd())))
     }
 
     /// Seals what was sealed. After every task has its mappings and descriptors.
@@ -233,7 +281,7 @@ impl SharedRestore {
     /// The kernel refuses a seal.
     pub fn seal(&self) -> Result<(), SharedRestoreError> {
         for object in &self.objects {
-            if let (Some(entry), Some(file)) = (&object.entry, &object.file) {
+            if let (Some(entry), Held::File(file)) = (&object.entry, &object.held) {
                 object.seal(entry, file)?;
             }
         }
@@ -251,6 +299,17 @@ impl MemfdRestore for SharedRestore {
         let missing = || format!("memfd.img has no memory file {inode_id}");
         Ok(self.memfd_inode(inode_id).ok_or_else(missing)?)
     }
+}
+
+/// The link of /proc that leads to the memory of a mapping of process `who`.
+fn mapping_link(who: &str, mapping: &SharedObject) -> String {
+    let range = mapping.address_range();
+    format!("/proc/{who}/map_files/{:x}-{:x}", range.0, range.1)
+}
+
+fn open_mapping(mapping: &SharedObject) -> std::io::Result<File> {
+    let link = mapping_link("self", mapping);
+    OpenOptions::new().read(true).write(true).open(link)
 }
 
 /// Size and huge page flags of shared anonymous memory, by number.
@@ -295,10 +354,16 @@ impl Object {
             size,
             huge,
             entry: None,
-            pages,
-            file: None,
+            shmid: 0,
+            pages: Some(pages),
+            held: Held::Nothing,
+            opened: OnceLock::new(),
             read_only: OnceLock::new(),
         }
+    }
+
+    pub(super) fn pages(&self) -> Option<&PageSource> {
+        self.pages.as_ref()
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -330,7 +395,8 @@ impl Object {
         let end = self.size.checked_next_multiple_of(PAGE_SIZE);
         let end = end.filter(|end| *end <= i64::MAX.cast_unsigned());
         let end = end.ok_or_else(|| self.corrupt("has an impossible size"))?;
-        let last = self.pages.runs().last().map_or(0, |run| run.end());
+        let runs = self.pages.as_ref().map_or(&[][..], PageSource::runs);
+        let last = runs.last().map_or(0, |run| run.end());
         match last <= end {
             true => Ok(()),
             false => Err(self.corrupt("has pages beyond its end")),
@@ -346,11 +412,23 @@ impl Object {
         is_named_so && self.size > 0
     }
 
-    fn make(&self) -> Result<File, SharedRestoreError> {
-        let file = match self.is_anonymous() {
-            true => self.make_anonymous(),
-            false => self.make_memfd(),
-        }?;
+    fn source(&self) -> Option<MappingSource> {
+        match &self.held {
+            Held::Nothing => None,
+            Held::File(file) => Some(MappingSource::Fd(file.as_raw_fd())),
+            Held::Mapping(mapping) => {
+                let pid = Pid::this();
+                Some(MappingSource::Path(mapping_link(&pid.to_string(), mapping)))
+            }
+        }
+    }
+
+    /// Makes the object; shared anonymous memory comes with a mapping of it.
+    fn make(&self) -> Result<(File, Option<SharedObject>), SharedRestoreError> {
+        let (file, mapping) = match self.is_anonymous() {
+            true => self.make_anonymous()?,
+            false => (self.make_memfd()?, None),
+        };
         if let Some(entry) = &self.entry {
             let set = fchown(&file, Some(entry.uid), Some(entry.gid)).and_then(|()| {
                 let mode = entry.mode.map(|mode| mode & 0o7777);
@@ -361,22 +439,20 @@ impl Object {
             set.map_err(Errno::from)
                 .map_err(self.failed("give owner and mode to"))?;
         }
-        Ok(file)
+        Ok((file, mapping))
     }
 
     /// An anonymous mapping, of which the kernel gives a descriptor through /proc. Where it does not,
     /// a memory file has to do, which differs in its name only.
-    fn make_anonymous(&self) -> Result<File, SharedRestoreError> {
+    fn make_anonymous(&self) -> Result<(File, Option<SharedObject>), SharedRestoreError> {
         let unmappable = || self.corrupt("is too large for this machine");
         let len = usize::try_from(self.size).map_err(|_| unmappable())?;
         let object = SharedObject::new(len, self.huge).map_err(self.failed("map"))?;
-        let range = object.address_range();
-        let link = format!("/proc/self/map_files/{:x}-{:x}", range.0, range.1);
-        match OpenOptions::new().read(true).write(true).open(link) {
-            Ok(file) => Ok(file),
+        match open_mapping(&object) {
+            Ok(file) => Ok((file, Some(object))),
             Err(error) => {
                 tracing::debug!("no descriptor of shared anonymous memory: {error}");
-                self.make_memfd()
+                Ok((self.make_memfd()?, None))
             }
         }
     }
@@ -397,82 +473,6 @@ impl Object {
             .map_err(Errno::from)
             .map_err(self.failed("give its size to"))?;
         Ok(file)
-    }
-
-    /// Reads all contents into mapped windows of the object, with several workers.
-    pub(super) fn fill(&self, file: &File, how: &PageFill<'_>) -> Result<(), SharedRestoreError> {
-        let windows = self.windows();
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some((window, pieces)) = windows.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.fill_window(file, *window, pieces, how) {
-                    // The others stop at their next window.
-                    next.store(windows.len(), Ordering::Relaxed);
-                    let mut failure = failure.lock().unwrap_or_else(|e| e.into_inner());
-                    failure.get_or_insert(error);
-                }
-            }
-        };
-        let workers = how.workers.min(windows.len());
-        std::thread::scope(|scope| {
-            for _ in 1..workers {
-                scope.spawn(work);
-            }
-            work();
-        });
-        let failure = failure.into_inner().unwrap_or_else(|e| e.into_inner());
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// Parts of the object that have contents, with the contents.
-    fn windows(&self) -> Vec<(AddressRange, Vec<Piece>)> {
-        let runs = self.pages.runs();
-        // Huge pages are mapped whole; and mapping them beyond the end would make the object grow.
-        let step = WINDOW_BYTES.max(vma::huge_page_size(self.huge));
-        let object_end = self.size.next_multiple_of(PAGE_SIZE);
-        let mut windows = Vec::new();
-        let mut start = 0;
-        while let Some(run) = runs.get(runs.partition_point(|run| run.end() <= start)) {
-            let first = run.vaddr.max(start);
-            let first = first - first % step;
-            let window = AddressRange::new(first, object_end.min(first + step));
-            windows.push((window, piece::pieces_in(&self.pages, window)));
-            start = window.end;
-        }
-        windows
-    }
-
-    fn fill_window(
-        &self,
-        file: &File,
-        range: AddressRange,
-        pieces: &[Piece],
-        how: &PageFill<'_>,
-    ) -> Result<(), SharedRestoreError> {
-        if how.cancel.is_cancelled() {
-            return Err(SharedRestoreError::Cancelled);
-        }
-        let len = usize::try_from(range.len()).expect("a window fits memory");
-        let window =
-            Window::of_file(file, range.start, len).map_err(self.failed("map for filling"))?;
-        for piece in pieces {
-            let source = self.pages.files()[piece.file].file();
-            let at = usize::try_from(piece.range.start - range.start).expect("inside");
-            let len = usize::try_from(piece.len()).expect("inside");
-            let mut done = 0;
-            while done < len {
-                let offset = piece.offset + u64::try_from(done).expect("inside");
-                match window.read_file(source, offset, at + done, len - done) {
-                    Ok(0) => return Err(self.failed("read all of")(Errno::EIO)),
-                    Ok(read) => done += read,
-                    Err(Errno::EINTR) => {}
-                    Err(error) => return Err(self.failed("fill")(error)),
-                }
-            }
-            how.written.fetch_add(piece.len(), Ordering::Relaxed);
-        }
-        Ok(())
     }
 
     fn seal(&self, entry: &MemfdInodeEntry, file: &File) -> Result<(), SharedRestoreError> {

@@ -217,7 +217,7 @@ impl Operation<'_> {
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
         let mut shared = SharedRestore::load(images, memory_images)?;
-        shared.open_all(&run::page_fill(written, self.cancel))?;
+        shared.open_all(images, &run::page_fill(written, self.cancel))?;
         files.open_all(&self.options.file_options(), &shared)?;
         let lost = files.losses();
         self.accept(&lost)?;

@@ -296,8 +296,13 @@ pub struct SharedObject {
     len: usize,
 }
 
+// SAFETY: the mapping belongs to the value, through which nobody reads or writes it.
+unsafe impl Send for SharedObject {}
+// SAFETY: as above.
+unsafe impl Sync for SharedObject {}
+
 impl SharedObject {
-    /// Makes `len` bytes of zeros; `huge` is MAP_HUGETLB with a page size, or 0.
+    /// Makes `len` bytes of zeros, mapped in this process only; `huge` is MAP_HUGETLB with a page size, or 0.
     ///
     /// # Errors
     /// ENOMEM: too large, or not enough huge pages.
@@ -306,6 +311,8 @@ impl SharedObject {
         let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::from_bits_retain(huge);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let got = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?;
+        // SAFETY: the range is the mapping just made. A refusal only costs forked children a mapping.
+        let _ = unsafe { madvise(got, len, Advice::LinuxDontFork) };
         Ok(SharedObject {
             start: non_null(got),
             len,

@@ -109,7 +109,10 @@ impl Segment {
         );
         let file = OpenOptions::new().read(true).write(true).open(link);
         let file = file.map_err(|error| self.failed("open")(error.into()))?;
-        self.object.fill(&file, how)
+        match self.object.pages() {
+            Some(pages) => self.object.fill(&file, pages, how),
+            None => Ok(()),
+        }
     }
 
     /// Removes the segment that was dumped, if it is still there and nobody uses it.

@@ -52,6 +52,7 @@ pub static ALL: &[&Workload] = &[
     &shared::FAMILY,
     &shared::PARTS,
     &shared::BIG,
+    &shared::THOUSANDS,
     &memfd::MAPPED,
     &memfd::DESCRIPTORS,
     &memfd::PRIVATE,

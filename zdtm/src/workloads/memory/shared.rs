@@ -23,6 +23,12 @@ pub static BIG: Workload = Workload::new(
     big,
 );
 
+pub static THOUSANDS: Workload = Workload::new(
+    "memory/shared-thousands",
+    "3,000 objects, more than are kept open, each shared with a child",
+    thousands,
+);
+
 fn family(stage: &Stage) -> Result<()> {
     let shared = Region::shared(64 * PAGE)?;
     let private = Region::anon(PAGE)?;
@@ -122,5 +128,34 @@ fn big(stage: &Stage) -> Result<()> {
         shared.get(LEN - PAGE, 3) == b"end",
         "the child's memory is another"
     );
+    Ok(())
+}
+
+fn thousands(stage: &Stage) -> Result<()> {
+    let objects: Vec<Region> = (0..3000)
+        .map(|_| Region::shared(2 * PAGE))
+        .collect::<std::io::Result<_>>()?;
+    let number = |nth: usize| u32::try_from(nth).unwrap_or(0);
+    for (nth, object) in objects.iter().enumerate() {
+        object.word(0).store(number(nth), Ordering::SeqCst);
+    }
+    let child = stage.child(|stage| {
+        stage.ready_and_wait()?;
+        for (nth, object) in objects.iter().enumerate() {
+            let found = object.word(0).load(Ordering::SeqCst);
+            ensure!(found == number(nth), "object {nth} says {found}");
+            object.word(8).store(found + 1, Ordering::SeqCst);
+        }
+        Ok(())
+    })?;
+    stage.ready_and_wait()?;
+    child.finish()?;
+    for (nth, object) in objects.iter().enumerate() {
+        let found = object.word(8).load(Ordering::SeqCst);
+        ensure!(
+            found == number(nth) + 1,
+            "after the restore object {nth} says {found}"
+        );
+    }
     Ok(())
 }
