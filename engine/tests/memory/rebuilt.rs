@@ -10,9 +10,9 @@ use firn_engine::cancel::CancelFlag;
 use firn_engine::memory::fresh::FreshFacts;
 use firn_engine::memory::space_modes::SpaceModes;
 use firn_engine::memory::{
-    AddressRange, Filling, KernelVdso, KernelVdsos, MappingFds, MemoryFacts, MemoryImage,
-    MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, Way, When, fill, plan_tree,
-    smaps,
+    AddressRange, Filling, KernelVdso, KernelVdsos, MappingFds, MappingSource, MemoryFacts,
+    MemoryImage, MemoryPlan, PageFill, SharedRestore, TaskMemory, VdsoChoice, Vma, Way, When, fill,
+    plan_tree, smaps,
 };
 use firn_engine::program::{Arena, CloneSpec, Program, ProgramSet, Slot, Word};
 use firn_engine::task::mempolicy::Nodes;
@@ -44,13 +44,18 @@ struct Descriptors<'a> {
 }
 
 impl MappingFds for Descriptors<'_> {
-    fn mapping_fd(&mut self, vma: &Vma) -> Result<i32, BoxError> {
+    fn mapping_source(&mut self, vma: &Vma) -> Result<MappingSource, BoxError> {
         let id = u32::try_from(vma.shmid)?;
         if let Some(file) = self.files.files.get(&id) {
-            return Ok(file.as_raw_fd());
+            return Ok(MappingSource::Fd(file.as_raw_fd()));
         }
         let (inode, flags) = self.files.memfds[&id];
-        Ok(self.shared.mapping_fd(inode, Some(flags))?.expect("made"))
+        let source = self.shared.mapping_source(inode, Some(flags))?;
+        Ok(source.expect("made"))
+    }
+
+    fn ring_fd(&mut self, _: &Vma) -> Result<i32, BoxError> {
+        Err("there are no rings".into())
     }
 
     fn own_ring_fd(&self, _: Pid, _: &Vma) -> Option<i32> {
@@ -245,7 +250,7 @@ fn rebuild(dumped: &[&Dumped], choice: VdsoChoice) -> (Rebuilt, Option<Rebuilt>)
         cancel: &cancel,
         workers: 2,
     };
-    shared.open_all(&how).expect("shared memory");
+    shared.open_all(&images, &how).expect("shared memory");
     let plans = plan_tree(tasks, hole, &facts).expect("plan");
     let mut fds = Descriptors {
         files: &dumped[0].files,
