@@ -103,6 +103,23 @@ impl Line {
     }
 }
 
+/// Inodes of all files of the machine that have locks or leases, as far as they can be seen; empty where that can't
+/// be read. Files of several filesystems may have the same number.
+pub(super) fn locked_inodes() -> HashSet<u64> {
+    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    inodes_of(&text)
+}
+
+/// The inodes in lines such as `7: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF`; those who wait for a lock (`->`)
+/// don't hold one.
+fn inodes_of(text: &str) -> HashSet<u64> {
+    let inode_of = |line: &str| {
+        let file = line.split_whitespace().nth(5)?;
+        file.rsplit_once(':')?.1.parse().ok()
+    };
+    text.lines().filter_map(inode_of).collect()
+}
+
 impl Locks {
     /// Notes the locks under a descriptor of a table of `process` whose open file has number `id`.
     pub(super) fn add(
@@ -247,6 +264,14 @@ mod tests {
             read("lock:\t1: DELEG  ACTIVE    READ 1 00:1b:1 0 EOF"),
             None
         );
+    }
+
+    #[test]
+    fn inodes_of_holders_are_read() {
+        let text = "1: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF\n\
+            1: -> POSIX  ADVISORY  WRITE 4712 fe:00:12 0 EOF\n\
+            2: FLOCK  ADVISORY  READ -1 00:1b:198992 0 EOF\n3: odd\n";
+        assert_eq!(inodes_of(text), HashSet::from([12, 198_992]));
     }
 
     #[test]

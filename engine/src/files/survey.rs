@@ -1,10 +1,11 @@
 //! A look at running tasks: which of their files stand in the way of a dump.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use firn_sys::Pid;
@@ -17,7 +18,7 @@ use super::locate::{self, Location};
 use super::open_file::{
     DescriptorDir, FDS_PER_THREAD, OpenFile, Place, ProcLink, ProcReadError, Trouble,
 };
-use super::{FileDumpOptions, autofs, io_uring, outside, tty};
+use super::{FileDumpOptions, autofs, io_uring, locks, outside, tty};
 use crate::crew;
 use crate::freeze;
 use crate::obstacle::Obstacle;
@@ -26,13 +27,16 @@ use crate::task::status::Status;
 /// Tasks that are worth a thread of their own to look at their files.
 const TASKS_PER_THREAD: usize = 4;
 
+/// A task with more files than this is not asked for the locks of each. (A reader of /proc/locks waits for a grace
+/// period of RCU, 3 to 16 ms, however few locks there are; that of a file costs some 5 µs.)
+const FILES_ASKED_FOR_LOCKS: usize = 256;
+
 /// How much a survey looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// Everything but the locks of regular files, and files that another one is mounted over. Both are asked
-    /// for one file at a time, which doubles the time that many open files take; the frozen look comes upon
-    /// them early. (/proc/locks is no way
-    /// around: each reader of it waits for a grace period of RCU, 3 to 16 ms.)
+    /// Everything but files that another one is mounted over, which are asked for one at a time; the frozen look
+    /// comes upon them early. Locks of the files of a task that has many are looked for among all locks of the
+    /// machine.
     Quick,
     /// Everything: there is something in the way already, and the list of it is to be complete.
     Full,
@@ -52,20 +56,23 @@ pub struct FileSurvey {
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
 /// of /proc. What vanishes meanwhile is no obstacle.
 pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurvey {
-    let look = |pid: &Pid| look_at_task(*pid, options, depth);
-    let looks = crew::share_out(pids, TASKS_PER_THREAD, look);
+    let mut surveyor = Surveyor::new(options, depth);
+    let looks = crew::share_out(pids, TASKS_PER_THREAD, |pid| surveyor.look_at_task(*pid));
     let mut found = Vec::new();
     let mut pipes = HashMap::new();
     let mut terminals = Vec::new();
+    let mut unasked = Vec::new();
     let mut has_rings = false;
     for look in looks {
         has_rings |= look.has_rings;
         found.extend(look.found);
+        unasked.extend(look.unasked);
         terminals.extend(look.terminals);
         for file in look.pipes {
             pipes.entry(file.link.clone()).or_insert(file);
         }
     }
+    found.extend(surveyor.locked(&unasked));
     pipes.retain(|_, file| !options.has_external(file));
     found.extend(autofs::obstacles(&pipes));
     found.extend(lasting_holders(&pipes, pids));
@@ -85,29 +92,141 @@ struct Look {
     /// Terminals, whose other side somebody outside may have.
     terminals: Vec<OpenFile>,
     has_rings: bool,
+    /// Regular files that were not asked for locks.
+    unasked: Vec<Unasked>,
 }
 
-fn look_at_task(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
-    let exe = OpenFile::of_link(pid, ProcLink::Exe, 0);
-    if exe.is_err() {
-        // A zombie has no files, but where only the main thread is dead, its other threads have them.
-        let speaker = freeze::speaker(pid);
-        if speaker != pid {
-            return look_at_task(speaker, options, depth);
+/// A regular file that was not asked for locks.
+#[derive(Debug)]
+struct Unasked {
+    pid: Pid,
+    fd: i32,
+    inode: u64,
+}
+
+/// Looks at tasks.
+struct Surveyor<'a> {
+    options: &'a FileDumpOptions,
+    depth: Depth,
+    /// Files of a task that are asked for their locks one at a time.
+    files_asked: usize,
+    /// Inodes with locks, being read since a task with many files was met.
+    all_locks: OnceLock<JoinHandle<HashSet<u64>>>,
+}
+
+impl<'a> Surveyor<'a> {
+    fn new(options: &'a FileDumpOptions, depth: Depth) -> Surveyor<'a> {
+        Surveyor {
+            options,
+            depth,
+            files_asked: FILES_ASKED_FOR_LOCKS,
+            all_locks: OnceLock::new(),
         }
     }
-    let mut look = look_at_descriptors(pid, options, depth);
-    let others = [ProcLink::Cwd, ProcLink::Root].map(|link| OpenFile::of_link(pid, link, 0));
-    for file in others.into_iter().chain([exe]).flatten() {
-        look.found.extend(link_obstacles(&file, options));
+
+    fn look_at_task(&self, pid: Pid) -> Look {
+        let exe = OpenFile::of_link(pid, ProcLink::Exe, 0);
+        if exe.is_err() {
+            // A zombie has no files, but where only the main thread is dead, its other threads have them.
+            let speaker = freeze::speaker(pid);
+            if speaker != pid {
+                return self.look_at_task(speaker);
+            }
+        }
+        let mut look = self.look_at_descriptors(pid);
+        let others = [ProcLink::Cwd, ProcLink::Root].map(|link| OpenFile::of_link(pid, link, 0));
+        for file in others.into_iter().chain([exe]).flatten() {
+            look.found.extend(link_obstacles(&file, self.options));
+        }
+        let threads = file::open(format!("/proc/{pid}/task").as_ref(), 0);
+        let tids = threads.and_then(file::list_numbers);
+        let tids: Vec<Pid> = (tids.unwrap_or_default().into_iter())
+            .map(Pid::from_raw)
+            .collect();
+        look.found.extend(threads_with_own_table(pid, &tids));
+        look
     }
-    let threads = file::open(format!("/proc/{pid}/task").as_ref(), 0);
-    let tids = threads.and_then(file::list_numbers);
-    let tids: Vec<Pid> = (tids.unwrap_or_default().into_iter())
-        .map(Pid::from_raw)
-        .collect();
-    look.found.extend(threads_with_own_table(pid, &tids));
-    look
+
+    fn look_at_descriptors(&self, pid: Pid) -> Look {
+        let Ok(dir) = DescriptorDir::open(pid) else {
+            return Look::default();
+        };
+        let fds = dir.numbers().unwrap_or_default();
+        let asks = self.asks_for_locks(fds.len());
+        let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
+            let file = self.look_at_descriptor(&dir, *fd, asks).ok()?;
+            Some((*fd, kind::obstacles(&file, self.options), file))
+        });
+        let mut look = Look::default();
+        for (fd, obstacles, file) in looks.into_iter().flatten() {
+            look.found.extend(obstacles);
+            look.has_rings |= io_uring::is_ring(&file.link);
+            if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
+                look.pipes.push(file);
+            } else if tty::sort_of(&file).is_some() {
+                look.terminals.push(file);
+            } else if !asks && file.stat.file_type() == S_IFREG {
+                let inode = file.stat.ino;
+                look.unasked.push(Unasked { pid, fd, inode });
+            }
+        }
+        look
+    }
+
+    /// Looks at a descriptor. Of most files the link tells all that a quick survey asks.
+    fn look_at_descriptor(
+        &self,
+        dir: &DescriptorDir,
+        fd: i32,
+        asks_for_locks: bool,
+    ) -> Result<OpenFile, ProcReadError> {
+        let link = dir.link(fd)?;
+        if self.depth == Depth::Quick && !self.options.names_mounts() {
+            let (pid, place) = (dir.pid(), Place::Fd(fd));
+            if let Some((stat, location)) = told_by_link(&link) {
+                let info = match asks_for_locks && stat.file_type() == S_IFREG {
+                    true => dir.info(fd)?,
+                    false => FdInfo::default(),
+                };
+                return Ok(OpenFile {
+                    pid,
+                    place,
+                    link,
+                    stat,
+                    info,
+                    location,
+                });
+            }
+        }
+        dir.look(dir.see_behind(fd, link)?, None)
+    }
+
+    /// Whether regular files of a task with that many descriptors are asked for their locks; else all locks are
+    /// being read from now on, unless locks are saved anyway.
+    fn asks_for_locks(&self, nr_fds: usize) -> bool {
+        if self.depth == Depth::Full {
+            return true;
+        }
+        let asks = !self.options.file_locks && nr_fds <= self.files_asked;
+        if !asks && !self.options.file_locks {
+            let read = || std::thread::spawn(locks::locked_inodes);
+            self.all_locks.get_or_init(read);
+        }
+        asks
+    }
+
+    /// Locks of files that were not asked, where their inodes are among those that have locks.
+    fn locked(&mut self, unasked: &[Unasked]) -> Vec<Obstacle> {
+        let inodes = self.all_locks.take().map(JoinHandle::join);
+        let inodes = inodes.and_then(Result::ok).unwrap_or_default();
+        let maybe = unasked.iter().filter(|file| inodes.contains(&file.inode));
+        let look = |file: &Unasked| {
+            let dir = DescriptorDir::open(file.pid).ok()?;
+            let file = dir.look(dir.see(file.fd).ok()?, None).ok()?;
+            Some(kind::lock_obstacles(&file, self.options).collect::<Vec<_>>())
+        };
+        maybe.filter_map(look).flatten().collect()
+    }
 }
 
 /// Holders outside of the tree that are still there at a second look: a child that has lost its parent
@@ -121,52 +240,6 @@ fn lasting_holders(pipes: &HashMap<Vec<u8>, OpenFile>, pids: &[Pid]) -> Vec<Obst
         found.retain(|obstacle| again.contains(obstacle));
     }
     found
-}
-
-fn look_at_descriptors(pid: Pid, options: &FileDumpOptions, depth: Depth) -> Look {
-    let Ok(dir) = DescriptorDir::open(pid) else {
-        return Look::default();
-    };
-    let fds = dir.numbers().unwrap_or_default();
-    let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
-        let file = look_at_descriptor(&dir, *fd, options, depth).ok()?;
-        Some((kind::obstacles(&file, options), file))
-    });
-    let mut look = Look::default();
-    for (obstacles, file) in looks.into_iter().flatten() {
-        look.found.extend(obstacles);
-        look.has_rings |= io_uring::is_ring(&file.link);
-        if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
-            look.pipes.push(file);
-        } else if tty::sort_of(&file).is_some() {
-            look.terminals.push(file);
-        }
-    }
-    look
-}
-
-/// Looks at a descriptor. Of most files the link tells all that a quick survey asks.
-fn look_at_descriptor(
-    dir: &DescriptorDir,
-    fd: i32,
-    options: &FileDumpOptions,
-    depth: Depth,
-) -> Result<OpenFile, ProcReadError> {
-    let link = dir.link(fd)?;
-    if depth == Depth::Quick && !options.names_mounts() {
-        let (pid, place) = (dir.pid(), Place::Fd(fd));
-        if let Some((stat, location)) = told_by_link(&link) {
-            return Ok(OpenFile {
-                pid,
-                place,
-                link,
-                stat,
-                info: FdInfo::default(),
-                location,
-            });
-        }
-    }
-    dir.look(dir.see_behind(fd, link)?, None)
 }
 
 /// What is behind a link, where its text tells: a pipe, or the regular file that has this name. (Another file may
@@ -233,4 +306,42 @@ pub(super) fn held_outside(holder: &str, link: &[u8]) -> Trouble {
     };
     let reason = format!("{holder} outside the tree holds an end of it too");
     Trouble::new(reason, hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a quick survey of this process says of a file, where up to `files_asked` files are asked one by one.
+    fn survey_of(path: &Path, files_asked: usize, options: &FileDumpOptions) -> Vec<String> {
+        let mut surveyor = Surveyor::new(options, Depth::Quick);
+        surveyor.files_asked = files_asked;
+        let look = surveyor.look_at_task(Pid::this());
+        let mut found = look.found;
+        found.extend(surveyor.locked(&look.unasked));
+        let name = path.to_string_lossy();
+        let of_file = found.iter().filter(|found| found.object.contains(&*name));
+        of_file.map(|found| found.reason.clone()).collect()
+    }
+
+    #[test]
+    fn locks_are_seen_while_the_tasks_run() {
+        let locked = tempfile::NamedTempFile::new().expect("a file");
+        let free = tempfile::NamedTempFile::new().expect("a file");
+        locked.as_file().lock().expect("nobody else has it");
+        let options = FileDumpOptions::default();
+        for files_asked in [usize::MAX, 0] {
+            let found = survey_of(locked.path(), files_asked, &options);
+            assert!(
+                matches!(&found[..], [one] if one.contains("FLOCK ADVISORY WRITE")),
+                "{found:?}"
+            );
+            assert!(survey_of(free.path(), files_asked, &options).is_empty());
+        }
+        let saved = FileDumpOptions {
+            file_locks: true,
+            ..options
+        };
+        assert!(survey_of(locked.path(), usize::MAX, &saved).is_empty());
+    }
 }

@@ -47,6 +47,20 @@ pub static BREAKING: Workload = Workload::new(
 )
 .dump_options(SAVED);
 
+/// The survey tells before anything is stopped; either way of it (one by one, all of the machine) must.
+pub static REFUSED: Workload = Workload::new(
+    "files/locks-refused",
+    "a locked file, without --file-locks",
+    |stage| refused(stage, 0),
+)
+.refused(&["holds a lock (FLOCK ADVISORY WRITE)", "--file-locks"]);
+pub static REFUSED_AMONG_MANY: Workload = Workload::new(
+    "files/locks-refused-among-many",
+    "a locked file among five hundred that are not, without --file-locks",
+    |stage| refused(stage, 500),
+)
+.refused(&["holds a lock (POSIX ADVISORY READ)", "--file-locks"]);
+
 const F_OFD_GETLK: i32 = 36;
 const F_OFD_SETLK: i32 = 37;
 const READ: i16 = 0;
@@ -269,6 +283,19 @@ fn breaking(stage: &Stage) -> Result<()> {
     ensure!(told <= 3, "{told} signals came");
     drop(sys::open(&first, libc::O_WRONLY | libc::O_NONBLOCK)?);
     waits.finish()
+}
+
+fn refused(stage: &Stage, nr_others: usize) -> Result<()> {
+    let others = (0..nr_others).map(|_| file(&stage.path("other")));
+    let others = others.collect::<std::io::Result<Vec<_>>>()?;
+    let locked = file(&stage.path("locked"))?;
+    match nr_others {
+        0 => sys::flock(&locked, libc::LOCK_EX)?,
+        _ => sys::lock_range(&locked, libc::F_SETLK, READ, 3, 0).map(drop)?,
+    }
+    stage.ready_and_wait()?;
+    drop(others);
+    Ok(())
 }
 
 fn set_lease(fd: impl AsFd, kind: i32) -> Result<()> {

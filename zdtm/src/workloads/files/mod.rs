@@ -88,6 +88,8 @@ pub static ALL: &[&Workload] = &[
     &locks::WAITERS,
     &locks::LEASES,
     &locks::BREAKING,
+    &locks::REFUSED,
+    &locks::REFUSED_AMONG_MANY,
     &pty::PAIR,
     &pty::SESSION,
     &pty::PACKETS,
