@@ -1,20 +1,24 @@
 //! BPF maps: hashes and arrays with what they hold; programs and all other maps are refused.
 //!
 //! fdinfo tells what a map was made with, the map itself what it holds and what it is called. Several open
-//! files may be of one map, which has a number on its machine. What can't be read back from the kernel
-//! and is lost: the description of the types of keys and values (BTF), with a warning.
+//! files may be of one map, which has a number on its machine. One that is pinned stays what it is for others: see
+//! [`super::bpf_pin`]. What can't be read back from the kernel and is lost: the description of the types of keys
+//! and values (BTF), with a warning, as with one of a map that is not pinned and that a loaded program uses.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use firn_images::{ImageDir, ImageKind, ImageSetWriter};
-use firn_proto::{BpfmapDataEntry, BpfmapFileEntry, FdTypes, FileEntry};
+use firn_proto::{BpfmapDataEntry, BpfmapFileEntry, FdTypes, FileEntry, FirnBpfmapFileEntry};
 use firn_sys::Errno;
 use firn_sys::bpf::{self, Contents, MapSpec};
 use firn_sys::file::{O_ACCMODE, O_RDONLY, O_WRONLY};
 
+use super::FileRestoreOptions;
 use super::anonymous::Anonymous;
+use super::bpf_pin::{self, MapUsers};
 use super::dump::{DumpState, query};
 use super::error::{FileDumpError, FileRestoreError};
 use super::kind::Dumping;
@@ -66,6 +70,7 @@ pub(super) struct BpfMap;
 #[derive(Debug, Default)]
 pub(super) struct MapContents {
     maps: HashMap<u32, Contents>,
+    users: MapUsers,
 }
 
 impl MapContents {
@@ -127,13 +132,24 @@ impl Anonymous for BpfMap {
         let fd = fd.map_err(failed("the map"))?;
         let info = bpf::map_info(fd).map_err(failed("the map"))?;
         let collected = &mut *state.collected;
-        if info.btf_id != 0 {
-            collected.warnings.push(format!(
-                "task {}: {} ({}): the description of its types (BTF) is not saved",
-                file.pid,
-                file.place,
-                file.link_text()
-            ));
+        let users = &mut collected.maps.users;
+        let pins = users.pins_of(info.id, file.pid).iter();
+        let pin: Vec<Vec<u8>> = pins
+            .map(|pin| pin.as_os_str().as_bytes().to_vec())
+            .collect();
+        let mut lost = Vec::new();
+        if info.btf_id != 0 && pin.is_empty() {
+            lost.push("the description of its types (BTF) is not saved");
+        }
+        if pin.is_empty() && users.is_in_program(info.id, file.pid) {
+            lost.push(
+                "a program in the kernel uses the map, and a restored task has another one: pin it",
+            );
+        }
+        for lost in lost {
+            let link = file.link_text();
+            let warning = format!("task {}: {} ({link}): {lost}", file.pid, file.place);
+            collected.warnings.push(warning);
         }
         if let Entry::Vacant(place) = collected.maps.maps.entry(info.id) {
             let contents = if access(file.info.flags) == bpf::WRONLY {
@@ -164,6 +180,7 @@ impl Anonymous for BpfMap {
             ifindex: info.spec.ifindex,
             mnt_id: None,
             map_extra: Some(info.spec.extra),
+            firn: (!pin.is_empty()).then_some(FirnBpfmapFileEntry { pin }),
         })
     }
 
@@ -171,7 +188,7 @@ impl Anonymous for BpfMap {
         record: &BpfmapFileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        opener.maps.open(record)
+        opener.maps.open(record, opener.options)
     }
 
     fn record(entry: &FileEntry) -> Option<&BpfmapFileEntry> {
@@ -198,6 +215,8 @@ pub(super) struct Maps {
     contents: HashMap<u32, Contents>,
     /// By the number that they had; they can be read and written.
     made: HashMap<u32, OwnedFd>,
+    /// What is not as it was, in sentences.
+    pub(super) losses: Vec<String>,
 }
 
 impl Maps {
@@ -219,10 +238,21 @@ impl Maps {
         Ok(maps)
     }
 
-    fn open(&mut self, record: &BpfmapFileEntry) -> Result<OwnedFd, FileRestoreError> {
+    fn open(
+        &mut self,
+        record: &BpfmapFileEntry,
+        options: &FileRestoreOptions,
+    ) -> Result<OwnedFd, FileRestoreError> {
         let name = || format!("BPF map {}", String::from_utf8_lossy(&record.map_name));
         if !self.made.contains_key(&record.map_id) {
-            let map = self.make(record)?;
+            let map = match bpf_pin::open(record, options, &mut self.losses) {
+                Some(map) => map,
+                None => {
+                    let map = self.make(record)?;
+                    bpf_pin::pin(&map, record, options, &mut self.losses);
+                    map
+                }
+            };
             self.made.insert(record.map_id, map);
         }
         let map = &self.made[&record.map_id];

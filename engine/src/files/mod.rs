@@ -11,6 +11,7 @@
 mod anonymous;
 mod autofs;
 mod bpf;
+mod bpf_pin;
 mod build_id;
 mod chardev;
 mod describe;

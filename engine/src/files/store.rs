@@ -54,6 +54,8 @@ pub struct FileStore {
     limit: Option<RaisedDescriptorLimit>,
     network: RestoredNetwork,
     inherited: Inherited,
+    /// What BPF maps have lost.
+    map_losses: Vec<String>,
 }
 
 /// What stands in for the path of an entry.
@@ -94,6 +96,7 @@ impl FileStore {
             limit: None,
             network: RestoredNetwork::default(),
             inherited: Inherited::default(),
+            map_losses: Vec::new(),
         };
         store.check_watches()?;
         Ok(store)
@@ -202,18 +205,23 @@ impl FileStore {
             .finish(opener.terminals, options.orphan_masters.as_ref())?;
         self.late_files = std::mem::take(&mut opener.late_files);
         self.terminal_sessions = std::mem::take(&mut opener.ptys.sessions);
+        self.map_losses = std::mem::take(&mut opener.maps.losses);
         let sockets = opener.sockets;
-        let finished = sockets.finish(&self.images, &opened)?;
+        let finished = sockets.finish(&opened)?;
         self.network.rest(finished);
         self.opened = opened;
         self.set_leases()
     }
 
-    /// What open files have lost, a sentence each: options of sockets, datagrams, memberships.
+    /// What open files have lost, a sentence each: options of sockets, datagrams, memberships, pins of BPF maps.
     ///
     /// **Preconditions**: after [`FileStore::open_all`].
     pub fn losses(&self) -> Vec<String> {
-        self.network.losses(&self.entries, &self.opened)
+        let of_sockets = self.network.losses(&self.entries, &self.opened);
+        of_sockets
+            .into_iter()
+            .chain(self.map_losses.clone())
+            .collect()
     }
 
     /// Frees the network and lets TCP connections go on; for the moment before the tasks do.

@@ -21,7 +21,14 @@ const TYPES: &str = "/sys/kernel/btf/vmlinux";
 /// Flag of pidfd_open: any thread, and not only a leader.
 const PIDFD_THREAD: u32 = 0o200;
 /// Structures that are asked for.
-const NAMES: &[&str] = &["task_struct", "mm_struct", "pid", "io_ring_ctx"];
+const NAMES: &[&str] = &[
+    "task_struct",
+    "mm_struct",
+    "pid",
+    "io_ring_ctx",
+    "socket",
+    "packet_sock",
+];
 
 /// The kernel's structures.
 #[derive(Debug)]

@@ -2,6 +2,8 @@
 //!
 //! Source: man 2 bpf; linux include/uapi/linux/bpf.h, `union bpf_attr`. Batches: Linux 5.6.
 
+use std::collections::HashSet;
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::pidfd::own;
@@ -17,6 +19,10 @@ pub const RDONLY: u32 = 1 << 3;
 pub const WRONLY: u32 = 1 << 4;
 
 const MAP_CREATE: i64 = 0;
+const OBJ_PIN: i64 = 6;
+const OBJ_GET: i64 = 7;
+const PROG_GET_NEXT_ID: i64 = 11;
+const PROG_GET_FD_BY_ID: i64 = 13;
 const MAP_GET_FD_BY_ID: i64 = 14;
 const OBJ_GET_INFO_BY_FD: i64 = 15;
 const MAP_FREEZE: i64 = 22;
@@ -182,6 +188,110 @@ pub fn map_by_id(id: u32, flags: u32) -> Result<OwnedFd> {
     let fd = unsafe { bpf(MAP_GET_FD_BY_ID, &mut attr) }?;
     // SAFETY: the call has just made it for us.
     Ok(unsafe { own(i32::try_from(fd).map_err(|_| Errno::EINVAL)?) })
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Opens what is pinned at a path in a filesystem of type bpf, a map or something else; `flags` are as for
+/// [`map_by_id`].
+///
+/// # Errors
+/// ENOENT; EACCES; EINVAL: it can't be opened with these flags, or the path is of another filesystem.
+pub fn pinned(path: &CStr, flags: u32) -> Result<OwnedFd> {
+    let mut attr = ObjectAttr {
+        path: address(path.to_bytes_with_nul()),
+        fd: 0,
+        flags,
+    };
+    // SAFETY: the path ends in NUL and lives through the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attr) }?;
+    // SAFETY: the call has just made it for us.
+    Ok(unsafe { own(i32::try_from(fd).map_err(|_| Errno::EINVAL)?) })
+}
+
+/// Pins a map at a path in a filesystem of type bpf.
+///
+/// # Errors
+/// EEXIST, ENOENT; EPERM: the path is of another filesystem.
+pub fn pin(map: impl AsFd, path: &CStr) -> Result<()> {
+    let mut attr = ObjectAttr {
+        path: address(path.to_bytes_with_nul()),
+        fd: number(map),
+        flags: 0,
+    };
+    // SAFETY: the path ends in NUL and lives through the call.
+    unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Numbers of the maps that loaded programs use.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN.
+pub fn maps_of_programs() -> Result<HashSet<u32>> {
+    let mut maps = HashSet::new();
+    let mut at = 0;
+    loop {
+        // The last program before, then the place of the next one.
+        let mut attr = [at, 0, 0];
+        // SAFETY: numbers only.
+        match unsafe { bpf(PROG_GET_NEXT_ID, &mut attr) } {
+            Err(Errno::ENOENT) => return Ok(maps),
+            result => result?,
+        };
+        at = attr[1];
+        let mut attr = [at, 0, 0];
+        // SAFETY: numbers only.
+        match unsafe { bpf(PROG_GET_FD_BY_ID, &mut attr) } {
+            // It is gone meanwhile.
+            Err(Errno::ENOENT) => {}
+            fd => {
+                let fd = i32::try_from(fd?).map_err(|_| Errno::EINVAL)?;
+                // SAFETY: the call has just made it for us.
+                maps.extend(maps_of_program(&unsafe { own(fd) })?);
+            }
+        }
+    }
+}
+
+/// The beginning of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Default)]
+struct RawProgram {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lens: [u32; 2],
+    code: [u64; 2],
+    load_time: u64,
+    uid: u32,
+    nr_maps: u32,
+    maps: u64,
+}
+const _: () = assert!(size_of::<RawProgram>() == 64);
+
+/// Numbers of the maps of a program: the first 64, which is as many as the verifier allows.
+fn maps_of_program(program: &OwnedFd) -> Result<Vec<u32>> {
+    const MAX_MAPS: usize = 64;
+    let mut maps = [0u32; MAX_MAPS];
+    let mut raw = RawProgram {
+        nr_maps: u32::try_from(MAX_MAPS).expect("64"),
+        maps: address(std::slice::from_mut(&mut maps)),
+        ..RawProgram::default()
+    };
+    let mut attr = InfoAttr {
+        fd: number(program),
+        len: u32::try_from(size_of::<RawProgram>()).expect("64"),
+        info: address(std::slice::from_mut(&mut raw)),
+    };
+    // SAFETY: both structures are as long as said and live through the call.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    let nr = usize::try_from(raw.nr_maps).unwrap_or(0).min(MAX_MAPS);
+    Ok(maps[..nr].to_vec())
 }
 
 /// Describes a map.

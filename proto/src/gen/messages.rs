@@ -137,11 +137,25 @@ pub struct BpfmapFileEntry {
     pub mnt_id: ::core::option::Option<i32>,
     #[prost(uint64, optional, tag = "16")]
     pub map_extra: ::core::option::Option<u64>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnBpfmapFileEntry>,
 }
 impl ::prost::Name for BpfmapFileEntry {
 const NAME: &'static str = "bpfmap_file_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "bpfmap_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/bpfmap_file_entry".into() }}
+/// More about a BPF map.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnBpfmapFileEntry {
+    /// Where it is pinned: paths in a filesystem of type bpf.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub pin: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+impl ::prost::Name for FirnBpfmapFileEntry {
+const NAME: &'static str = "firn_bpfmap_file_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_bpfmap_file_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_bpfmap_file_entry".into() }}
 /// Owner and mode of a cgroup directory or property file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CgroupPerms {
@@ -3215,11 +3229,28 @@ pub struct PacketSockEntry {
     pub tx_ring: ::core::option::Option<PacketRing>,
     #[prost(uint32, optional, tag = "20")]
     pub ns_id: ::core::option::Option<u32>,
+    /// Extension; numbers from 20000 are ours.
+    #[prost(message, optional, tag = "20000")]
+    pub firn: ::core::option::Option<FirnPacketSockEntry>,
 }
 impl ::prost::Name for PacketSockEntry {
 const NAME: &'static str = "packet_sock_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "packet_sock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/packet_sock_entry".into() }}
+/// More about a packet socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnPacketSockEntry {
+    /// The slot (a frame, or a block in version 3) of the ring for receiving that the kernel fills next.
+    #[prost(uint32, optional, tag = "1")]
+    pub rx_head: ::core::option::Option<u32>,
+    /// The frame of the ring for sending that the kernel sends next.
+    #[prost(uint32, optional, tag = "2")]
+    pub tx_head: ::core::option::Option<u32>,
+}
+impl ::prost::Name for FirnPacketSockEntry {
+const NAME: &'static str = "firn_packet_sock_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_packet_sock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_packet_sock_entry".into() }}
 /// First entry of a pagemap image: names the pages file.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PagemapHead {
@@ -4214,6 +4245,9 @@ pub struct FirnInetSkEntry {
     /// Multicast groups.
     #[prost(message, repeated, tag = "2")]
     pub membership: ::prost::alloc::vec::Vec<FirnMembershipEntry>,
+    /// The dump was told that it is external: the restore is given another one, and nothing else is known.
+    #[prost(bool, optional, tag = "3")]
+    pub external: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnInetSkEntry {
 const NAME: &'static str = "firn_inet_sk_entry";
@@ -4434,6 +4468,12 @@ pub struct FirnSkPacketEntry {
     /// Local address that a datagram was sent to, where that is not the socket's own.
     #[prost(bytes = "vec", optional, tag = "3")]
     pub destination: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    /// It is a slot of the ring for receiving of a packet socket, as it stands there.
+    #[prost(uint32, optional, tag = "4")]
+    pub rx_slot: ::core::option::Option<u32>,
+    /// The same of its ring for sending.
+    #[prost(uint32, optional, tag = "5")]
+    pub tx_slot: ::core::option::Option<u32>,
 }
 impl ::prost::Name for FirnSkPacketEntry {
 const NAME: &'static str = "firn_sk_packet_entry";

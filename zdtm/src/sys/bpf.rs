@@ -1,5 +1,6 @@
 //! BPF maps and programs.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -105,6 +106,22 @@ pub fn bpf_map_by_id(id: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes = words(&[id, 0, flags]);
     // SAFETY: numbers only.
     unsafe { bpf(14, &mut attributes) }.map(own)
+}
+
+/// Pins a map at a path in a filesystem of type bpf.
+pub fn bpf_pin(map: &OwnedFd, path: &CStr) -> io::Result<()> {
+    let mut attributes = path.as_ptr().addr().to_ne_bytes().to_vec();
+    attributes.extend(words(&[map.as_raw_fd().cast_unsigned(), 0]));
+    // SAFETY: the path ends in NUL and lives through the call.
+    unsafe { bpf(6, &mut attributes) }.map(drop)
+}
+
+/// Opens what is pinned at a path.
+pub fn bpf_pinned(path: &CStr) -> io::Result<OwnedFd> {
+    let mut attributes = path.as_ptr().addr().to_ne_bytes().to_vec();
+    attributes.extend(words(&[0, 0]));
+    // SAFETY: the path ends in NUL and lives through the call.
+    unsafe { bpf(7, &mut attributes) }.map(own)
 }
 
 /// Loads a socket filter that takes nothing.

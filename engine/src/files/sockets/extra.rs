@@ -329,7 +329,7 @@ pub(super) fn lost(fd: impl AsFd, entries: &[FirnSockoptEntry]) -> Vec<String> {
 }
 
 /// The kind of a socket.
-pub(super) fn kind_of(fd: impl AsFd) -> Result<SocketKind> {
+pub(in crate::files) fn kind_of(fd: impl AsFd) -> Result<SocketKind> {
     let fd = fd.as_fd();
     let ask = |name| socket::number(fd, SOL_SOCKET, name);
     let family = ask(socket::SO_DOMAIN)?;

@@ -10,11 +10,13 @@ mod inet;
 mod netlink;
 mod options;
 mod packet;
+mod packet_ring;
 mod packets;
 mod settings;
 mod unix;
 
-pub(super) use inet::InetSocketKind;
+pub(super) use extra::kind_of;
+pub(super) use inet::{InetSocketKind, is_internet};
 pub(super) use netlink::NetlinkSocketKind;
 pub(super) use packet::PacketSocketKind;
 pub(super) use packets::{PacketRestore, files_in_flight};
@@ -57,7 +59,7 @@ pub(super) fn protocol_name(file: &OpenFile) -> Option<String> {
 }
 
 /// The inode number, which is a socket's number in images.
-fn inode_of(file: &OpenFile) -> u32 {
+pub(super) fn inode_of(file: &OpenFile) -> u32 {
     u32::try_from(file.stat.ino & 0xffff_ffff).expect("masked")
 }
 
@@ -118,6 +120,8 @@ fn foreign_namespace() -> Trouble {
 pub(super) struct SocketSet<'a> {
     unix: unix::RestoredUnix<'a>,
     inet: inet::RestoredInet<'a>,
+    /// What waits in them.
+    packets: PacketRestore,
     /// What is not as it was, in sentences.
     losses: Vec<String>,
 }
@@ -143,10 +147,12 @@ impl<'a> SocketSet<'a> {
         let inet = entries
             .all()
             .filter_map(|entry| entry.isk.as_deref())
+            .filter(|socket| !inherited.has_socket(socket.ino))
             .collect();
         Ok(SocketSet {
             unix: unix::RestoredUnix::make(unix.collect(), options)?,
             inet: inet::RestoredInet::make(inet, images, options, closes_tcp)?,
+            packets: PacketRestore::load(images)?,
             losses: Vec::new(),
         })
     }
@@ -164,10 +170,9 @@ impl<'a> SocketSet<'a> {
     /// Fills queues and sets what ends a socket's making, when all files are open.
     pub(super) fn finish(
         self,
-        images: &ImageDir,
         opened: &HashMap<(FdTypes, u32), OwnedFd>,
     ) -> Result<Finished, FileRestoreError> {
-        let mut packets = PacketRestore::load(images)?;
+        let mut packets = self.packets;
         let mut losses = self.losses;
         losses.extend(self.unix.finish(&mut packets, opened)?);
         let (resting, lost) = self.inet.finish(&mut packets, opened)?;

@@ -4,20 +4,25 @@
 //! restore the socket hears nothing until everything else about it is set: it is made without a protocol,
 //! gets its options, rings and filter, and is bound last. A fanout group takes only sockets that hear.
 //!
-//! Rings are mapped again where they were, empty: frames that nobody has read are lost, as are those on the
-//! wire while nobody is there. The first are told in a warning. Not kept: a fanout group that chooses by a
-//! BPF program, which no call shows.
+//! Rings are mapped again where they were, with the frames that nobody has read and the kernel at the place
+//! where it was: see [`super::packet_ring`]. Frames that wait in the socket itself are lost, which a warning
+//! tells, as are those on the wire while nobody is there. Not kept: a fanout group that chooses by a BPF program,
+//! which no call shows.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use firn_proto::{FdTypes, FileEntry, PacketMclist, PacketRing, PacketSockEntry};
+use firn_proto::{
+    FdTypes, FileEntry, FirnPacketSockEntry, PacketMclist, PacketRing, PacketSockEntry,
+};
 use firn_sys::sock_diag::{self, PacketSocket};
 use firn_sys::socket::packet::{self, Membership};
-use firn_sys::socket::{self, AF_PACKET, SOCK_PACKET, SOL_PACKET};
+use firn_sys::socket::{self, AF_PACKET, SIOCINQ, SOCK_PACKET, SOL_PACKET};
 use firn_sys::{Errno, Result};
 
 use super::extra::SocketKind;
+use super::packet_ring::{self, Side};
+use super::packets::Packet;
 use super::{
     DumpedSockets, NET_NS_ID, foreign_namespace, inode_of, is_socket, options, protocol_name,
 };
@@ -27,6 +32,7 @@ use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
 use crate::files::open::{self, Opener};
 use crate::files::open_file::{OpenFile, Trouble};
+use crate::kernel::Kernel;
 
 /// Bits of [`PacketSocket::flags`].
 const AUXDATA: u32 = 2;
@@ -66,10 +72,12 @@ impl FileKind for PacketSocketKind {
     fn open(
         &self,
         entry: &FileEntry,
-        _: &mut Opener<'_>,
+        opener: &mut Opener<'_>,
     ) -> std::result::Result<OwnedFd, FileRestoreError> {
         let missing = || FileRestoreError::corrupt(entry.id, "its packet part is missing");
-        open_again(entry.psk.as_ref().ok_or_else(missing)?)
+        let entry = entry.psk.as_ref().ok_or_else(missing)?;
+        let waiting = opener.sockets.packets.take(entry.id);
+        open_again(entry, &waiting, &mut opener.sockets.losses)
     }
 }
 
@@ -119,18 +127,47 @@ fn dump(
     if diag.fanout.is_some_and(packet::chooses_by_program) {
         return Err(refuse(by_program()));
     }
-    let entry = describe(dumping, fd, &diag, sockets)?;
+    let mut entry = describe(dumping, fd, &diag, sockets)?;
     let rings = [&entry.rx_ring, &entry.tx_ring];
     let bytes = rings.into_iter().flatten().map(ring_bytes).sum();
     let known = (dumping.id, bytes);
     sockets.packet.rings.insert(file.stat.ino, known);
-    if socket::waiting(fd).map_err(failed)?.0 {
-        let warning = "frames that it has captured and nobody has read will not be there again";
-        collected
-            .warnings
-            .push(format!("task {}: {}: {warning}", file.pid, file.place));
+    let mut lost = Vec::new();
+    if bytes > 0 {
+        let head = |side| head_in(collected.rings.kernel.get()?, fd, side);
+        let rings = packet_ring::dump(fd, &entry, head).map_err(failed)?;
+        if rings.send_head_is_lost {
+            lost.push(
+                "nothing tells which frame of its ring is sent next: the restored ring begins with the first",
+            );
+        }
+        let heads = FirnPacketSockEntry {
+            rx_head: rings.receive_head.filter(|head| *head != 0),
+            tx_head: rings.send_head.filter(|head| *head != 0),
+        };
+        entry.firn = (heads != FirnPacketSockEntry::default()).then_some(heads);
+        let packets = &mut collected.sockets.packets;
+        let slots = rings.slots.into_iter();
+        slots.for_each(|slot| packets.add_slot(dumping.id, slot));
     }
+    if socket::ioctl_number(fd, SIOCINQ).map_err(failed)? > 0 {
+        lost.push("frames that it has captured and nobody has read will not be there again");
+    }
+    let told = lost
+        .into_iter()
+        .map(|lost| format!("task {}: {}: {lost}", file.pid, file.place));
+    collected.warnings.extend(told);
     Ok(entry)
+}
+
+/// Where the kernel is in a ring of frames, as its own structures tell.
+fn head_in(kernel: &Kernel, fd: BorrowedFd<'_>, side: Side) -> Option<u32> {
+    let socket = kernel.file(fd)?.follow_as("private_data", "socket")?;
+    let socket = socket.follow_as("sk", "packet_sock")?;
+    socket.word(match side {
+        Side::Receive => "rx_ring.head",
+        Side::Send => "tx_ring.head",
+    })
 }
 
 fn by_program() -> Trouble {
@@ -177,6 +214,7 @@ fn describe(
         rx_ring: diag.rx_ring.map(ring_entry),
         tx_ring: diag.tx_ring.map(ring_entry),
         ns_id: Some(NET_NS_ID),
+        firn: None,
     })
 }
 
@@ -207,7 +245,11 @@ fn ring_bytes(ring: &PacketRing) -> u64 {
     u64::from(ring.block_size) * u64::from(ring.block_nr)
 }
 
-fn open_again(entry: &PacketSockEntry) -> std::result::Result<OwnedFd, FileRestoreError> {
+fn open_again(
+    entry: &PacketSockEntry,
+    waiting: &[Packet],
+    losses: &mut Vec<String>,
+) -> std::result::Result<OwnedFd, FileRestoreError> {
     let name = shown(entry);
     let refused = |action| FileRestoreError::refused(action, name.clone());
     let is_old = entry.r#type == SOCK_PACKET.cast_unsigned();
@@ -223,6 +265,16 @@ fn open_again(entry: &PacketSockEntry) -> std::result::Result<OwnedFd, FileResto
     if !is_old {
         set_options(&fd, entry).map_err(refused("set an option of"))?;
         set_rings(&fd, entry).map_err(refused("make the rings of"))?;
+        let remake = || remake_rings(&fd, entry);
+        if let Err(errno) = packet_ring::restore(&fd, entry, waiting, remake) {
+            remake().map_err(refused("make the rings of"))?;
+            losses.push(format!(
+                "{name}: its rings are empty and begin with their first frames: {errno}"
+            ));
+        }
+        // From now on nothing comes until it is bound.
+        socket::bind(&fd, &packet::address(0, 0)).map_err(refused("bind"))?;
+        set_copy_threshold(&fd, entry).map_err(refused("set an option of"))?;
     }
     options::restore_late(&fd, &entry.opts, &name)?;
     for member in &entry.mclist {
@@ -251,7 +303,6 @@ fn set_options(fd: impl AsFd, entry: &PacketSockEntry) -> Result<()> {
     set(packet::VERSION, entry.version)?;
     set(packet::RESERVE, entry.reserve)?;
     set(packet::TIMESTAMP, entry.timestamp)?;
-    set(packet::COPY_THRESH, entry.copy_thresh)?;
     set(packet::AUXDATA, entry.aux_data.into())?;
     set(packet::ORIGDEV, entry.orig_dev.into())?;
     set(packet::LOSS, entry.loss.into())?;
@@ -264,6 +315,24 @@ fn set_options(fd: impl AsFd, entry: &PacketSockEntry) -> Result<()> {
         false if !entry.vnet_hdr => Ok(()),
         false => set(packet::VNET_HDR, 1),
     }
+}
+
+/// Comes late: no frame that only moves the kernel on is to be copied.
+fn set_copy_threshold(fd: impl AsFd, entry: &PacketSockEntry) -> Result<()> {
+    let value = entry.copy_thresh.cast_signed();
+    socket::set_number(fd, SOL_PACKET, packet::COPY_THRESH, value)
+}
+
+/// Makes rings anew that nobody has mapped.
+fn remake_rings(fd: impl AsFd, entry: &PacketSockEntry) -> Result<()> {
+    let rings = [
+        (packet::RX_RING, &entry.rx_ring),
+        (packet::TX_RING, &entry.tx_ring),
+    ];
+    for (name, _) in rings.iter().filter(|(_, ring)| ring.is_some()) {
+        socket::set_option(fd.as_fd(), SOL_PACKET, *name, &[0; 28])?;
+    }
+    set_rings(fd, entry)
 }
 
 fn set_rings(fd: impl AsFd, entry: &PacketSockEntry) -> Result<()> {

@@ -10,6 +10,7 @@ use firn_sys::socket::{
 };
 use firn_sys::{Errno, Result};
 
+use super::packet_ring::{Side, Slot};
 use crate::files::error::{FileDumpError, FileRestoreError};
 
 const SCM_RIGHTS: u32 = 1;
@@ -33,7 +34,7 @@ impl PacketDump {
         let firn = FirnSkPacketEntry {
             sender,
             creds,
-            destination: None,
+            ..FirnSkPacketEntry::default()
         };
         let scm = ScmEntry {
             r#type: SCM_RIGHTS,
@@ -63,6 +64,23 @@ impl PacketDump {
         if let Some((entry, _)) = self.packets.last_mut() {
             entry.firn.get_or_insert_default().destination = destination;
         }
+    }
+
+    /// Adds what a slot in a ring of a packet socket holds.
+    pub(super) fn add_slot(&mut self, id_for: u32, slot: Slot) {
+        let length = u32::try_from(slot.bytes.len()).expect("blocks hold less than 4 GiB");
+        let place = |side| (slot.side == side).then_some(slot.nth);
+        let entry = SkPacketEntry {
+            id_for,
+            length,
+            firn: Some(FirnSkPacketEntry {
+                rx_slot: place(Side::Receive),
+                tx_slot: place(Side::Send),
+                ..FirnSkPacketEntry::default()
+            }),
+            ..SkPacketEntry::default()
+        };
+        self.packets.push((entry, slot.bytes));
     }
 
     pub(super) fn write(&self, images: &ImageSetWriter) -> std::result::Result<(), FileDumpError> {
@@ -140,6 +158,8 @@ pub(in crate::files) struct Packet {
     pub(super) destination: Vec<u8>,
     pub(super) credentials: Option<Credentials>,
     pub(super) rights: Vec<u32>,
+    /// It is a slot in a ring.
+    pub(super) ring_slot: Option<(Side, u32)>,
 }
 
 /// Messages being restored, by the number of the receiver.
@@ -161,6 +181,8 @@ impl PacketRestore {
                 destination: firn.destination.unwrap_or_default(),
                 credentials: firn.creds.as_ref().and_then(from_image),
                 rights: rights.flat_map(|scm| scm.rights).collect(),
+                ring_slot: (firn.rx_slot.map(|nth| (Side::Receive, nth)))
+                    .or(firn.tx_slot.map(|nth| (Side::Send, nth))),
             };
             packets
                 .by_receiver

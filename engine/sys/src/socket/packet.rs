@@ -11,6 +11,8 @@ use crate::{Errno, Result};
 const ADD_MEMBERSHIP: i32 = 1;
 /// `PACKET_RX_RING`.
 pub const RX_RING: i32 = 5;
+/// `PACKET_STATISTICS`; reading it sets it to zero.
+pub const STATISTICS: i32 = 6;
 /// `PACKET_COPY_THRESH`.
 pub const COPY_THRESH: i32 = 7;
 /// `PACKET_AUXDATA`.

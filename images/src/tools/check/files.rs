@@ -255,7 +255,7 @@ fn check_contents(set: &SetImages, found: &mut Findings) {
     for placed in &set.packets {
         let packet = &placed.message;
         let mut bad = |fault| found.entry(ImageKind::SkQueues, 0, placed, fault);
-        let receivers = [FdTypes::Unixsk, FdTypes::Inetsk];
+        let receivers = [FdTypes::Unixsk, FdTypes::Inetsk, FdTypes::Packetsk];
         if !receivers
             .iter()
             .any(|kind| set.file(*kind, packet.id_for).is_some())

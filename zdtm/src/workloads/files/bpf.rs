@@ -1,5 +1,7 @@
 //! BPF maps.
 
+use std::ffi::CString;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::{Need, Stage, Workload, sys};
@@ -16,6 +18,12 @@ pub static ARRAY: Workload = Workload::new(
     array,
 )
 .needs(&[Need::Root]);
+pub static PINNED: Workload = Workload::new(
+    "files/bpf-pinned",
+    "a map that is pinned stays the one that others find there",
+    pinned,
+)
+.needs(&[Need::Root, Need::FileSystem("bpf")]);
 pub static OTHER_MAP: Workload = Workload::new(
     "files/bpf-other-map",
     "a map of prefixes, which is refused",
@@ -106,4 +114,35 @@ fn array(stage: &Stage) -> Result<()> {
         "it is not frozen any more"
     );
     Ok(())
+}
+
+/// A filesystem of type bpf of its own, with a blank in its path.
+fn filesystem(stage: &Stage) -> Result<CString> {
+    let dir = stage.path("pins of maps");
+    std::fs::create_dir(&dir)?;
+    let target = sys::c_path(&dir)?;
+    sys::mount(Some(c"bpf"), &target, Some(c"bpf"), 0).context("mounting bpf")?;
+    std::fs::create_dir(dir.join("deep"))?;
+    Ok(target)
+}
+
+fn pinned(stage: &Stage) -> Result<()> {
+    let target = filesystem(stage)?;
+    let path = sys::c_path(&stage.path("pins of maps/deep/map"))?;
+    let map = sys::bpf_map(sys::BPF_HASH, [4, 4, 8], 0, "firn_pinned")?;
+    sys::bpf_put(&map, &[1; 4], b"here")?;
+    sys::bpf_pin(&map, &path).context("pinning")?;
+    let (id, _) = sys::bpf_map_info(&map)?;
+    stage.ready_and_wait()?;
+    let (now, _) = sys::bpf_map_info(&map)?;
+    ensure!(now == id, "it was map {id}, is {now}");
+    let other = sys::bpf_pinned(&path).context("opening the pin")?;
+    sys::bpf_put(&other, &[2; 4], b"both")?;
+    ensure!(
+        sys::bpf_get(&map, &[2; 4], 4)? == b"both",
+        "it is another map"
+    );
+    ensure!(sys::bpf_get(&map, &[1; 4], 4)? == b"here", "it is empty");
+    drop(other);
+    Ok(sys::unmount(&target)?)
 }

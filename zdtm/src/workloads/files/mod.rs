@@ -121,6 +121,7 @@ pub static ALL: &[&Workload] = &[
     &made_up::AUTOFS,
     &bpf::HASH,
     &bpf::ARRAY,
+    &bpf::PINNED,
     &bpf::OTHER_MAP,
     &bpf::PROGRAM,
 ];

@@ -2,6 +2,7 @@
 
 mod netlink;
 mod packet;
+mod packet_ring;
 mod tcp;
 mod tcp_states;
 mod udp;
@@ -55,4 +56,7 @@ pub static ALL: &[&Workload] = &[
     &packet::RINGS,
     &packet::FANOUT,
     &packet::BY_PROGRAM,
+    &packet_ring::FRAMES,
+    &packet_ring::BLOCKS,
+    &packet_ring::UNSENT,
 ];

@@ -34,23 +34,23 @@ pub static BY_PROGRAM: Workload = Workload::new(
 .needs(&[Need::Root])
 .refused(&["fanout group chooses by a BPF program"]);
 
-const SOL_PACKET: i32 = 263;
+pub(super) const SOL_PACKET: i32 = 263;
 const ADD_MEMBERSHIP: i32 = 1;
-const RX_RING: i32 = 5;
-const TX_RING: i32 = 13;
-const VERSION: i32 = 10;
+pub(super) const RX_RING: i32 = 5;
+pub(super) const TX_RING: i32 = 13;
+pub(super) const VERSION: i32 = 10;
 const FANOUT_GROUP: i32 = 18;
 const FANOUT_DATA: i32 = 22;
 /// AUXDATA, ORIGDEV, RESERVE, LOSS, VNET_HDR, TIMESTAMP, QDISC_BYPASS, IGNORE_OUTGOING, VERSION.
 const OPTIONS: [i32; 9] = [8, 9, 12, 14, 15, 17, 20, 23, VERSION];
 const ALL: u16 = 3;
-const IPV4: u16 = 0x800;
-const LO: u32 = 1;
+pub(super) const IPV4: u16 = 0x800;
+pub(super) const LO: u32 = 1;
 const BLOCK: u32 = 1 << 16;
 const FRAME: u32 = 1 << 11;
 const BLOCKS: u32 = 4;
 
-fn address(index: u32, protocol: u16) -> Vec<u8> {
+pub(super) fn address(index: u32, protocol: u16) -> Vec<u8> {
     let family = u16::try_from(libc::AF_PACKET).expect("small");
     let mut raw = family.to_ne_bytes().to_vec();
     raw.extend(protocol.to_be_bytes());
@@ -59,13 +59,13 @@ fn address(index: u32, protocol: u16) -> Vec<u8> {
     raw
 }
 
-fn packet_socket(kind: i32, protocol: u16) -> Result<OwnedFd> {
+pub(super) fn packet_socket(kind: i32, protocol: u16) -> Result<OwnedFd> {
     let protocol = i32::from(protocol.to_be());
     sys::socket_of(libc::AF_PACKET, kind, protocol).context("making a packet socket")
 }
 
 /// A datagram with that text travels over lo.
-fn send(text: &[u8]) -> Result<()> {
+pub(super) fn send(text: &[u8]) -> Result<()> {
     let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     sender.send_to(text, receiver.local_addr()?)?;

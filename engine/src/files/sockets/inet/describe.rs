@@ -243,6 +243,7 @@ fn extension(
     let firn = FirnInetSkEntry {
         scope_id: scope,
         membership: groups::memberships(fd, kind)?,
+        external: None,
     };
     Ok((firn != FirnInetSkEntry::default()).then_some(firn))
 }

@@ -86,6 +86,13 @@ impl FileKind for InetSocketKind {
     }
 }
 
+/// True for a socket of an internet family, also of protocols that are not saved.
+pub(in crate::files) fn is_internet(file: &OpenFile) -> bool {
+    let others = ["MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "DCCP", "DCCPv6"];
+    let is_known = |name: &str| PROTOCOLS.contains(&name) || others.contains(&name);
+    protocol_name(file).is_some_and(|name| is_known(&name))
+}
+
 /// True for TCP, and not for a raw socket of its protocol.
 fn is_tcp(entry: &InetSkEntry) -> bool {
     (entry.r#type, entry.proto) == (SOCK_STREAM.cast_unsigned(), IPPROTO_TCP.cast_unsigned())
