@@ -26,7 +26,8 @@ pub struct ExternalArgs {
     /// Take an object that others outside have, too, and that the restore will be given
     #[arg(
         help = "Take an object that tasks outside have, too, and that the restore will be given: \
-                pipe:[INODE], tty[RDEV:DEV], file[MNT:INODE], unix[INODE]; may repeat"
+                pipe:[INODE], socket:[INODE] (TCP, UDP and their like), tty[RDEV:DEV], file[MNT:INODE], \
+                unix[INODE]; may repeat"
     )]
     #[arg(long, value_name = "RESOURCE", value_parser = external)]
     pub external: Vec<External>,
@@ -70,13 +71,15 @@ fn external(text: &str) -> Result<External, String> {
         let pair = pair.split_once(':');
         pair.is_some_and(|(a, b)| [a, b].iter().all(|n| u64::from_str_radix(n, 16).is_ok()))
     };
-    let is_pipe = between(text, "pipe:[").is_some_and(|inode| inode.parse::<u64>().is_ok());
+    let numbered = between(text, "pipe:[").or_else(|| between(text, "socket:["));
+    let is_numbered = numbered.is_some_and(|inode| inode.parse::<u64>().is_ok());
     let pair = between(text, "tty[").or_else(|| between(text, "file["));
-    match is_pipe || pair.is_some_and(hexadecimal) {
+    match is_numbered || pair.is_some_and(hexadecimal) {
         true => Ok(External::File(text.to_owned())),
-        false => {
-            Err("expected pipe:[INODE], tty[RDEV:DEV], file[MNT:INODE] or unix[INODE]".to_owned())
-        }
+        false => Err(
+            "expected pipe:[INODE], socket:[INODE], tty[RDEV:DEV], file[MNT:INODE] or unix[INODE]"
+                .to_owned(),
+        ),
     }
 }
 

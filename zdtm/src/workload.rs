@@ -45,6 +45,8 @@ pub enum Outside {
     File,
     /// A connected unix socket without a name.
     Socket,
+    /// A TCP connection, in whose place the restore is given another one.
+    Connection,
 }
 
 /// What a tree reads from outside, at the end.
@@ -100,6 +102,10 @@ pub enum Need {
     VmaNames,
     /// A file.
     File(&'static str),
+    /// A console that can be opened.
+    Console,
+    /// A protocol that the kernel can run on a TCP connection.
+    Ulp(&'static str),
     /// A file system that the kernel knows.
     FileSystem(&'static str),
 }
@@ -234,6 +240,14 @@ impl Need {
                 let is_known = known.split_whitespace().any(|word| word == *name);
                 (is_known, format!("the kernel has no {name}"))
             }
+            Need::Console => (
+                crate::sys::open("/dev/console", libc::O_RDWR | libc::O_NOCTTY).is_ok(),
+                "no /dev/console that can be opened".to_owned(),
+            ),
+            Need::Ulp(name) => (
+                crate::sys::has_ulp(name),
+                format!("the kernel can't run {name} on a connection"),
+            ),
             Need::File(name) => (std::path::Path::new(name).exists(), format!("no {name}")),
             Need::CpuidFaulting => (
                 crate::sys::call_plain(libc::SYS_arch_prctl, [0x1012, 1, 0, 0, 0, 0]).is_ok(),

@@ -3,27 +3,29 @@
 //! ```text
 //! key               object, numbers in hexadecimal except in pipe and socket
 //! pipe:[INODE]      a pipe
-//! socket:[INODE]    a unix socket                               restore only
+//! socket:[INODE]    an internet socket; a unix socket           the latter: restore only
 //! tty[RDEV:DEV]     a terminal, by its device and that of its filesystem
 //! file[MNT:INODE]   an open file, by mount and inode
 //! /memfd:NAME       a memory file                               restore only
 //! PATH              a file, without the leading slash           restore only
 //! ```
 //!
-//! The keys are CRIU's. A dump takes the first four as declared and does not ask who else holds them; a
-//! terminal is then written as one of type EXT_TTY without a path, a file with its key for a name. An
-//! external pipe looks as any other, so a field of ours says that it is one. What a restore is given
-//! keeps its content and its other side; pipes and files are opened once more, with their own flags.
+//! The keys are CRIU's, which knows no external internet sockets. A dump takes the first four as declared and does
+//! not ask who else holds them; a terminal is then written as one of type EXT_TTY without a path, a file with its
+//! key for a name. An external pipe looks as any other, and an external internet socket as a closed one, so a field
+//! of ours says that it is one. What a restore is given keeps its content and its other side; pipes and files are
+//! opened once more, with their own flags. Internet sockets may be of protocols that can't be saved.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{
-    FdTypes, FileEntry, MemfdInodeEntry, PipeEntry, RegFileEntry, TtyFileEntry, TtyType,
+    FdTypes, FileEntry, FirnInetSkEntry, InetSkEntry, MemfdInodeEntry, PipeEntry, RegFileEntry,
+    SkOptsEntry, TtyFileEntry, TtyType,
 };
 use firn_sys::file::{self, S_IFCHR, S_IFIFO, S_IFSOCK};
-use firn_sys::{Errno, Pid, pidfd};
+use firn_sys::{Errno, Pid, pidfd, socket};
 
 use super::dump::{DumpState, query};
 use super::error::{FileDumpError, FileRestoreError};
@@ -32,7 +34,7 @@ use super::open::{self, Opener};
 use super::open_file::{OpenFile, Place};
 use super::pty::Ptys;
 use super::tty::TerminalInfos;
-use super::{FileDumpOptions, pipe, regular, tty, tty_image};
+use super::{FileDumpOptions, pipe, regular, sockets, tty, tty_image};
 
 const MEMFD: &str = "/memfd:";
 
@@ -89,6 +91,11 @@ impl FileDumpOptions {
 pub(super) fn kind_of(file: &OpenFile, options: &FileDumpOptions) -> Option<&'static dyn FileKind> {
     if options.external.is_empty() {
         return None;
+    }
+    if sockets::is_socket(file) {
+        let key = socket_key(sockets::inode_of(file));
+        let is_declared = options.is_external(&key) && sockets::is_internet(file);
+        return is_declared.then_some(&ExternalInternetSocket);
     }
     let is_device = file.stat.file_type() == S_IFCHR && !file.is_path_only();
     if is_device && options.is_external(&tty_key(file.stat.rdev, file.stat.dev)) {
@@ -175,6 +182,63 @@ impl FileKind for ExternalFile {
     }
 }
 
+/// Internet sockets that a restore is given, of any protocol.
+struct ExternalInternetSocket;
+
+impl FileKind for ExternalInternetSocket {
+    fn fd_type(&self) -> FdTypes {
+        FdTypes::Inetsk
+    }
+
+    fn dump(
+        &self,
+        dumping: &Dumping<'_>,
+        _: &mut DumpState<'_>,
+    ) -> Result<FileEntry, FileDumpError> {
+        let file = dumping.file;
+        let failed = |source| query(file, "the socket", source);
+        let fd = dumping.duplicate.ok_or(Errno::EBADF).map_err(failed)?;
+        let kind = sockets::kind_of(fd).map_err(failed)?;
+        let words = if kind.family == socket::AF_INET6 {
+            4
+        } else {
+            1
+        };
+        let entry = InetSkEntry {
+            id: dumping.id,
+            ino: sockets::inode_of(file),
+            family: kind.family.cast_unsigned(),
+            r#type: kind.kind.cast_unsigned(),
+            proto: kind.protocol.cast_unsigned(),
+            state: socket::TCP_CLOSE,
+            src_addr: vec![0; words],
+            dst_addr: vec![0; words],
+            flags: file.image_flags(),
+            fown: dumping.fown,
+            opts: SkOptsEntry::default(),
+            firn: Some(FirnInetSkEntry {
+                external: Some(true),
+                ..FirnInetSkEntry::default()
+            }),
+            ..InetSkEntry::default()
+        };
+        Ok(FileEntry {
+            r#type: FdTypes::Inetsk.into(),
+            id: dumping.id,
+            isk: Some(Box::new(entry)),
+            ..FileEntry::default()
+        })
+    }
+
+    fn open(
+        &self,
+        entry: &FileEntry,
+        opener: &mut Opener<'_>,
+    ) -> Result<OwnedFd, FileRestoreError> {
+        sockets::InetSocketKind.open(entry, opener)
+    }
+}
+
 /// What the restore was given, by key.
 #[derive(Debug, Default)]
 pub(super) struct Inherited {
@@ -209,11 +273,12 @@ fn key_of_entry(
         return Some([MEMFD.as_bytes(), name].concat());
     }
     let pipe = entry.pipe.as_ref();
-    let socket = entry.usk.as_ref();
+    let socket = entry.usk.as_ref().map(|socket| socket.ino);
+    let socket = socket.or_else(|| entry.isk.as_ref().map(|socket| socket.ino));
     let tty = entry.tty.as_ref();
     let key = pipe
         .map(|pipe| pipe_key(pipe.pipe_id))
-        .or_else(|| socket.map(|socket| socket_key(socket.ino)))
+        .or_else(|| socket.map(socket_key))
         .or_else(|| {
             let info = terminals.get(&tty?.tty_info_id)?;
             Some(tty_key(info.rdev.into(), info.dev.unwrap_or(0).into()))
@@ -243,9 +308,11 @@ fn is_external(entry: &FileEntry, terminals: &TerminalInfos) -> bool {
         let info = terminals.get(&tty.tty_info_id);
         info.is_some_and(|info| info.r#type == i32::from(TtyType::ExtTty))
     };
+    let of_socket = |socket: &InetSkEntry| socket.firn.as_ref().and_then(|firn| firn.external);
     let marked = |pipe: &PipeEntry| pipe.firn.as_ref().and_then(|firn| firn.external);
     entry.reg.as_ref().and_then(|reg| reg.ext) == Some(true)
         || entry.pipe.as_ref().and_then(marked) == Some(true)
+        || entry.isk.as_deref().and_then(of_socket) == Some(true)
         || entry.tty.as_ref().is_some_and(of_type_ext)
 }
 

@@ -1,6 +1,7 @@
 //! The runner's side of an object that has one end in the tree.
 
 use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ impl OutsideObject {
                 let (inside, ours) = sys::socket_pair(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)?;
                 (inside, Some(ours))
             }
+            Outside::Connection => connection()?,
         };
         Ok(OutsideObject {
             kind,
@@ -77,7 +79,9 @@ impl OutsideObject {
         let link = format!("/proc/self/fd/{number}");
         let stat = fs::metadata(&link).context("looking at the object")?;
         Ok(match self.kind {
-            Outside::Pipe | Outside::Socket => fs::read_link(&link)?.to_string_lossy().into_owned(),
+            Outside::Pipe | Outside::Socket | Outside::Connection => {
+                fs::read_link(&link)?.to_string_lossy().into_owned()
+            }
             Outside::Terminal => format!("tty[{:x}:{:x}]", stat.rdev(), stat.dev()),
             Outside::File => {
                 let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
@@ -90,9 +94,13 @@ impl OutsideObject {
 
     /// Makes what a restore is given.
     pub fn replace(&mut self) -> Result<()> {
-        if self.kind == Outside::File {
-            fs::remove_file(&self.path).context("removing the file")?;
-            self.inside = write_file(&self.path, REPLACED)?;
+        match self.kind {
+            Outside::File => {
+                fs::remove_file(&self.path).context("removing the file")?;
+                self.inside = write_file(&self.path, REPLACED)?;
+            }
+            Outside::Connection => (self.inside, self.ours) = connection()?,
+            Outside::Pipe | Outside::Terminal | Outside::Socket => {}
         }
         Ok(())
     }
@@ -106,6 +114,13 @@ impl OutsideObject {
             None => Ok(()),
         }
     }
+}
+
+fn connection() -> Result<(OwnedFd, Option<OwnedFd>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening")?;
+    let inside = TcpStream::connect(listener.local_addr()?).context("connecting")?;
+    let (ours, _) = listener.accept().context("accepting")?;
+    Ok((inside.into(), Some(ours.into())))
 }
 
 fn write_file(path: &Path, start: &[u8]) -> Result<OwnedFd> {

@@ -314,3 +314,14 @@ fn change_interface(
     // SAFETY: the request is read only.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), action, &raw const request) }).map(drop)
 }
+
+/// Whether the kernel can run a protocol on a TCP connection. One that is not connected is refused, but with another
+/// error for a protocol that is not there.
+pub fn has_ulp(name: &str) -> bool {
+    let Ok(fd) = socket_of(libc::AF_INET, libc::SOCK_STREAM, 0) else {
+        return false;
+    };
+    let result = set_sockopt(&fd, libc::SOL_TCP, libc::TCP_ULP, name.as_bytes());
+    let errno = result.err().and_then(|error| error.raw_os_error());
+    errno != Some(libc::ENOENT)
+}

@@ -34,6 +34,12 @@ pub static SOCKET: Workload = Workload::new(
     pipe,
 )
 .outside(Outside::Socket);
+pub static CONNECTION: Workload = Workload::new(
+    "files/external-connection",
+    "a TCP connection in whose place the restore is given another one, shared with a child",
+    pipe,
+)
+.outside(Outside::Connection);
 pub static UNDECLARED: Workload = Workload::new(
     "files/external-undeclared",
     "a pipe whose other end is outside, which the dump is not told",

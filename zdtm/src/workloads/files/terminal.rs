@@ -2,8 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
+pub static CONSOLE: Workload = Workload::new(
+    "files/console",
+    "the console of the machine, open twice and shared with a child",
+    console,
+)
+.needs(&[Need::Root, Need::Console]);
 pub static TERMINAL: Workload = Workload::new(
     "files/terminal",
     "a job of a shell: the session and its terminal are outside of the tree",
@@ -55,5 +61,30 @@ fn terminal(stage: &Stage) -> Result<()> {
         sys::write(sys::open("/dev/tty", libc::O_RDWR)?, b"x")? == 1,
         "/dev/tty takes nothing"
     );
+    child.finish()
+}
+
+fn console(stage: &Stage) -> Result<()> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK;
+    let open = || sys::open("/dev/console", flags).context("opening it");
+    let (first, second) = (open()?, open()?);
+    let child = stage.child(|stage| {
+        stage.ready_and_wait()?;
+        sys::terminal_settings(&first)
+            .context("in the child")
+            .map(drop)
+    })?;
+    let before = sys::terminal_settings(&first)?;
+    stage.ready_and_wait()?;
+    for fd in [&first, &second] {
+        let after = sys::terminal_settings(fd)?;
+        ensure!(
+            (after.c_iflag, after.c_lflag, after.c_cc)
+                == (before.c_iflag, before.c_lflag, before.c_cc),
+            "the settings have changed"
+        );
+        let found = sys::fcntl(fd, libc::F_GETFL, 0)?;
+        ensure!(found & libc::O_NONBLOCK != 0, "its flags are {found:o}");
+    }
     child.finish()
 }

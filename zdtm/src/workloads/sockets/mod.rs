@@ -41,6 +41,7 @@ pub static ALL: &[&Workload] = &[
     &tcp_states::WAITING,
     &tcp_states::URGENT,
     &tcp_states::MPTCP,
+    &tcp_states::KTLS,
     &tcp_states::VSOCK,
     &udp::QUEUES,
     &udp::OPTIONS,

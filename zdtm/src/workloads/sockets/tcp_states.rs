@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Need, Stage, Workload, sys};
 
 pub static ENDING: Workload = Workload::new(
     "sockets/tcp-ending",
@@ -51,6 +51,19 @@ pub static MPTCP: Workload = Workload::new("sockets/mptcp", "a socket of Multipa
     hold(stage, libc::AF_INET, libc::IPPROTO_MPTCP)
 })
 .refused(&["MPTCP", "multipathtcp=0"]);
+pub static KTLS: Workload = Workload::new(
+    "sockets/ktls",
+    "a connection that the kernel encrypts",
+    |stage| {
+        let (client, server) = pair()?;
+        sys::set_sockopt(&client, libc::SOL_TCP, libc::TCP_ULP, b"tls")?;
+        stage.ready_and_wait()?;
+        drop((client, server));
+        Ok(())
+    },
+)
+.needs(&[Need::Ulp("tls")])
+.refused(&["the protocol tls", "--external"]);
 pub static VSOCK: Workload = Workload::new("sockets/vsock", "a socket to the host", |stage| {
     hold(stage, libc::AF_VSOCK, 0)
 })

@@ -128,7 +128,11 @@ impl DumpedTcp {
                 format!(
                     "the kernel runs the protocol {name} on the connection, whose keys it keeps"
                 ),
-                "let the program do it itself, or close the connection",
+                format!(
+                    "let the program do it itself, or close the connection, or add --external '{link}' here and \
+                     --inherit-fd 'fd[N]:{link}' to the restore",
+                    link = file.link_text()
+                ),
             ));
         }
         let info = tcp::info(fd).map_err(failed)?;
