@@ -140,3 +140,57 @@ fn events_that_wait_are_told() {
         task.kill();
     });
 }
+
+/// Appends an entry to the table of a task: its first one again, with more fields at its end, of which the last
+/// of a number counts.
+fn append_descriptor(table: &Path, fields: &[u8]) {
+    let bytes = fs::read(table).expect("the dump wrote it");
+    // The magic numbers, then the length of the first entry.
+    let len = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+    let end = 12 + usize::try_from(len).expect("it is short");
+    let entry = [&bytes[12..end], fields].concat();
+    let len = u32::try_from(entry.len()).expect("it is short");
+    let all = [&bytes, &len.to_le_bytes()[..], &entry].concat();
+    fs::write(table, all).expect("there is room");
+}
+
+#[test]
+fn tables_that_no_process_can_have_are_refused() {
+    isolated(
+        "tables_that_no_process_can_have_are_refused",
+        &["python3"],
+        |sandbox| {
+            let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
+            for name in ["app.log", "data.txt", "fixed.txt"] {
+                fs::write(dir.join(name), "12345").expect("the directory is ours");
+            }
+            let task = start(sandbox, &dir, HOLDER);
+            task.dump(&images, &[]).expect_success("dump");
+            let is_table = |path: &std::path::PathBuf| path.to_string_lossy().contains("fdinfo-");
+            let mut files = firn_tests::image_files(&images).into_iter();
+            let table = files.find(is_table).expect("it has descriptors");
+            let good = fs::read(&table).expect("the dump wrote it");
+            let refused = |words: &[&str]| {
+                task.try_restore(&images).expect_refusal(words);
+                sandbox.assert_nothing_left();
+            };
+
+            // Field 4 is the descriptor's number.
+            append_descriptor(&table, b"\x20\xfe\xff\xff\xff\x07");
+            refused(&["descriptor 2147483646", "limit", "ulimit -n"]);
+            fs::write(&table, &good).expect("there is room");
+            append_descriptor(&table, b"\x20\xfe\xff\xff\xff\x0f");
+            refused(&["descriptor number 4294967294", "not possible"]);
+            // Four billion entries of no bytes each, behind the good ones.
+            fs::write(&table, &good).expect("there is room");
+            let file = fs::File::options().write(true).open(&table);
+            let file = file.expect("the dump wrote it");
+            file.set_len(16 << 30).expect("a file with a hole");
+            refused(&["open file 0"]);
+
+            fs::write(&table, &good).expect("there is room");
+            task.restore(&images);
+            task.kill();
+        },
+    );
+}

@@ -31,6 +31,8 @@ pub struct Workload {
     pub moves: &'static [&'static str],
     /// Takes so long that it runs only when it is asked for by its whole name.
     pub heavy: bool,
+    /// The limit of descriptors (RLIMIT_NOFILE) that the engine gets.
+    pub descriptor_limit: Option<usize>,
 }
 
 /// An object whose other side is outside of the tree: the runner declares it external to a dump, gives it to
@@ -129,6 +131,7 @@ impl Workload {
             outside: None,
             moves: &[],
             heavy: false,
+            descriptor_limit: None,
         }
     }
 
@@ -188,6 +191,12 @@ impl Workload {
     /// Leaves it out of runs that don't ask for it by name, see [`Workload::heavy`].
     pub const fn heavy(mut self) -> Self {
         self.heavy = true;
+        self
+    }
+
+    /// Gives the engine no more descriptors than this, see [`Workload::descriptor_limit`].
+    pub const fn descriptor_limit(mut self, limit: usize) -> Self {
+        self.descriptor_limit = Some(limit);
         self
     }
 

@@ -168,7 +168,7 @@ impl FileTable {
             in_flight: Vec::new(),
             run_id: network_lock::new_run_id(),
             // Where that is forbidden the old limit may still do.
-            limit: rlimit::raise_descriptor_limit().ok(),
+            limit: rlimit::raise_descriptor_limit(0).ok(),
         }
     }
 
@@ -242,7 +242,7 @@ impl FileTable {
 
     /// Reads the messages that wait in sockets, and the files in them, which may be sockets, too.
     fn add_messages(&mut self, shared: &mut SharedDump) -> Result<(), FileDumpError> {
-        while let Some((id, messages)) = self.collected.sockets.unix.next_queue()? {
+        while let Some((id, messages)) = self.collected.sockets.unix.next_queue() {
             for mut message in messages {
                 let mut rights = Vec::new();
                 for fd in std::mem::take(&mut message.rights) {

@@ -71,13 +71,20 @@ fn type_of(raw: i32, id: u32) -> Result<FdTypes, FileRestoreError> {
         .map_err(|_| FileRestoreError::corrupt(id, format!("there is no kind {raw}")))
 }
 
-/// Checks that all descriptors of a table lead to entries of kinds that are restored.
-pub(super) fn check_table(
-    table: &[FdinfoEntry],
-    entries: &Entries,
-) -> Result<(), FileRestoreError> {
-    let mut numbers = HashSet::new();
-    for fd in table {
+/// A descriptor table that is being read: nothing wrong gets into it, so that it does not grow without end.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    fds: Vec<FdinfoEntry>,
+    numbers: HashSet<u32>,
+}
+
+impl Table {
+    /// Adds a descriptor, which has to lead to an entry of a kind that is restored.
+    pub(super) fn add(
+        &mut self,
+        fd: FdinfoEntry,
+        entries: &Entries,
+    ) -> Result<(), FileRestoreError> {
         let fd_type = type_of(fd.r#type, fd.id)?;
         if kind::of_type(fd_type).is_none() {
             return Err(unsupported(fd_type, fd.id));
@@ -92,12 +99,19 @@ pub(super) fn check_table(
             let what = format!("descriptor number {} is not possible", fd.fd);
             return Err(FileRestoreError::corrupt(fd.id, what));
         }
-        if !numbers.insert(fd.fd) {
+        if !self.numbers.insert(fd.fd) {
             let what = format!("descriptor {} stands in its table twice", fd.fd);
             return Err(FileRestoreError::corrupt(fd.id, what));
         }
+        self.fds.push(fd);
+        Ok(())
     }
-    Ok(())
+
+    /// All descriptors, ascending.
+    pub(super) fn sorted(mut self) -> Vec<FdinfoEntry> {
+        self.fds.sort_unstable_by_key(|fd| fd.fd);
+        self.fds
+    }
 }
 
 /// An entry of a kind that is not restored.
@@ -123,9 +137,16 @@ mod tests {
             r#type: FdTypes::Reg.into(),
             ..FdinfoEntry::default()
         };
-        let said =
-            |table: &[FdinfoEntry]| check_table(table, &entries).map_err(|error| error.to_string());
-        assert_eq!(said(&[fd(0, 7), fd(3, 7)]), Ok(()));
+        let said = |fds: &[FdinfoEntry]| {
+            let mut table = Table::default();
+            let added = fds
+                .iter()
+                .try_for_each(|fd| table.add(fd.clone(), &entries));
+            added
+                .map_err(|error| error.to_string())
+                .map(|()| table.sorted())
+        };
+        assert_eq!(said(&[fd(3, 7), fd(0, 7)]), Ok(vec![fd(0, 7), fd(3, 7)]));
         for (table, what) in [
             (
                 [fd(0, 7), fd(0, 7)],

@@ -14,7 +14,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use firn_proto::{
     EventpollFileEntry, EventpollTfdEntry, FdTypes, FdinfoEntry, FileEntry, FirnEventpollEntry,
@@ -29,9 +29,13 @@ use super::kind::Dumping;
 use super::open::{self, Opener};
 use super::open_file::{OpenFile, Trouble};
 use super::sharing;
+use super::shelf::Held;
 use super::store::FileStore;
 use crate::obstacle::Obstacle;
 use crate::program::{Program, Rule};
+
+/// Targets added at once by a thread that has two descriptors for each.
+const AT_ONCE: usize = 256;
 
 /// Sets of files to wait for.
 pub(super) struct Epoll;
@@ -354,28 +358,34 @@ impl FileStore {
     pub(super) fn finish_epolls(&self) -> Result<(), FileRestoreError> {
         let ids: Vec<u32> = self.tables().map(|(id, _)| id).collect();
         let watches: Vec<Watch> = ids.iter().flat_map(|id| self.watches(*id)).collect();
+        let ours: Vec<&Watch> = watches.iter().filter(|w| w.by_task.is_none()).collect();
+        for some in ours.chunks(AT_ONCE) {
+            self.add_watches(some)?;
+        }
+        self.take_new_events(&watches)
+    }
+
+    /// Adds targets that no task has under their old numbers.
+    fn add_watches(&self, watches: &[&Watch]) -> Result<(), FileRestoreError> {
         let mut ours = Vec::new();
-        for watch in watches.iter().filter(|watch| watch.by_task.is_none()) {
-            let set = self.opened(FdTypes::Eventpoll, watch.set);
-            let target = self.opened(watch.target.0, watch.target.1);
+        for watch in watches {
+            let set = self.opened(FdTypes::Eventpoll, watch.set)?;
+            let target = self.opened(watch.target.0, watch.target.1)?;
             let (Some(set), Some(target)) = (set, target) else {
                 let what = format!("the file that it watches as fd {} is missing", watch.number);
                 return Err(FileRestoreError::corrupt(watch.set, what));
             };
-            ours.push((set.as_fd(), target.as_fd(), watch));
+            ours.push((set, target, *watch));
         }
-        if !ours.is_empty() {
-            // The table is the thread's own, so it must not be this thread.
-            let added = std::thread::scope(|scope| {
-                let adder = scope.spawn(|| add_elsewhere(&ours));
-                adder.join().expect("the thread does not panic")
-            });
-            added.map_err(FileRestoreError::refused(
-                "watch",
-                "a file under its old number",
-            ))?;
-        }
-        self.take_new_events(&watches)
+        // The table is the thread's own, so it must not be this thread.
+        let added = std::thread::scope(|scope| {
+            let adder = scope.spawn(|| add_elsewhere(&ours));
+            adder.join().expect("the thread does not panic")
+        });
+        added.map_err(FileRestoreError::refused(
+            "watch",
+            "a file under its old number",
+        ))
     }
 
     fn take_new_events(&self, watches: &[Watch]) -> Result<(), FileRestoreError> {
@@ -399,7 +409,7 @@ impl FileStore {
             let idle = entry.and_then(|set| set.firn?.idle) == Some(true);
             if let (true, Some(fd)) = (
                 idle && !noisy.contains(&set),
-                self.opened(FdTypes::Eventpoll, set),
+                self.opened(FdTypes::Eventpoll, set)?,
             ) {
                 epoll::take_ready(fd, count)
                     .map_err(FileRestoreError::refused("settle", "an epoll set"))?;
@@ -429,21 +439,22 @@ fn named_target(tfd: &EventpollTfdEntry) -> Option<(u32, (FdTypes, u32))> {
     Some((firn.tfd?, (kind, firn.file_id?)))
 }
 
-fn add_elsewhere(watches: &[(BorrowedFd<'_>, BorrowedFd<'_>, &Watch)]) -> Result<(), Errno> {
+fn add_elsewhere(watches: &[(Held<'_>, Held<'_>, &Watch)]) -> Result<(), Errno> {
     epoll::own_table()?;
     let numbers = watches.iter().map(|(_, _, watch)| watch.number);
     let above = numbers.max().unwrap_or(0).cast_signed().saturating_add(1);
     // First all of them out of the way, then every number is free to be taken.
     let mut moved: HashMap<i32, OwnedFd> = HashMap::new();
     for fd in watches.iter().flat_map(|(set, target, _)| [set, target]) {
-        let raw = fd.as_raw_fd();
+        let raw = fd.as_fd().as_raw_fd();
         if let Entry::Vacant(place) = moved.entry(raw) {
             place.insert(fcntl::duplicate_from(fd, above)?);
         }
     }
     for (set, target, watch) in watches {
         let number = watch.number.cast_signed();
-        let (set, target) = (&moved[&set.as_raw_fd()], &moved[&target.as_raw_fd()]);
+        let moved = |held: &Held<'_>| &moved[&held.as_fd().as_raw_fd()];
+        let (set, target) = (moved(set), moved(target));
         epoll::place(target, number)?;
         epoll::add(set, number, watch.events, watch.data)?;
     }

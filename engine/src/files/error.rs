@@ -107,6 +107,10 @@ fn list(obstacles: &[Obstacle]) -> String {
     lines.join("\n")
 }
 
+fn who(pid: Option<Pid>) -> String {
+    pid.map_or_else(|| "a task".to_owned(), |pid| format!("task {pid}"))
+}
+
 /// Why open files could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum FileRestoreError {
@@ -146,6 +150,21 @@ pub enum FileRestoreError {
         path: PathBuf,
         /// The difference.
         what: String,
+    },
+    /// A task has more descriptors than processes may have here.
+    #[error(
+        "{} has descriptor {number}, and the limit of this restore is {limit}; raise its hard limit to {enough} \
+         (ulimit -n)", who(*pid)
+    )]
+    TooManyDescriptors {
+        /// The task, where one is known.
+        pid: Option<Pid>,
+        /// Its highest descriptor.
+        number: u32,
+        /// RLIMIT_NOFILE.
+        limit: u64,
+        /// A limit that would do.
+        enough: u64,
     },
     /// The kernel refused to open, make or set something.
     #[error("cannot {action} {object}")]

@@ -3,7 +3,6 @@
 //! The entry points to another one that has path and flags. Opening one end sleeps until there is the
 //! other, so at restore an end for both is opened first and closed when everything is open.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use firn_images::{ImageDir, ImageKind};
@@ -16,6 +15,7 @@ use super::error::{FileDumpError, FileRestoreError};
 use super::kind::{Dumping, FileKind};
 use super::open::Opener;
 use super::open_file::{OpenFile, Trouble};
+use super::shelf::{Room, Shelf};
 use super::{pipe_data, regular};
 
 /// Pipes with a name.
@@ -67,30 +67,39 @@ impl FileKind for Fifo {
             .as_ref()
             .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a fifo"))?;
         let reg = opener.path_entry(entry.id, fifo.regf_id)?;
-        if !opener.fifos.held.contains_key(&fifo.pipe_id) {
+        if !opener.fifos.held.contains(&fifo.pipe_id) {
             let both = opener.open_regular(reg, (O_RDWR | O_NONBLOCK).cast_unsigned())?;
-            opener.fifos.held.insert(fifo.pipe_id, both);
+            opener.fifos.held.insert(fifo.pipe_id, both)?;
         }
         opener.open_regular(reg, reg.flags)
     }
 }
 
 /// Both ends of the fifos being restored, by their number in images.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Fifos {
-    held: HashMap<u32, OwnedFd>,
+    held: Shelf<u32>,
 }
 
 impl Fifos {
+    /// None yet.
+    pub(super) fn new(room: &Room) -> Fifos {
+        Fifos {
+            held: Shelf::new(room.part(4)),
+        }
+    }
+
     /// Fills the fifos, all of which are open now.
     pub(super) fn fill(&mut self, images: &ImageDir) -> Result<(), FileRestoreError> {
         pipe_data::for_each(images, ImageKind::FifoData, |entry, bytes| {
             // No descriptor of a table may lead to it.
-            if let Some(both) = self.held.remove(&entry.pipe_id) {
-                let both = pipe_data::fill(both, entry, &bytes)?;
-                self.held.insert(entry.pipe_id, both);
+            match self.held.remove(&entry.pipe_id)? {
+                Some(both) => {
+                    let both = pipe_data::fill(both, entry, &bytes)?;
+                    self.held.insert(entry.pipe_id, both)
+                }
+                None => Ok(()),
             }
-            Ok(())
         })
     }
 }

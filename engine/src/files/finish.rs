@@ -2,11 +2,11 @@
 //! the restore does must not show in them.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use firn_images::ImageKind;
-use firn_proto::{FdTypes, GhostFileEntry};
+use firn_proto::{FdTypes, FileEntry, GhostFileEntry};
 
 use super::error::FileRestoreError;
 use super::store::FileStore;
@@ -21,8 +21,10 @@ impl FileStore {
     pub fn finish(&self) -> Result<(), FileRestoreError> {
         self.finish_epolls()?;
         self.finish_watches()?;
-        for (entry, fd) in self.opened_entries() {
-            if let Some(timer) = &entry.tfd {
+        for entry in self.opened_entries() {
+            if let Some(timer) = &entry.tfd
+                && let Some(fd) = self.opened(FdTypes::Timerfd, entry.id)?
+            {
                 timerfd::start(fd, timer)?;
             }
         }
@@ -32,10 +34,15 @@ impl FileStore {
     fn finish_watches(&self) -> Result<(), FileRestoreError> {
         let mut finder = Finder::default();
         let mut ghosts = None;
-        for (entry, fd) in self.opened_entries() {
-            if entry.ify.is_none() && entry.ffy.is_none() {
+        for entry in self.opened_entries() {
+            let kind = match entry {
+                FileEntry { ify: Some(_), .. } => FdTypes::Inotify,
+                FileEntry { ffy: Some(_), .. } => FdTypes::Fanotify,
+                _ => continue,
+            };
+            let Some(fd) = self.opened(kind, entry.id)? else {
                 continue;
-            }
+            };
             let mut target = |watched: &Watched, path: Option<&str>| match path {
                 Some(path) => {
                     let path = open::local_path(path.as_bytes(), &self.options);
@@ -51,14 +58,14 @@ impl FileStore {
                 }
             };
             if let Some(inotify) = &entry.ify {
-                inotify::set_watches(fd, inotify, &mut target)?;
+                inotify::set_watches(&fd, inotify, &mut target)?;
             }
             if let Some(group) = &entry.ffy {
                 let mount = |path: &[u8]| {
                     let path = [b"/", path].concat();
                     open::local_path(&path, &self.options)
                 };
-                fanotify::set_marks(fd, group, &mut target, mount)?;
+                fanotify::set_marks(&fd, group, &mut target, mount)?;
             }
         }
         Ok(())
@@ -71,10 +78,11 @@ impl FileStore {
         ghosts: &HashMap<(u32, u64), u32>,
     ) -> Result<OwnedFd, FileRestoreError> {
         let ghost = ghosts.get(&(watched.dev, watched.ino));
-        let fd = ghost.and_then(|id| self.opened(FdTypes::Reg, *id));
-        if let Some(fd) = fd {
+        let opened = ghost.map(|id| self.opened(FdTypes::Reg, *id)).transpose()?;
+        if let Some(fd) = opened.flatten() {
             return fd
-                .try_clone()
+                .as_fd()
+                .try_clone_to_owned()
                 .map_err(|error| FileRestoreError::refused("duplicate", "a file")(error.into()));
         }
         finder

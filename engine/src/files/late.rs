@@ -5,7 +5,7 @@
 //! pidfd_getfd and puts them where the placeholders were.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use firn_proto::{FdTypes, FdinfoEntry, PidfdEntry, RegFileEntry};
 use firn_sys::file::{self, O_CLOEXEC, O_PATH};
@@ -73,11 +73,10 @@ impl FileStore {
                 }
                 LateFile::Ring => continue,
             };
-            let placeholder = self.opened.get(&(fd_type, id)).expect("opened by its kind");
-            epoll::place(&fd, placeholder.as_raw_fd()).map_err(FileRestoreError::refused(
-                "place",
-                format!("open file {id}"),
-            ))?;
+            let placeholder = self.opened.number_here(&(fd_type, id));
+            epoll::place(&fd, placeholder.expect("it stays here")).map_err(
+                FileRestoreError::refused("place", format!("open file {id}")),
+            )?;
         }
         Ok(())
     }
@@ -120,7 +119,8 @@ impl FileStore {
                     "reaching the coordinator",
                 )
             });
-            let source = self.source(fd).expect("opened by open_all");
+            let source = self.opened.number_here(&(fd.r#type(), fd.id));
+            let source = source.expect("it stays here");
             let got = program.call_to_slot(
                 nr::PIDFD_GETFD,
                 &[coordinator.into(), source.into(), 0.into()],

@@ -174,7 +174,8 @@ impl FileStore {
         for lock in self.locks.iter().filter(|lock| lock.flag == LEASE) {
             let table = self.table_of(Pid::from_raw(lock.pid));
             let fd = table.and_then(|table| entry_of(self.table(table), lock.fd));
-            let Some(fd) = fd.and_then(|fd| self.opened_by(fd)) else {
+            let opened = fd.map(|fd| self.opened_by(fd)).transpose()?;
+            let Some(fd) = opened.flatten() else {
                 let what = format!("task {} has no fd {} for its lease", lock.pid, lock.fd);
                 return Err(FileRestoreError::corrupt(0, what));
             };

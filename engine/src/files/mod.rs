@@ -6,7 +6,8 @@
 //!
 //! At dump [`FileTable`] collects, frozen, and writes. At restore [`FileStore`] reads and checks
 //! everything before anything is made; then the coordinator opens each file once, every task inherits
-//! all of them through fork, and a few records turn the inherited table into the dumped one.
+//! all of them through fork, and a few records turn the inherited table into the dumped one. Files that are
+//! too many for one process are kept by others ([`shelf`]), and the tasks fetch them ([`fetch`]).
 
 mod anonymous;
 mod autofs;
@@ -23,6 +24,7 @@ mod eventfd;
 mod external;
 mod fanotify;
 mod fdinfo;
+mod fetch;
 mod fifo;
 mod finish;
 mod ghost;
@@ -52,7 +54,9 @@ mod policy;
 mod pty;
 mod pty_data;
 mod regular;
+mod room;
 mod sharing;
+mod shelf;
 mod signalfd;
 mod sockets;
 mod store;

@@ -5,10 +5,12 @@
 
 use std::os::fd::{AsFd, RawFd};
 
-use firn_proto::FownEntry;
+use firn_proto::{FdTypes, FdinfoEntry, FownEntry, RegFileEntry};
 use firn_sys::file::O_ASYNC;
 use firn_sys::{Result, fcntl, nr};
 
+use super::pipe;
+use super::store::FileStore;
 use crate::program::{Program, Rule};
 
 /// ESRCH, as a record's rule takes it.
@@ -65,6 +67,44 @@ pub(super) fn plan(fd: RawFd, fown: &FownEntry, flags: u32, program: &mut Progra
             Rule::Ok,
             format!("O_ASYNC of fd {fd}"),
         );
+    }
+}
+
+impl FileStore {
+    /// Signal owner and flags of the open file behind a table entry.
+    pub(super) fn owner(&self, fd: &FdinfoEntry) -> Option<(FownEntry, u32)> {
+        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
+        let entry = self.entry(fd_type, fd.id)?;
+        let of_path = |reg: &RegFileEntry| (reg.fown, reg.flags);
+        match fd_type {
+            FdTypes::Reg => entry.reg.as_ref().map(of_path),
+            FdTypes::Pipe => {
+                let pipe = entry.pipe.as_ref()?;
+                Some((pipe.fown, pipe::flags_of(pipe)))
+            }
+            FdTypes::Fifo => {
+                let path = entry.fifo.as_ref()?.regf_id.unwrap_or(entry.id);
+                self.path_entry(path).ok().map(of_path)
+            }
+            FdTypes::Tty => entry.tty.as_ref().map(|tty| (tty.fown, tty.flags)),
+            FdTypes::Memfd => entry.memfd.as_ref().map(|memfd| (memfd.fown, memfd.flags)),
+            FdTypes::Unixsk => entry.usk.as_ref().map(|socket| (socket.fown, socket.flags)),
+            FdTypes::Eventfd => entry.efd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Eventpoll => entry.epfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Signalfd => entry.sgfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Timerfd => entry.tfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Inotify => entry.ify.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Fanotify => entry.ffy.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Pidfd => entry.pidfd.as_ref().map(|e| (e.fown, e.flags)),
+            FdTypes::Ext => {
+                let ext = entry.ext.as_ref()?;
+                let flags = ext.firn.as_ref().and_then(|firn| firn.flags);
+                Some((ext.fown, flags.unwrap_or(0)))
+            }
+            FdTypes::Bpfmap => entry.bpf.as_ref().map(|map| (map.fown, map.flags)),
+            FdTypes::Inetsk => entry.isk.as_ref().map(|socket| (socket.fown, socket.flags)),
+            _ => None,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! can be opened again through /proc. Content and capacity are in [`super::pipe_data`]. O_DIRECT
 //! (packet mode) is not among the flags of an image, so it has a field of ours.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageKind};
@@ -21,6 +21,7 @@ use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
 use super::open_file::OpenFile;
 use super::pipe_data;
+use super::shelf::{Room, Shelf};
 
 /// Pipes without a name.
 pub(super) struct Pipe;
@@ -74,74 +75,91 @@ impl FileKind for Pipe {
 }
 
 /// The pipes being restored.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pipes {
-    pairs: HashMap<u32, Pair>,
+    /// Both ends of each pipe, until all its open files are there, so that it lives.
+    ends: Shelf<(u32, Side)>,
+    /// Ends that an open file has taken for itself; the others of its kind are opened anew.
+    taken: HashSet<(u32, Side)>,
+    /// How many open files of each pipe are still to come.
+    to_come: HashMap<u32, usize>,
 }
 
-/// Both ends of a pipe. The first open file of either kind takes the end itself; a duplicate stays here
-/// until all are opened, so that the pipe lives.
-#[derive(Debug)]
-struct Pair {
-    reader: End,
-    writer: End,
-}
-
-#[derive(Debug)]
-struct End {
-    fd: OwnedFd,
-    taken: bool,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Side {
+    Reader,
+    Writer,
 }
 
 impl Pipes {
     /// Makes and fills the pipes that an image holds contents of, except those that are given with theirs.
+    /// `nr_ends` says how many open files each of them has.
     pub(super) fn load(
         images: &ImageDir,
         inherited: &Inherited,
+        nr_ends: HashMap<u32, usize>,
+        room: &Room,
     ) -> Result<Pipes, FileRestoreError> {
-        let mut pipes = Pipes::default();
+        let mut pipes = Pipes {
+            ends: Shelf::new(room.part(4)),
+            taken: HashSet::new(),
+            to_come: nr_ends,
+        };
         pipe_data::for_each(images, ImageKind::PipesData, |entry, bytes| {
             if inherited.has_pipe(entry.pipe_id) {
                 return Ok(());
             }
-            let pair = Pair::new(entry.pipe_id)?;
-            let writer = pipe_data::fill(pair.writer.fd, entry, &bytes)?;
-            let pair = Pair {
-                reader: pair.reader,
-                writer: End::new(writer),
-            };
-            match pipes.pairs.insert(entry.pipe_id, pair) {
-                None => Ok(()),
-                Some(_) => Err(FileRestoreError::corrupt(
-                    entry.pipe_id,
-                    "its pipe is filled twice",
-                )),
+            if pipes.ends.contains(&(entry.pipe_id, Side::Reader)) {
+                let what = "its pipe is filled twice";
+                return Err(FileRestoreError::corrupt(entry.pipe_id, what));
             }
+            let (reader, writer) = create(entry.pipe_id)?;
+            let writer = pipe_data::fill(writer, entry, &bytes)?;
+            pipes.put(entry.pipe_id, reader, writer)
         })?;
         Ok(pipes)
     }
 
     fn open(&mut self, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
-        let pair = match self.pairs.entry(entry.pipe_id) {
-            std::collections::hash_map::Entry::Occupied(pair) => pair.into_mut(),
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(Pair::new(entry.pipe_id)?)
-            }
-        };
+        let id = entry.pipe_id;
+        if !self.ends.contains(&(id, Side::Reader)) {
+            let (reader, writer) = create(id)?;
+            self.put(id, reader, writer)?;
+        }
         let access = entry.flags & (O_ACCMODE | O_PATH).cast_unsigned();
-        let end = if access == O_WRONLY.cast_unsigned() {
-            &mut pair.writer
-        } else {
-            &mut pair.reader
+        let side = match access == O_WRONLY.cast_unsigned() {
+            true => Side::Writer,
+            false => Side::Reader,
         };
+        let end = self.ends.get(&(id, side))?.expect("put there above");
         // O_LARGEFILE, for one, tells that the end was opened through /proc, and fcntl can't set it.
         let settable = (O_ACCMODE | O_APPEND | O_ASYNC | O_NONBLOCK).cast_unsigned();
         let own = access != O_RDWR.cast_unsigned() && entry.flags & !settable == 0;
-        if end.taken || !own {
-            return open::reopen(end.fd.as_fd(), flags_of(entry), "a pipe");
+        let fd = if own && self.taken.insert((id, side)) {
+            take(end.as_fd(), entry)
+        } else {
+            open::reopen(end, flags_of(entry), "a pipe")
+        }?;
+        self.count_off(id)?;
+        Ok(fd)
+    }
+
+    fn put(&mut self, id: u32, reader: OwnedFd, writer: OwnedFd) -> Result<(), FileRestoreError> {
+        self.ends.insert((id, Side::Reader), reader)?;
+        self.ends.insert((id, Side::Writer), writer)
+    }
+
+    /// Lets a pipe go when the last of its open files is there.
+    fn count_off(&mut self, id: u32) -> Result<(), FileRestoreError> {
+        let Some(left) = self.to_come.get_mut(&id) else {
+            return Ok(());
+        };
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.ends.remove(&(id, Side::Reader))?;
+            self.ends.remove(&(id, Side::Writer))?;
         }
-        end.taken = true;
-        take(end.fd.as_fd(), entry)
+        Ok(())
     }
 }
 
@@ -159,19 +177,7 @@ pub(super) fn flags_of(entry: &PipeEntry) -> u32 {
     entry.flags | ours & O_DIRECT.cast_unsigned()
 }
 
-impl Pair {
-    fn new(pipe_id: u32) -> Result<Pair, FileRestoreError> {
-        let name = format!("pipe {pipe_id}");
-        let (reader, writer) = pipe::create().map_err(FileRestoreError::refused("create", name))?;
-        Ok(Pair {
-            reader: End::new(reader),
-            writer: End::new(writer),
-        })
-    }
-}
-
-impl End {
-    fn new(fd: OwnedFd) -> End {
-        End { fd, taken: false }
-    }
+fn create(pipe_id: u32) -> Result<(OwnedFd, OwnedFd), FileRestoreError> {
+    let name = format!("pipe {pipe_id}");
+    pipe::create().map_err(FileRestoreError::refused("create", name))
 }

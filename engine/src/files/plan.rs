@@ -4,9 +4,11 @@ use std::collections::HashSet;
 
 use firn_sys::{fcntl, file, nr};
 
+use super::fetch::{self, Fetch};
 use super::moves::{self, Move, MoveStep};
-use super::owner;
+use super::shelf::Source;
 use super::store::FileStore;
+use super::{owner, room};
 use crate::program::{Program, Rule};
 
 impl FileStore {
@@ -17,15 +19,28 @@ impl FileStore {
     /// # Panics
     /// Before [`FileStore::open_all`].
     pub fn plan_table(&self, files_id: u32, program: &mut Program) {
-        let moves: Vec<Move> = self
-            .table(files_id)
-            .iter()
-            .map(|fd| Move {
-                source: self.source(fd).expect("opened by open_all").cast_unsigned(),
-                target: fd.fd,
-                cloexec: fd.flags & fcntl::FD_CLOEXEC != 0,
-            })
-            .collect();
+        let table = self.table(files_id);
+        let (mut moves, mut fetches) = (Vec::new(), Vec::new());
+        for fd in table {
+            let (target, cloexec) = (fd.fd, fd.flags & fcntl::FD_CLOEXEC != 0);
+            match self.source(fd).expect("opened by open_all") {
+                Source::Inherited(number) => moves.push(Move {
+                    source: number.cast_unsigned(),
+                    target,
+                    cloexec,
+                }),
+                Source::With(from, source) => fetches.push(Fetch {
+                    from,
+                    source,
+                    target,
+                    cloexec,
+                }),
+            }
+        }
+        if !fetches.is_empty() {
+            // Then nothing is inherited.
+            return fetch::plan(&fetches, room::free_number(table), program);
+        }
         for step in moves::order(&moves) {
             plan_step(step, program);
         }

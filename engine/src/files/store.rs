@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{
-    FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FownEntry, RegFileEntry, RemapFilePathEntry,
-    RemapType,
+    FdTypes, FdinfoEntry, FileEntry, FileLockEntry, RegFileEntry, RemapFilePathEntry, RemapType,
 };
-use firn_sys::rlimit::{self, RaisedDescriptorLimit};
+use firn_sys::rlimit::RaisedDescriptorLimit;
 use firn_sys::{Pid, file};
 
 use super::bpf::Maps;
@@ -21,8 +21,9 @@ use super::late::LateFiles;
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
 use super::pidfd::Departed;
-use super::pipe::{self, Pipes};
+use super::pipe::Pipes;
 use super::pty::{ControlledSession, Ptys};
+use super::shelf::{Held, OpenedFiles, Source};
 use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tables::Tables;
 use super::tty::{self, TerminalInfos};
@@ -42,7 +43,9 @@ pub struct FileStore {
     remaps: HashMap<u32, Remap>,
     terminals: TerminalInfos,
     pub(super) terminal_sessions: Vec<ControlledSession>,
-    pub(super) opened: HashMap<(FdTypes, u32), OwnedFd>,
+    pub(super) opened: OpenedFiles,
+    /// Pids that the tree is going to have.
+    pub(super) wanted_pids: Arc<HashSet<Pid>>,
     pub(super) late_files: LateFiles,
     pub(super) locks: Vec<FileLockEntry>,
     /// Table of each task.
@@ -51,7 +54,7 @@ pub struct FileStore {
     /// /dev/null, for tasks that have to write to nowhere while they are made.
     null: Option<OwnedFd>,
     pub(super) options: FileRestoreOptions,
-    limit: Option<RaisedDescriptorLimit>,
+    pub(super) limit: Option<RaisedDescriptorLimit>,
     network: RestoredNetwork,
     inherited: Inherited,
     /// What BPF maps have lost.
@@ -86,7 +89,8 @@ impl FileStore {
             remaps,
             terminals: tty::by_id(images.read_all(ImageKind::TtyInfo, 0)?),
             terminal_sessions: Vec::new(),
-            opened: HashMap::new(),
+            opened: OpenedFiles::default(),
+            wanted_pids: Arc::default(),
             late_files: LateFiles::new(),
             locks: images.read_all(ImageKind::FileLocks, 0)?,
             table_of: HashMap::new(),
@@ -166,8 +170,8 @@ impl FileStore {
         shared: &dyn MemfdRestore,
     ) -> Result<(), FileRestoreError> {
         self.options = options.clone();
-        // Where that is forbidden the old limit may still do; the first file beyond it says so.
-        self.limit = rlimit::raise_descriptor_limit().ok();
+        let room = self.make_room()?;
+        let keys = self.keys_to_open()?;
         let inventory = self.images.inventory()?;
         let closes_tcp = inventory.tcp_close == Some(true);
         self.network = RestoredNetwork::lock(&self.entries, &inventory, options)?;
@@ -180,24 +184,31 @@ impl FileStore {
             options,
             shared,
             stand_ins: self.make_stand_ins(options)?,
-            pipes: Pipes::load(&self.images, inherited)?,
-            fifos: Fifos::default(),
+            pipes: Pipes::load(&self.images, inherited, self.nr_ends(&keys), &room)?,
+            fifos: Fifos::new(&room),
             terminals: &self.terminals,
-            sockets: SocketSet::make(&self.entries, &self.images, inherited, options, closes_tcp)?,
+            sockets: SocketSet::make(
+                &self.entries,
+                &self.images,
+                inherited,
+                options,
+                closes_tcp,
+                &room,
+            )?,
             departed: Departed::default(),
             ptys: Ptys::load(&self.images)?,
             late_files: LateFiles::new(),
             maps: Maps::load(&self.images)?,
         };
-        let mut opened = HashMap::new();
-        for key in self.keys_to_open()? {
+        let mut opened = OpenedFiles::new(room);
+        for key in keys {
             let (fd_type, id) = key;
             let entry = self.entries.get(fd_type, id);
             let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
             let given = inherited.in_place_of(entry, opener.terminals, &mut opener.ptys)?;
             let kind = kind::of_type(fd_type).ok_or_else(|| entries::unsupported(fd_type, id))?;
             let fd = given.map_or_else(|| kind.open(entry, &mut opener), Ok)?;
-            opened.insert(key, fd);
+            opened.insert(key, fd)?;
         }
         opener.fifos.fill(&self.images)?;
         opener
@@ -209,19 +220,26 @@ impl FileStore {
         let sockets = opener.sockets;
         let finished = sockets.finish(&opened)?;
         self.network.rest(finished);
+        opened.settle(|(kind, id)| {
+            // They are replaced under their numbers, or mapped before the tasks have their tables.
+            let is_mapped = matches!(kind, FdTypes::FirnUring | FdTypes::Packetsk);
+            is_mapped || self.late_files.contains_key(&((*kind).into(), *id))
+        })?;
         self.opened = opened;
+        self.check_free_numbers()?;
         self.set_leases()
     }
 
     /// What open files have lost, a sentence each: options of sockets, datagrams, memberships, pins of BPF maps.
     ///
     /// **Preconditions**: after [`FileStore::open_all`].
-    pub fn losses(&self) -> Vec<String> {
-        let of_sockets = self.network.losses(&self.entries, &self.opened);
-        of_sockets
-            .into_iter()
-            .chain(self.map_losses.clone())
-            .collect()
+    ///
+    /// # Errors
+    /// A file is kept elsewhere and can't be fetched.
+    pub fn losses(&self) -> Result<Vec<String>, FileRestoreError> {
+        let mut lost = self.network.losses(&self.entries, &self.opened)?;
+        lost.extend_from_slice(&self.map_losses);
+        Ok(lost)
     }
 
     /// Frees the network and lets TCP connections go on; for the moment before the tasks do.
@@ -232,8 +250,8 @@ impl FileStore {
         self.network.resume(&self.opened)
     }
 
-    /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in order of
-    /// numbers.
+    /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in the
+    /// order in which they are opened.
     fn keys_to_open(&self) -> Result<Vec<(FdTypes, u32)>, FileRestoreError> {
         let described = self.tables().flat_map(|(_, table)| table);
         let described =
@@ -247,7 +265,7 @@ impl FileStore {
         let sent = self.entries.keys().filter(|(_, id)| sent.contains(id));
         let keys: HashSet<(FdTypes, u32)> = described.chain(standing).chain(sent).collect();
         let mut keys: Vec<_> = keys.into_iter().collect();
-        keys.sort_by_key(|(_, id)| *id);
+        self.sort_for_opening(&mut keys);
         Ok(keys)
     }
 
@@ -282,7 +300,7 @@ impl FileStore {
         Ok(stand_ins)
     }
 
-    fn path_entry(&self, id: u32) -> Result<&RegFileEntry, FileRestoreError> {
+    pub(super) fn path_entry(&self, id: u32) -> Result<&RegFileEntry, FileRestoreError> {
         let entry = self.entries.get(FdTypes::Reg, id);
         entry
             .and_then(|entry| entry.reg.as_ref())
@@ -300,8 +318,9 @@ impl FileStore {
         if let Some(fd) = self.links.get(&(id, flags)) {
             return Ok(fd.as_raw_fd());
         }
-        let fd = match self.opened.get(&(FdTypes::Reg, id)) {
-            Some(fd) if flags == entry.flags => return Ok(fd.as_raw_fd()),
+        let fd = match self.opened.get(&(FdTypes::Reg, id))? {
+            Some(Held::Here(fd)) if flags == entry.flags => return Ok(fd.as_raw_fd()),
+            Some(Held::Fetched(fd)) if flags == entry.flags => fd,
             // It may have no name any more.
             Some(fd) => open::reopen(fd, flags, "a deleted file")?,
             None => match self.inherited.open_file(entry, flags)? {
@@ -331,14 +350,12 @@ impl FileStore {
 
     /// The descriptor of an io_uring ring; None for a file that is none.
     pub fn ring_fd(&self, id: u32) -> Option<RawFd> {
-        let fd = self.opened.get(&(FdTypes::FirnUring, id))?;
-        Some(fd.as_raw_fd())
+        self.opened.number_here(&(FdTypes::FirnUring, id))
     }
 
     /// Descriptor of a packet socket, whose rings are to be mapped; None where there is none.
     pub fn packet_fd(&self, id: u32) -> Option<RawFd> {
-        let fd = self.opened.get(&(FdTypes::Packetsk, id))?;
-        Some(fd.as_raw_fd())
+        self.opened.number_here(&(FdTypes::Packetsk, id))
     }
 
     /// Number in memfd.img of the memory file behind a file; None where it is no memory file.
@@ -373,14 +390,24 @@ impl FileStore {
     }
 
     /// All entries with open files.
-    pub(super) fn opened_entries(&self) -> impl Iterator<Item = (&FileEntry, &OwnedFd)> {
-        let opened = self.opened.iter();
-        opened.filter_map(|((kind, id), fd)| Some((self.entries.get(*kind, *id)?, fd)))
+    pub(super) fn opened_entries(&self) -> impl Iterator<Item = &FileEntry> {
+        let opened = self.opened.keys();
+        opened.filter_map(|(kind, id)| self.entries.get(kind, id))
+    }
+
+    /// Says which pids the tree is going to have, so that no helper takes one.
+    pub fn expect_pids(&mut self, pids: HashSet<Pid>) {
+        self.wanted_pids = Arc::new(pids);
     }
 
     /// Says which table a task has, which locks are told by.
     pub fn assign_table(&mut self, pid: Pid, files_id: u32) {
         self.table_of.insert(pid, files_id);
+    }
+
+    /// All tasks with the numbers of their tables, in no order.
+    pub(super) fn tasks_with_tables(&self) -> impl Iterator<Item = (Pid, u32)> {
+        self.table_of.iter().map(|(pid, table)| (*pid, *table))
     }
 
     /// The table of a task.
@@ -389,13 +416,16 @@ impl FileStore {
     }
 
     /// The open file of a table entry.
-    pub(super) fn opened_by(&self, fd: &FdinfoEntry) -> Option<&OwnedFd> {
-        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
-        self.opened.get(&(fd_type, fd.id))
+    pub(super) fn opened_by(&self, fd: &FdinfoEntry) -> Result<Option<Held<'_>>, FileRestoreError> {
+        self.opened.get(&(fd.r#type(), fd.id))
     }
 
     /// The open file of an entry.
-    pub(super) fn opened(&self, fd_type: FdTypes, id: u32) -> Option<&OwnedFd> {
+    pub(super) fn opened(
+        &self,
+        fd_type: FdTypes,
+        id: u32,
+    ) -> Result<Option<Held<'_>>, FileRestoreError> {
         self.opened.get(&(fd_type, id))
     }
 
@@ -430,46 +460,9 @@ impl FileStore {
         self.tables.is_first(files_id, fd)
     }
 
-    /// The coordinator's descriptor of the open file behind a table entry.
-    pub(super) fn source(&self, fd: &FdinfoEntry) -> Option<RawFd> {
-        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
-        Some(self.opened.get(&(fd_type, fd.id))?.as_raw_fd())
-    }
-
-    /// Signal owner and flags of the open file behind a table entry.
-    pub(super) fn owner(&self, fd: &FdinfoEntry) -> Option<(FownEntry, u32)> {
-        let fd_type = FdTypes::try_from(fd.r#type).ok()?;
-        let entry = self.entries.get(fd_type, fd.id)?;
-        let of_path = |reg: &RegFileEntry| (reg.fown, reg.flags);
-        match fd_type {
-            FdTypes::Reg => entry.reg.as_ref().map(of_path),
-            FdTypes::Pipe => {
-                let pipe = entry.pipe.as_ref()?;
-                Some((pipe.fown, pipe::flags_of(pipe)))
-            }
-            FdTypes::Fifo => {
-                let path = entry.fifo.as_ref()?.regf_id.unwrap_or(entry.id);
-                self.path_entry(path).ok().map(of_path)
-            }
-            FdTypes::Tty => entry.tty.as_ref().map(|tty| (tty.fown, tty.flags)),
-            FdTypes::Memfd => entry.memfd.as_ref().map(|memfd| (memfd.fown, memfd.flags)),
-            FdTypes::Unixsk => entry.usk.as_ref().map(|socket| (socket.fown, socket.flags)),
-            FdTypes::Eventfd => entry.efd.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Eventpoll => entry.epfd.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Signalfd => entry.sgfd.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Timerfd => entry.tfd.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Inotify => entry.ify.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Fanotify => entry.ffy.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Pidfd => entry.pidfd.as_ref().map(|e| (e.fown, e.flags)),
-            FdTypes::Ext => {
-                let ext = entry.ext.as_ref()?;
-                let flags = ext.firn.as_ref().and_then(|firn| firn.flags);
-                Some((ext.fown, flags.unwrap_or(0)))
-            }
-            FdTypes::Bpfmap => entry.bpf.as_ref().map(|map| (map.fown, map.flags)),
-            FdTypes::Inetsk => entry.isk.as_ref().map(|socket| (socket.fown, socket.flags)),
-            _ => None,
-        }
+    /// Where a task finds the open file behind a table entry.
+    pub(super) fn source(&self, fd: &FdinfoEntry) -> Option<Source> {
+        self.opened.source(&(fd.r#type(), fd.id))
     }
 }
 

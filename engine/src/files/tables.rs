@@ -27,8 +27,12 @@ impl Tables {
         let mut by_id = BTreeMap::new();
         for file in images.files()? {
             if file.kind == ImageKind::Fdinfo {
-                let table: Vec<FdinfoEntry> = images.read_all(ImageKind::Fdinfo, file.id)?;
-                entries::check_table(&table, known)?;
+                let mut reader = images.reader(ImageKind::Fdinfo, file.id)?;
+                let mut table = entries::Table::default();
+                while let Some(fd) = reader.next_entry()? {
+                    table.add(fd, known)?;
+                }
+                let table = table.sorted();
                 by_id.insert(u32::try_from(file.id).unwrap_or(u32::MAX), table);
             }
         }

@@ -4,7 +4,8 @@
 use firn_sys::{Pid, nr, task as sys_task};
 
 use super::load::{DeadTask, LoadedTask};
-use super::programs::{Builder, WALL, count};
+use super::programs::{Builder, WALL};
+use super::relatives::leads;
 use crate::program::{CloneSpec, Program, Rule};
 use crate::task::relations::{BirthId, Role};
 use crate::task::{attributes, shadow_stack};
@@ -161,36 +162,13 @@ impl Builder<'_> {
             .unwrap_or(SIGCHLD)
     }
 
-    fn leads(&self, id: BirthId) -> bool {
-        let birth = self.birth_of(id);
-        birth.group.is_some() && birth.group == birth.pid
-    }
-
-    /// How many tasks lead process groups.
-    pub(super) fn nr_leaders(&self) -> u32 {
-        count(
-            (0..self.from.family.births.len())
-                .filter(|id| self.leads(*id))
-                .count(),
-        )
-    }
-
-    fn nr_joiners(&self) -> u32 {
-        let births = &self.from.family.births;
-        count(
-            (0..births.len())
-                .filter(|id| births[*id].group.is_some() && !self.leads(*id))
-                .count(),
-        )
-    }
-
     /// Leaders lead, then the others join.
     pub(super) fn plan_groups(&self, p: &mut Program, id: BirthId) {
         let words = self.out.words;
         let Some(group) = self.birth_of(id).group else {
             return;
         };
-        if self.leads(id) {
+        if leads(self.birth_of(id)) {
             p.call(
                 nr::SETPGID,
                 &[0.into(), 0.into()],
@@ -201,7 +179,7 @@ impl Builder<'_> {
         } else {
             p.wait(
                 words.led,
-                self.nr_leaders(),
+                self.relatives.nr_leaders,
                 "waiting for all process groups",
             );
             let args = [0.into(), group.to_image().into()];
@@ -249,7 +227,7 @@ impl Builder<'_> {
         self.plan_groups(&mut p, id);
         p.wait(
             self.out.words.joined,
-            self.nr_joiners(),
+            self.relatives.nr_joiners,
             "waiting until all have joined",
         );
         p.call(nr::EXIT_GROUP, &[0.into()], Rule::Ok, "leaving");

@@ -26,7 +26,6 @@ use crate::program::{Program, ProgramId, Rule};
 use crate::task::posix_timers::{self, TimerIds};
 use crate::task::relations::{BirthId, Role};
 use crate::task::{attributes, itimers, signals};
-use crate::tree::Task;
 
 impl Builder<'_> {
     /// The end of a leader that lives.
@@ -148,9 +147,8 @@ impl Builder<'_> {
     /// A child of a main thread that is to exit must not die with it.
     fn plan_weaning(&self, p: &mut Program, nth: usize) {
         let tasks = &self.from.checkpoint.tree.tasks;
-        let parent = tasks
-            .iter()
-            .position(|task| task.pid == tasks[nth].ppid && !task.has_leader());
+        let parent = self.relatives.number(tasks[nth].ppid);
+        let parent = parent.filter(|parent| !tasks[*parent].has_leader());
         if let Some(parent) = parent {
             attributes::plan_pdeath_signal(p, 0);
             let weaned = self.out.births[self.from.family.of_task(parent)].weaned;
@@ -159,16 +157,9 @@ impl Builder<'_> {
     }
 
     fn nr_living_children(&self, pid: Pid) -> u32 {
-        let is_child = |task: &&Task| task.ppid == pid && task.is_alive();
-        count(
-            self.from
-                .checkpoint
-                .tree
-                .tasks
-                .iter()
-                .filter(is_child)
-                .count(),
-        )
+        let tasks = &self.from.checkpoint.tree.tasks;
+        let children = self.relatives.children(pid).iter();
+        count(children.filter(|child| tasks[**child].is_alive()).count())
     }
 
     /// What comes when all threads of the process have their state.

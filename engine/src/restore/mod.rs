@@ -22,6 +22,7 @@ mod load;
 mod options;
 mod pids;
 mod programs;
+mod relatives;
 mod report;
 mod run;
 mod stops;
@@ -213,13 +214,16 @@ impl Operation<'_> {
         for (pid, task) in living(&checkpoint) {
             files.assign_table(pid, task.ids.files_id);
         }
+        let tids = checkpoint.tree.tasks.iter().flat_map(Task::tids);
+        let helpers = family.births.iter().filter_map(|birth| birth.pid);
+        files.expect_pids(tids.chain(helpers).collect());
         let mut warnings = files.check(&self.options.file_options(), &executables)?;
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
         let mut shared = SharedRestore::load(images, memory_images)?;
         shared.open_all(images, &run::page_fill(written, self.cancel))?;
         files.open_all(&self.options.file_options(), &shared)?;
-        let lost = files.losses();
+        let lost = files.losses()?;
         self.accept(&lost)?;
         warnings.extend(lost);
 

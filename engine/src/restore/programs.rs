@@ -22,6 +22,7 @@ use firn_sys::{Pid, nr};
 
 use super::RestoreError;
 use super::load::{Checkpoint, LivingTask, LoadedTask};
+use super::relatives::Relatives;
 use super::thread::{self, Inherited};
 use super::threads::{LateTimers, Losses};
 use crate::files::FileStore;
@@ -210,7 +211,9 @@ pub(super) fn build(
         from,
         files,
         out: programs,
+        relatives: Relatives::of(&from.checkpoint.tree, from.family),
         table_owners: Vec::new(),
+        sharers: HashMap::new(),
     };
     builder.assign_tables()?;
     for id in 0..from.family.births.len() {
@@ -237,6 +240,9 @@ pub(super) struct Builder<'a> {
     pub(super) out: Programs,
     /// Birth that owns the descriptor table of each task, and the table's number.
     pub(super) table_owners: Vec<Option<(BirthId, u32)>>,
+    /// Numbers of the tasks that have a table, by its owner.
+    sharers: HashMap<BirthId, Vec<usize>>,
+    pub(super) relatives: Relatives,
 }
 
 impl<'a> Builder<'a> {
@@ -264,14 +270,15 @@ impl<'a> Builder<'a> {
     fn assign_tables(&mut self) -> Result<(), RestoreError> {
         let family = self.from.family;
         self.table_owners = vec![None; self.from.checkpoint.tasks.len()];
+        let mut first: HashMap<u32, usize> = HashMap::new();
         for nth in 0..self.from.checkpoint.tasks.len() {
             let LoadedTask::Living(living) = self.task(nth) else {
                 continue;
             };
             let files_id = living.ids.files_id;
             let id = family.of_task(nth);
-            let earlier = (0..nth)
-                .find(|other| self.table_owners[*other].is_some_and(|(_, id)| id == files_id));
+            let earlier = first.get(&files_id).copied();
+            first.entry(files_id).or_insert(nth);
             let owner = match earlier {
                 None => id,
                 Some(other) => {
@@ -288,6 +295,7 @@ impl<'a> Builder<'a> {
                 }
             };
             self.table_owners[nth] = Some((owner, files_id));
+            self.sharers.entry(owner).or_default().push(nth);
         }
         Ok(())
     }
@@ -397,7 +405,7 @@ impl<'a> Builder<'a> {
     fn plan_foreground(&self, p: &mut Program, nth: usize) {
         if self.files.leads_terminal(self.pid(nth)) {
             let why = "waiting for all process groups";
-            p.wait(self.out.words.led, self.nr_leaders(), why);
+            p.wait(self.out.words.led, self.relatives.nr_leaders, why);
             self.files.plan_foreground(self.pid(nth), p);
         }
     }
@@ -412,12 +420,7 @@ impl<'a> Builder<'a> {
             p.post(done, "saying that it needs no inherited descriptor");
             return;
         }
-        let sharers = self
-            .table_owners
-            .iter()
-            .flatten()
-            .filter(|(other, _)| *other == id)
-            .count();
+        let sharers = self.sharers[&id].len();
         if sharers > 1 {
             p.wait(
                 done,
@@ -449,17 +452,16 @@ impl<'a> Builder<'a> {
             self.files.plan_watches(files_id, p);
         }
         // POSIX locks belong to the table, so whoever shares it has set them as well.
-        for (sharer, owner) in self.table_owners.iter().enumerate() {
-            if owner.is_some_and(|(owner, _)| owner == id) {
-                self.files.plan_locks(self.pid(sharer), p);
-            }
+        for sharer in &self.sharers[&id] {
+            self.files.plan_locks(self.pid(*sharer), p);
         }
     }
 
     /// Zombies have died and helpers are reaped, before their SIGCHLD is forgotten.
     fn plan_deaths(&self, p: &mut Program, id: BirthId, nth: usize) {
-        let tree = &self.from.checkpoint.tree;
-        for task in tree.tasks.iter().filter(|task| task.ppid == self.pid(nth)) {
+        let tasks = &self.from.checkpoint.tree.tasks;
+        let children = self.relatives.children(self.pid(nth)).iter();
+        for task in children.map(|child| &tasks[*child]) {
             if !task.is_alive() {
                 let options = WEXITED | WNOWAIT | WALL;
                 let args: [Arg; 5] = [

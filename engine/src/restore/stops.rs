@@ -83,17 +83,14 @@ impl Builder<'_> {
 
     /// Lets children go on that have stopped themselves, and takes their stop but not their going on.
     pub(super) fn plan_going_on(&self, p: &mut Program, nth: usize) {
-        let checkpoint = self.from.checkpoint;
-        let tasks = checkpoint.tree.tasks.iter().zip(&checkpoint.tasks);
-        let own = self.pid(nth);
-        for (at, (task, loaded)) in tasks.enumerate().filter(|(_, (t, _))| t.ppid == own) {
-            let LoadedTask::Living(living) = loaded else {
+        for &at in self.relatives.children(self.pid(nth)) {
+            let LoadedTask::Living(living) = self.task(at) else {
                 continue;
             };
             if at == 0 || !has_yet_to_tell(living.process(), ChildEvent::Continued) {
                 continue;
             }
-            let child = task.pid.to_image();
+            let child = self.pid(at).to_image();
             let options = WSTOPPED | WALL;
             let args = [P_PID.into(), child.into(), 0.into(), options.into()];
             p.call_retrying(nr::WAITID, &args, Rule::Ok, "waiting until a child stops");
@@ -112,12 +109,9 @@ impl Builder<'_> {
         program: ProgramId,
     ) {
         let own = self.pid(nth);
-        let is_stopped = |task: &Task| matches!(task.state, TaskState::Stopped(_));
         let tasks = &self.from.checkpoint.tree.tasks;
-        if tasks
-            .iter()
-            .any(|task| task.ppid == own && is_stopped(task))
-        {
+        let is_stopped = |child: &usize| matches!(tasks[*child].state, TaskState::Stopped(_));
+        if self.relatives.children(own).iter().any(is_stopped) {
             let set = (1u64 << (SIGCHLD - 1)).to_le_bytes();
             let timeout = [0u64.to_le_bytes(), NOTICE_NANOS.to_le_bytes()].concat();
             let data = p.data(&[&set[..], &timeout].concat());

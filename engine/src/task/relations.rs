@@ -100,6 +100,8 @@ pub struct Birth {
 pub struct Family {
     /// All births.
     pub births: Vec<Birth>,
+    /// Birth of each task of the tree.
+    of_task: Vec<BirthId>,
 }
 
 impl Family {
@@ -113,8 +115,15 @@ impl Family {
             planner.bear(nth)?;
         }
         planner.groups();
+        let mut of_task = vec![0; tree.tasks.len()];
+        for (id, birth) in planner.births.iter().enumerate() {
+            if let Role::Task(nth) = birth.role {
+                of_task[nth] = id;
+            }
+        }
         Ok(Family {
             births: planner.births,
+            of_task,
         })
     }
 
@@ -123,11 +132,7 @@ impl Family {
     /// # Panics
     /// If the tree has no such task.
     pub fn of_task(&self, nth: usize) -> BirthId {
-        let wanted = Role::Task(nth);
-        self.births
-            .iter()
-            .position(|birth| birth.role == wanted)
-            .expect("every task is born")
+        self.of_task[nth]
     }
 }
 

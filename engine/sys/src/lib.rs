@@ -17,6 +17,7 @@ pub mod fsnotify;
 pub mod futex;
 pub mod io_uring;
 pub mod kcmp;
+pub mod keeper;
 pub mod kernel_memory;
 pub mod mapping;
 pub mod memfd;

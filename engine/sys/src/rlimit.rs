@@ -10,27 +10,39 @@ use crate::{Errno, Pid, Result};
 #[derive(Debug)]
 pub struct RaisedDescriptorLimit {
     old: Rlimit,
+    raised: Option<u64>,
 }
 
 impl RaisedDescriptorLimit {
     /// The limit of descriptors while this value lives; None is no limit.
     pub fn limit(&self) -> Option<u64> {
-        self.old.maximum
+        self.raised
     }
 }
 
-/// Raises the soft limit of descriptors of this process to the hard one.
+/// The limit of descriptors of this process; None is no limit.
+pub fn descriptor_limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
+}
+
+/// Raises the soft limit of descriptors of this process to the hard one; this one, too, where it is below
+/// `wanted` and the process may do that (CAP_SYS_RESOURCE, `fs.nr_open`).
 ///
 /// # Errors
 /// EPERM where a security module forbids it.
-pub fn raise_descriptor_limit() -> Result<RaisedDescriptorLimit> {
+pub fn raise_descriptor_limit(wanted: u64) -> Result<RaisedDescriptorLimit> {
     let old = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: old.maximum,
-        maximum: old.maximum,
+    let raise_to = |limit: Option<u64>| {
+        let raised = Rlimit {
+            current: limit,
+            maximum: limit,
+        };
+        let made = |()| RaisedDescriptorLimit { old, raised: limit };
+        setrlimit(Resource::Nofile, raised).map(made)
     };
-    setrlimit(Resource::Nofile, raised)?;
-    Ok(RaisedDescriptorLimit { old })
+    let too_low = old.maximum.is_some_and(|hard| hard < wanted);
+    let raised = too_low.then(|| raise_to(Some(wanted)).ok()).flatten();
+    Ok(raised.map_or_else(|| raise_to(old.maximum), Ok)?)
 }
 
 impl Drop for RaisedDescriptorLimit {

@@ -45,6 +45,7 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         shell_job: workload.shell_job,
         dump_options: workload.dump_options,
         restore_options: workload.restore_options,
+        descriptor_limit: workload.descriptor_limit,
     });
     // Its window closes at the end, which tells the session's leader, us.
     sys::handle(libc::SIGHUP, on_hang_up, 0).context("catching SIGHUP")?;

@@ -28,6 +28,8 @@ pub struct Engine {
     pub dump_options: &'static [&'static str],
     /// More options for a restore.
     pub restore_options: &'static [&'static str],
+    /// Its limit of descriptors.
+    pub descriptor_limit: Option<usize>,
 }
 
 /// The number under which a restore gets the object that has a side outside.
@@ -125,6 +127,12 @@ impl Engine {
             Stdio::null()
         };
         command.stdin(own).stdout(file).stderr(twin);
+        if let Some(limit) = self.descriptor_limit {
+            let limit = u64::try_from(limit)?;
+            let set = move || sys::set_limit(libc::RLIMIT_NOFILE, limit, limit);
+            // SAFETY: the closure makes a system call only.
+            unsafe { command.pre_exec(set) };
+        }
         let pid = reaper.start(&mut command)?;
         let ended = reaper.until(verb, self.timeout, |reaper| reaper.end_of(pid));
         let Ok(exit) = ended else {

@@ -17,7 +17,6 @@
 //! has at that moment, so these must be the last ones.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsRawFd;
 
 use firn_proto::{FdTypes, FdinfoEntry, FirnUringEntry};
 use firn_sys::io_uring::{register, setup};
@@ -132,8 +131,7 @@ impl FileStore {
             let process = pidfd::open(pid).map_err(refused("reach the process of"))?;
             let fd = pidfd::getfd(&process, number).map_err(refused("fetch"))?;
             restore::bring(&fd, ring, restore::shape(ring)?)?;
-            let place = self.opened(FdTypes::FirnUring, ring.id);
-            let place = place.expect("opened by its kind").as_raw_fd();
+            let place = self.ring_fd(ring.id).expect("it stays here");
             epoll::place(&fd, place).map_err(refused("place"))?;
         }
         Ok(())

@@ -23,7 +23,6 @@ pub(super) use packets::{PacketRestore, files_in_flight};
 pub use settings::{NetworkLock, OutsidePeer, SocketDumpOptions, SocketRestoreOptions};
 pub(super) use unix::UnixSocketKind;
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageSetWriter};
@@ -38,6 +37,7 @@ use super::error::{FileDumpError, FileRestoreError};
 use super::external::Inherited;
 use super::kind::Dumping;
 use super::open_file::{OpenFile, Trouble};
+use super::shelf::{OpenedFiles, Room};
 use crate::network_lock::{self, HeldOff, LockedNetwork};
 
 /// Number of the network namespace in images: all tasks have the same one.
@@ -141,6 +141,7 @@ impl<'a> SocketSet<'a> {
         inherited: &Inherited,
         options: &'a FileRestoreOptions,
         closes_tcp: bool,
+        room: &Room,
     ) -> Result<SocketSet<'a>, FileRestoreError> {
         let unix = entries.all().filter_map(|entry| entry.usk.as_deref());
         let unix = unix.filter(|socket| !inherited.has_socket(socket.ino));
@@ -150,8 +151,8 @@ impl<'a> SocketSet<'a> {
             .filter(|socket| !inherited.has_socket(socket.ino))
             .collect();
         Ok(SocketSet {
-            unix: unix::RestoredUnix::make(unix.collect(), options)?,
-            inet: inet::RestoredInet::make(inet, images, options, closes_tcp)?,
+            unix: unix::RestoredUnix::make(unix.collect(), options, room)?,
+            inet: inet::RestoredInet::make(inet, images, options, closes_tcp, room)?,
             packets: PacketRestore::load(images)?,
             losses: Vec::new(),
         })
@@ -160,18 +161,15 @@ impl<'a> SocketSet<'a> {
     /// Hands the socket of an entry out, once.
     pub(super) fn take(&mut self, fd_type: FdTypes, id: u32) -> Result<OwnedFd, FileRestoreError> {
         let found = match fd_type {
-            FdTypes::Unixsk => self.unix.take(id),
-            FdTypes::Inetsk => self.inet.take(id),
+            FdTypes::Unixsk => self.unix.take(id)?,
+            FdTypes::Inetsk => self.inet.take(id)?,
             _ => None,
         };
         found.ok_or_else(|| FileRestoreError::corrupt(id, "it is asked for twice"))
     }
 
     /// Fills queues and sets what ends a socket's making, when all files are open.
-    pub(super) fn finish(
-        self,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Result<Finished, FileRestoreError> {
+    pub(super) fn finish(self, opened: &OpenedFiles) -> Result<Finished, FileRestoreError> {
         let mut packets = self.packets;
         let mut losses = self.losses;
         losses.extend(self.unix.finish(&mut packets, opened)?);
@@ -179,6 +177,11 @@ impl<'a> SocketSet<'a> {
         losses.extend(lost);
         Ok(Finished { resting, losses })
     }
+}
+
+fn is_socket_type(kind: FdTypes) -> bool {
+    use FdTypes::{Inetsk, Netlinksk, Packetsk, Unixsk};
+    matches!(kind, Unixsk | Inetsk | Netlinksk | Packetsk)
 }
 
 /// Options of a socket that are not as they were, in a sentence each. Options that this kernel does not
@@ -249,23 +252,25 @@ impl RestoredNetwork {
     pub(super) fn losses(
         &self,
         entries: &Entries,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Vec<String> {
+        opened: &OpenedFiles,
+    ) -> Result<Vec<String>, FileRestoreError> {
         let resting = |id: u32| self.resting.iter().any(|one| one.id() == id);
         let given_up = |entry: &FileEntry| {
             let isk = entry.isk.as_ref();
             isk.is_some_and(|isk| inet::is_connection(isk) && !resting(isk.id))
         };
-        let found = opened
-            .iter()
-            .filter_map(|(key, fd)| Some((entries.get(key.0, key.1)?, fd)));
-        let kept = found.filter(|(entry, _)| !given_up(entry));
-        let mut lost: Vec<String> = kept
-            .flat_map(|(entry, fd)| lost_options(entry, fd.as_fd()))
-            .collect();
+        let mut lost = Vec::new();
+        for key in opened.keys().filter(|(kind, _)| is_socket_type(*kind)) {
+            let entry = entries.get(key.0, key.1);
+            if let Some(entry) = entry.filter(|entry| !given_up(entry))
+                && let Some(fd) = opened.get(&key)?
+            {
+                lost.extend(lost_options(entry, fd.as_fd()));
+            }
+        }
         lost.sort_unstable();
         lost.extend_from_slice(&self.losses);
-        lost
+        Ok(lost)
     }
 
     /// Takes sockets that are complete, with the connections that do not run yet.
@@ -276,22 +281,19 @@ impl RestoredNetwork {
 
     /// Lifts the lock and lets all connections go on. The tasks do not run yet, so that nothing of theirs
     /// comes before what had been sent.
-    pub(super) fn resume(
-        &mut self,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Result<(), FileRestoreError> {
+    pub(super) fn resume(&mut self, opened: &OpenedFiles) -> Result<(), FileRestoreError> {
         if let Some(lock) = self.lock.take() {
             lock.lift();
         }
-        let find = |one: &inet::Resting| Some((opened.get(&(FdTypes::Inetsk, one.id()))?).as_fd());
+        let find = |one: &inet::Resting| opened.get(&(FdTypes::Inetsk, one.id()));
         for one in &self.resting {
-            if let Some(fd) = find(one) {
-                one.wake(fd)?;
+            if let Some(fd) = find(one)? {
+                one.wake(fd.as_fd())?;
             }
         }
         for one in &self.resting {
-            if let Some(fd) = find(one) {
-                one.resume(fd)?;
+            if let Some(fd) = find(one)? {
+                one.resume(fd.as_fd())?;
             }
         }
         self.resting.clear();

@@ -1,7 +1,7 @@
 //! Messages that wait in sockets: sk-queues.img.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use firn_images::{ImageDir, ImageKind, ImageSetWriter};
 use firn_proto::{FirnSkPacketEntry, FirnUcred, ScmEntry, SkPacketEntry};
@@ -12,6 +12,8 @@ use firn_sys::{Errno, Result};
 
 use super::packet_ring::{Side, Slot};
 use crate::files::error::{FileDumpError, FileRestoreError};
+use crate::files::kind::KINDS;
+use crate::files::shelf::{Held, OpenedFiles};
 
 const SCM_RIGHTS: u32 = 1;
 /// Bytes of a stream that are one entry.
@@ -227,12 +229,14 @@ fn for_each(
 /// Descriptors of the files in a message.
 pub(super) fn rights_of<'a>(
     packet: &Packet,
-    opened: &'a HashMap<(firn_proto::FdTypes, u32), OwnedFd>,
-) -> std::result::Result<Vec<std::os::fd::BorrowedFd<'a>>, FileRestoreError> {
+    opened: &'a OpenedFiles,
+) -> std::result::Result<Vec<Held<'a>>, FileRestoreError> {
     let find = |id: &u32| {
-        let found = opened.iter().find(|((_, number), _)| number == id);
-        let found = found.map(|(_, fd)| fd.as_fd());
-        found.ok_or_else(|| FileRestoreError::corrupt(*id, "a message has it and no table does"))
+        let mut keys = KINDS.iter().map(|kind| (kind.fd_type(), *id));
+        let key = keys.find(|key| opened.contains(key));
+        let found = key.map(|key| opened.get(&key)).transpose()?;
+        let missing = || FileRestoreError::corrupt(*id, "a message has it and no table does");
+        found.flatten().ok_or_else(missing)
     };
     packet.rights.iter().map(find).collect()
 }
@@ -241,6 +245,7 @@ pub(super) fn rights_of<'a>(
 mod tests {
     use super::*;
     use firn_sys::socket::{Outgoing, SOCK_SEQPACKET};
+    use std::os::fd::OwnedFd;
 
     fn send(fd: &OwnedFd, bytes: &[u8]) {
         let message = Outgoing {

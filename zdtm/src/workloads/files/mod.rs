@@ -1,6 +1,7 @@
 //! Descriptors and what they lead to.
 
 mod bpf;
+mod crowd;
 mod device;
 mod directory;
 mod epoll;
@@ -56,6 +57,13 @@ pub static ALL: &[&Workload] = &[
     &fifo::NAMED,
     &fifo::ONE_END,
     &fifo::REMOVED,
+    &crowd::CROWD,
+    &crowd::MOST_DESCRIPTORS,
+    &crowd::HALF_PIPES,
+    &crowd::SHARED,
+    &crowd::MOST_SHARED,
+    &crowd::APART,
+    &crowd::MOST_APART,
     &sharing::DUPLICATES,
     &sharing::INHERITED,
     &sharing::TABLE,

@@ -26,6 +26,7 @@ use super::{address, datagrams, groups, is_connection, is_tcp, local_of, remote_
 use crate::files::FileRestoreOptions;
 use crate::files::error::FileRestoreError;
 use crate::files::open;
+use crate::files::shelf::{OpenedFiles, Room, Shelf};
 use crate::network_lock::{Connection, Port};
 
 type Outcome<T> = std::result::Result<T, FileRestoreError>;
@@ -34,7 +35,7 @@ type Outcome<T> = std::result::Result<T, FileRestoreError>;
 #[derive(Debug, Default)]
 pub(in crate::files) struct RestoredInet<'a> {
     entries: Vec<&'a InetSkEntry>,
-    made: HashMap<u32, OwnedFd>,
+    made: Shelf<u32>,
     resting: Vec<Resting>,
     gives_up: bool,
     losses: Vec<String>,
@@ -63,11 +64,13 @@ impl<'a> RestoredInet<'a> {
         images: &ImageDir,
         options: &FileRestoreOptions,
         gives_up: bool,
+        room: &Room,
     ) -> Outcome<Self> {
         entries.sort_by_key(|entry| entry.id);
         let mut set = RestoredInet {
             entries: entries.clone(),
             gives_up: gives_up || options.sockets.tcp_close,
+            made: Shelf::new(room.part(4)),
             ..RestoredInet::default()
         };
         let ends_of = |entry: &InetSkEntry| connection_of(entry).map(Connection::on_the_wire);
@@ -81,7 +84,7 @@ impl<'a> RestoredInet<'a> {
         for entry in plain {
             let fd = create(entry)?;
             set_up(&fd, entry, &mut set.losses)?;
-            set.made.insert(entry.id, fd);
+            set.made.insert(entry.id, fd)?;
         }
         for entry in connected {
             let fd = create(entry)?;
@@ -100,13 +103,13 @@ impl<'a> RestoredInet<'a> {
                 set.resting
                     .push(tcp_restore::make(&fd, entry, images, peer)?);
             }
-            set.made.insert(entry.id, fd);
+            set.made.insert(entry.id, fd)?;
         }
         Ok(set)
     }
 
     /// Hands a socket out.
-    pub(in crate::files) fn take(&mut self, id: u32) -> Option<OwnedFd> {
+    pub(in crate::files) fn take(&mut self, id: u32) -> Outcome<Option<OwnedFd>> {
         self.made.remove(&id)
     }
 
@@ -114,10 +117,10 @@ impl<'a> RestoredInet<'a> {
     pub(in crate::files) fn finish(
         mut self,
         packets: &mut PacketRestore,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+        opened: &OpenedFiles,
     ) -> Outcome<(Vec<Resting>, Vec<String>)> {
         for entry in &self.entries {
-            let Some(fd) = opened.get(&(FdTypes::Inetsk, entry.id)) else {
+            let Some(fd) = opened.get(&(FdTypes::Inetsk, entry.id))? else {
                 continue;
             };
             if datagrams::is_udp(entry) {

@@ -8,11 +8,12 @@ use firn_sys::socket::{self, TCP_LISTEN};
 
 use super::super::options;
 use super::makers::{connect, listen, make_pair};
-use super::names::{address_of, shown};
+use super::names::{Reach, address_of, shown};
 use super::restore::{MANY, Outcome, RestoredUnix, is_stream, kind_of, peer_of};
 use crate::files::OutsidePeer;
 use crate::files::error::FileRestoreError;
 use crate::files::external::take_over;
+use crate::files::shelf::Held;
 
 impl<'a> RestoredUnix<'a> {
     pub(super) fn make_connection(&mut self, entry: &'a UnixSkEntry) -> Outcome<()> {
@@ -28,8 +29,8 @@ impl<'a> RestoredUnix<'a> {
                 } else {
                     self.as_pair(entry, Some(peer))?
                 };
-                self.made.insert(entry.id, one);
-                self.made.insert(peer.id, other);
+                self.made.insert(entry.id, one)?;
+                self.made.insert(peer.id, other)?;
                 Ok(())
             }
             _ => self.without_peer(entry),
@@ -45,7 +46,7 @@ impl<'a> RestoredUnix<'a> {
         if let Some(name) = outside
             && let Some(fd) = self.reconnect(entry, name)?
         {
-            self.made.insert(entry.id, fd);
+            self.made.insert(entry.id, fd)?;
             return Ok(());
         }
         let (own, other) = if self.is_acceptor(entry, None) {
@@ -53,8 +54,8 @@ impl<'a> RestoredUnix<'a> {
         } else {
             self.as_pair(entry, None)?
         };
-        self.made.insert(entry.id, own);
-        self.others.insert(entry.id, other);
+        self.made.insert(entry.id, own)?;
+        self.others.insert(entry.id, other)?;
         Ok(())
     }
 
@@ -112,26 +113,26 @@ impl<'a> RestoredUnix<'a> {
             None => self.create_bare(accepted)?,
         };
         let noted = client.and_then(peer_of);
-        let (listener, address) = match self.listener_of(accepted) {
+        let (listener, reach) = match self.listener_of(accepted) {
             Some(listener) => {
+                let fd = self.made.get(&listener.id)?;
+                let fd = fd.expect("listeners are made first");
                 if self.listens_as.get(&listener.id) != Some(&noted) && noted.is_some() {
-                    listen(&self.made[&listener.id], noted, MANY, listener)?;
+                    listen(&fd, noted, MANY, listener)?;
                     self.listens_as.insert(listener.id, noted);
                 }
-                (
-                    self.made[&listener.id].as_fd(),
-                    self.reach[&listener.id].address(),
-                )
+                let reach = Reach::of(&fd, listener)?;
+                (fd, reach)
             }
             None => {
                 self.make_stand_in(accepted)?;
-                let (fd, reach) = &self.stand_ins[&accepted.name];
+                let fd = &self.stand_ins[&accepted.name];
                 listen(fd, noted, MANY, accepted)?;
-                (fd.as_fd(), reach.address())
+                (Held::Here(fd.as_fd()), Reach::of(fd, accepted)?)
             }
         };
         let what = || shown(accepted);
-        connect(&from, peer_of(accepted), &address)
+        connect(&from, peer_of(accepted), &reach.address())
             .map_err(FileRestoreError::refused("connect to", what()))?;
         let end = socket::accept(listener)
             .map_err(FileRestoreError::refused("accept a connection of", what()))?;
@@ -148,8 +149,8 @@ impl<'a> RestoredUnix<'a> {
     fn make_stand_in(&mut self, accepted: &UnixSkEntry) -> Outcome<()> {
         if !self.stand_ins.contains_key(&accepted.name) {
             let fd = self.create_bare(accepted)?;
-            let reach = self.binder.bind(&fd, accepted)?;
-            self.stand_ins.insert(accepted.name.clone(), (fd, reach));
+            self.binder.bind(&fd, accepted)?;
+            self.stand_ins.insert(accepted.name.clone(), fd);
         }
         Ok(())
     }
@@ -173,15 +174,17 @@ impl<'a> RestoredUnix<'a> {
     fn wait_at(&mut self, entry: &'a UnixSkEntry, listener: &UnixSkEntry) -> Outcome<()> {
         let fd = self.create(entry)?;
         self.bind(&fd, entry)?;
-        let Some(reach) = self.reach.get(&listener.id) else {
+        let at = self.made.get(&listener.id)?;
+        let Some(at) = at.filter(|_| self.bound.contains(&listener.id)) else {
             return Err(FileRestoreError::corrupt(
                 entry.id,
                 "its listener has no name",
             ));
         };
+        let reach = Reach::of(at, listener)?;
         let refused = FileRestoreError::refused("connect", shown(entry));
         socket::connect(&fd, &reach.address()).map_err(refused)?;
-        self.made.insert(entry.id, fd);
+        self.made.insert(entry.id, fd)?;
         Ok(())
     }
 }

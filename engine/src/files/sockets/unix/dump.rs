@@ -1,7 +1,7 @@
 //! Reading unix sockets.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use firn_proto::{
     FdTypes, FileEntry, FilePermsEntry, FirnUnixSkEntry, SkOptsEntry, SkShutdown, UnixSkEntry,
@@ -33,8 +33,8 @@ pub(in crate::files) struct DumpedUnix {
     /// All of the namespace, as soon as there is one to be dumped.
     known: Option<HashMap<u32, UnixSocket>>,
     held: Vec<Held>,
-    /// Sockets whose queues have not been read yet.
-    unread: VecDeque<usize>,
+    /// What waits in sockets, by number, and is not in the images yet.
+    queues: VecDeque<(u32, Vec<Message>)>,
 }
 
 /// What came of settling who the peers are.
@@ -50,10 +50,8 @@ pub(in crate::files) struct Settled {
 
 #[derive(Debug)]
 struct Held {
-    id: u32,
     ino: u32,
     file: OpenFile,
-    fd: OwnedFd,
 }
 
 impl DumpedUnix {
@@ -97,15 +95,14 @@ impl DumpedUnix {
         if diag.name.first().is_some_and(|byte| *byte != 0) {
             describe_file(fd, file.pid, &mut entry);
         }
-        let fd = fd
-            .try_clone_to_owned()
-            .map_err(|error| query(file, "the socket", error.into()))?;
-        self.unread.push_back(self.held.len());
+        // Now, because a tree may have more sockets than this process may have descriptors.
+        let messages = messages(file, fd, &diag)?;
+        if !messages.is_empty() {
+            self.queues.push_back((dumping.id, messages));
+        }
         self.held.push(Held {
-            id: dumping.id,
             ino,
             file: file.clone(),
-            fd,
         });
         Ok(entry)
     }
@@ -121,39 +118,9 @@ impl DumpedUnix {
             .ok_or_else(|| FileDumpError::Obstacles(vec![file.obstacle(foreign_namespace())]))
     }
 
-    /// The messages of the next socket that has not been asked for them: its number and what waits there.
-    pub(in crate::files) fn next_queue(
-        &mut self,
-    ) -> Result<Option<(u32, Vec<Message>)>, FileDumpError> {
-        while let Some(at) = self.unread.pop_front() {
-            let held = &self.held[at];
-            let diag = &self.known.as_ref().expect("read with the first socket")[&held.ino];
-            if diag.state == TCP_LISTEN {
-                continue;
-            }
-            let kind = i32::try_from(diag.kind).unwrap_or(0);
-            let failed = |source| query(&held.file, "the messages", source);
-            let waiting = socket::ioctl_number(&held.fd, SIOCINQ).unwrap_or(0);
-            let waiting = usize::try_from(waiting).unwrap_or(0);
-            if kind != SOCK_DGRAM && waiting == 0 {
-                continue;
-            }
-            let messages = match packets::read_queue(&held.fd, kind, waiting) {
-                Err(Errno::EIO) => {
-                    return Err(FileDumpError::Obstacles(vec![held.file.obstacle(
-                        Trouble::new(
-                            "an urgent byte waits in the socket",
-                            "dump when the task has read it",
-                        ),
-                    )]));
-                }
-                messages => messages.map_err(failed)?,
-            };
-            if !messages.is_empty() {
-                return Ok(Some((held.id, messages)));
-            }
-        }
-        Ok(None)
+    /// The messages of the next socket whose are not in the images yet: its number and what waits there.
+    pub(in crate::files) fn next_queue(&mut self) -> Option<(u32, Vec<Message>)> {
+        self.queues.pop_front()
     }
 
     /// Settles who the peers are, when all sockets are known.
@@ -219,6 +186,30 @@ impl DumpedUnix {
 }
 
 /// Notes whom a connected socket without a peer waits for.
+/// What waits in a socket's queue.
+fn messages(
+    file: &OpenFile,
+    fd: BorrowedFd<'_>,
+    diag: &UnixSocket,
+) -> Result<Vec<Message>, FileDumpError> {
+    let kind = i32::try_from(diag.kind).unwrap_or(0);
+    let waiting = match diag.state {
+        TCP_LISTEN => return Ok(Vec::new()),
+        _ => socket::ioctl_number(fd, SIOCINQ).unwrap_or(0),
+    };
+    let waiting = usize::try_from(waiting).unwrap_or(0);
+    if kind != SOCK_DGRAM && waiting == 0 {
+        return Ok(Vec::new());
+    }
+    packets::read_queue(fd, kind, waiting).map_err(|errno| match errno {
+        Errno::EIO => FileDumpError::Obstacles(vec![file.obstacle(Trouble::new(
+            "an urgent byte waits in the socket",
+            "dump when the task has read it",
+        ))]),
+        errno => query(file, "the messages", errno),
+    })
+}
+
 fn wait_for_listener(
     entry: &mut UnixSkEntry,
     diag: &UnixSocket,

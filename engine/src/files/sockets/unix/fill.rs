@@ -4,7 +4,7 @@
 //! that very socket where the tree has it, else by one that has the name for a moment.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_proto::{FdTypes, UnixSkEntry};
@@ -16,6 +16,7 @@ use firn_sys::{Errno, stand_in};
 use super::super::packets::{Packet, rights_of};
 use super::names::{Binder, Reach, shown};
 use crate::files::error::FileRestoreError;
+use crate::files::shelf::{Held, OpenedFiles, Shelf};
 
 /// Room for whatever a sender had in flight.
 const ROOMY: i32 = 1 << 28;
@@ -31,10 +32,10 @@ pub(super) enum Fill {
 pub(super) struct Queues<'a> {
     pub(super) entries: &'a HashMap<u32, &'a UnixSkEntry>,
     pub(super) by_ino: &'a HashMap<u32, &'a UnixSkEntry>,
-    pub(super) others: &'a HashMap<u32, OwnedFd>,
-    pub(super) reach: &'a HashMap<u32, Reach>,
+    pub(super) others: &'a Shelf<u32>,
+    pub(super) bound: &'a HashSet<u32>,
     pub(super) binder: &'a Binder<'a>,
-    pub(super) opened: &'a HashMap<(FdTypes, u32), OwnedFd>,
+    pub(super) opened: &'a OpenedFiles,
     /// Counts messages that no longer tell who sent them.
     pub(super) nameless: &'a Cell<u32>,
 }
@@ -68,41 +69,44 @@ impl Queues<'_> {
             if entry.r#type == SOCK_DGRAM.cast_unsigned() {
                 self.send_datagram(entry, packet)?;
             } else {
-                let from = self.other_end(entry).ok_or_else(|| no_sender(entry))?;
-                self.send(from, None, entry, packet)?;
+                let from = self.other_end(entry)?.ok_or_else(|| no_sender(entry))?;
+                self.send(from.as_fd(), None, entry, packet)?;
             }
         }
         Ok(())
     }
 
     /// The socket whose messages arrive at this one.
-    fn other_end(&self, entry: &UnixSkEntry) -> Option<BorrowedFd<'_>> {
-        if let Some(other) = self.others.get(&entry.id) {
-            return Some(other.as_fd());
+    fn other_end(&self, entry: &UnixSkEntry) -> Result<Option<Held<'_>>, FileRestoreError> {
+        if let Some(other) = self.others.get(&entry.id)? {
+            return Ok(Some(other));
         }
-        let peer = self.by_ino.get(&entry.peer)?;
-        self.opened
-            .get(&(FdTypes::Unixsk, peer.id))
-            .map(AsFd::as_fd)
+        match self.by_ino.get(&entry.peer) {
+            Some(peer) => self.opened.get(&(FdTypes::Unixsk, peer.id)),
+            None => Ok(None),
+        }
     }
 
     fn send_datagram(&self, entry: &UnixSkEntry, packet: &Packet) -> Result<(), FileRestoreError> {
         let name = name_of(&packet.sender);
-        let destination = self.reach.get(&entry.id).map(Reach::address);
+        let receiver = self.opened.get(&(FdTypes::Unixsk, entry.id))?;
+        let receiver = receiver.filter(|_| self.bound.contains(&entry.id));
+        let reach = receiver.map(|fd| Reach::of(fd, entry)).transpose()?;
+        let destination = reach.as_ref().map(Reach::address);
         if name.is_empty() {
-            return match (destination, self.other_end(entry)) {
+            return match (destination, self.other_end(entry)?) {
                 (Some(destination), _) => {
                     let from = self.temporary(entry, None)?;
                     self.send(from.as_fd(), Some(&destination), entry, packet)
                 }
-                (None, Some(from)) => self.send(from, None, entry, packet),
+                (None, Some(from)) => self.send(from.as_fd(), None, entry, packet),
                 (None, None) => Err(no_sender(entry)),
             };
         }
         let mut all = self.entries.values();
         let known = all.find(|other| other.name == name && !is_stream(other));
-        let known = known.and_then(|other| self.opened.get(&(FdTypes::Unixsk, other.id)));
-        match known {
+        let known = known.map(|other| self.opened.get(&(FdTypes::Unixsk, other.id)));
+        match known.transpose()?.flatten() {
             Some(from) => self.send(from.as_fd(), destination.as_deref(), entry, packet),
             None => {
                 let from = self.temporary(entry, Some(name))?;
@@ -133,8 +137,10 @@ impl Queues<'_> {
     /// Runs `work` while the receiver asks for credentials: only then a message keeps who sent it.
     fn receiving_credentials<T>(&self, entry: &UnixSkEntry, work: impl FnOnce() -> T) -> T {
         let receiver = self.opened.get(&(FdTypes::Unixsk, entry.id));
+        let receiver = receiver.ok().flatten();
         let set = |value: i32| {
             let refused = receiver
+                .as_ref()
                 .and_then(|fd| socket::set_number(fd, SOL_SOCKET, SO_PASSCRED, value).err());
             if let Some(errno) = refused {
                 tracing::debug!("SO_PASSCRED of {}: {errno}", shown(entry));
@@ -154,7 +160,8 @@ impl Queues<'_> {
         packet: &Packet,
     ) -> Result<(), FileRestoreError> {
         let refused = || FileRestoreError::refused("fill the queue of", shown(entry));
-        let rights = rights_of(packet, self.opened)?;
+        let held = rights_of(packet, self.opened)?;
+        let rights: Vec<BorrowedFd<'_>> = held.iter().map(AsFd::as_fd).collect();
         let _ = socket::set_number(from, SOL_SOCKET, SO_SNDBUFFORCE, ROOMY);
         let mut left = packet.bytes.as_slice();
         let mut rights = rights.as_slice();

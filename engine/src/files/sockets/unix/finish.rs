@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use firn_proto::{FdTypes, UnixSkEntry};
 use firn_sys::socket::{self, SO_PEEK_OFF, SOL_SOCKET, TCP_LISTEN};
@@ -13,18 +13,19 @@ use super::super::packets::PacketRestore;
 use super::USK_EXTERN;
 use super::fill::{Fill, Queues};
 use super::makers::listen;
-use super::names::{address_of, shown};
+use super::names::{Reach, address_of, shown};
 use super::restore::{Outcome, RestoredUnix, has_lost_peer, is_stream, peer_of};
 use crate::files::OutsidePeer;
 use crate::files::error::FileRestoreError;
 use crate::files::open;
+use crate::files::shelf::OpenedFiles;
 
 impl RestoredUnix<'_> {
     /// Fills queues and sets what remains, when all files are open. Returns what is lost, in words.
     pub(in crate::files) fn finish(
         mut self,
         packets: &mut PacketRestore,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
+        opened: &OpenedFiles,
     ) -> Outcome<Option<String>> {
         let nameless = Cell::new(0);
         let mut ids: Vec<u32> = self.entries.keys().copied().collect();
@@ -33,7 +34,7 @@ impl RestoredUnix<'_> {
             entries: &self.entries,
             by_ino: &self.by_ino,
             others: &self.others,
-            reach: &self.reach,
+            bound: &self.bound,
             binder: &self.binder,
             opened,
             nameless: &nameless,
@@ -54,7 +55,7 @@ impl RestoredUnix<'_> {
             entries: &self.entries,
             by_ino: &self.by_ino,
             others: &self.others,
-            reach: &self.reach,
+            bound: &self.bound,
             binder: &self.binder,
             opened,
             nameless: &nameless,
@@ -64,7 +65,7 @@ impl RestoredUnix<'_> {
         }
         drop(std::mem::take(&mut self.others));
         for &id in &ids {
-            if let Some(fd) = opened.get(&(FdTypes::Unixsk, id)) {
+            if let Some(fd) = opened.get(&(FdTypes::Unixsk, id))? {
                 self.finish_one(self.entries[&id], fd.as_fd())?;
             }
         }
@@ -117,23 +118,24 @@ impl RestoredUnix<'_> {
         }
     }
 
-    fn connect_datagram(
-        &self,
-        entry: &UnixSkEntry,
-        opened: &HashMap<(FdTypes, u32), OwnedFd>,
-    ) -> Outcome<()> {
-        let fd = opened.get(&(FdTypes::Unixsk, entry.id));
+    fn connect_datagram(&self, entry: &UnixSkEntry, opened: &OpenedFiles) -> Outcome<()> {
+        let fd = opened.get(&(FdTypes::Unixsk, entry.id))?;
         let (Some(fd), Some(peer)) = (fd, self.by_ino.get(&entry.peer)) else {
             return Ok(());
         };
+        let reach;
         let address = if peer.uflags & USK_EXTERN != 0 {
             match self.options.sockets.outside_peer(&peer.name, false) {
                 OutsidePeer::Reconnect => address_of(&peer.name),
                 OutsidePeer::EndOfFile | OutsidePeer::Inherit(_) => return Ok(()),
             }
         } else {
-            match self.reach.get(&peer.id) {
-                Some(reach) => reach.address(),
+            let there = opened.get(&(FdTypes::Unixsk, peer.id))?;
+            match there.filter(|_| self.bound.contains(&peer.id)) {
+                Some(there) => {
+                    reach = Reach::of(there, peer)?;
+                    reach.address()
+                }
                 // A pair has been connected from the beginning.
                 None => return Ok(()),
             }

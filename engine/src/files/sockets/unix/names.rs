@@ -27,7 +27,16 @@ pub(super) enum Reach {
 }
 
 impl Reach {
-    /// The address to connect or send to.
+    /// How others reach a socket that has been bound to the name of its entry.
+    pub(super) fn of(fd: impl AsFd, entry: &UnixSkEntry) -> Result<Reach, FileRestoreError> {
+        if entry.name.first() == Some(&0) {
+            return Ok(Reach::Abstract(entry.name.clone()));
+        }
+        let refused = FileRestoreError::refused("find the file of", shown(entry));
+        socket::unix_file(fd).map(Reach::File).map_err(refused)
+    }
+
+    /// The address to connect or send to, as long as this value lives.
     pub(super) fn address(&self) -> Vec<u8> {
         match self {
             Reach::Abstract(name) => address_of(name),
@@ -60,16 +69,11 @@ impl<'a> Binder<'a> {
     }
 
     /// Binds a socket to the name of its entry.
-    pub(super) fn bind(
-        &self,
-        fd: impl AsFd,
-        entry: &UnixSkEntry,
-    ) -> Result<Reach, FileRestoreError> {
+    pub(super) fn bind(&self, fd: impl AsFd, entry: &UnixSkEntry) -> Result<(), FileRestoreError> {
         let fd = fd.as_fd();
         if entry.name.first() == Some(&0) {
             let refused = FileRestoreError::refused("bind", shown(entry));
-            socket::bind(fd, &address_of(&entry.name)).map_err(refused)?;
-            return Ok(Reach::Abstract(entry.name.clone()));
+            return socket::bind(fd, &address_of(&entry.name)).map_err(refused);
         }
         let path = self.path_of(entry);
         let aside = match file::lstat_path(&path) {
@@ -122,7 +126,7 @@ impl<'a> Binder<'a> {
         Ok(None)
     }
 
-    fn bind_file(&self, fd: impl AsFd, entry: &UnixSkEntry) -> Result<Reach, FileRestoreError> {
+    fn bind_file(&self, fd: impl AsFd, entry: &UnixSkEntry) -> Result<(), FileRestoreError> {
         let fd = fd.as_fd();
         let directory = entry
             .name_dir
@@ -135,9 +139,9 @@ impl<'a> Binder<'a> {
             (root, directory) => socket::bind_in(fd, &address, root, directory),
         };
         bound.map_err(FileRestoreError::refused("bind", shown(entry)))?;
-        let file = socket::unix_file(fd)
-            .map_err(FileRestoreError::refused("find the file of", shown(entry)))?;
         if let Some(perms) = &entry.file_perms {
+            let refused = FileRestoreError::refused("find the file of", shown(entry));
+            let file = socket::unix_file(fd).map_err(refused)?;
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
             let own = std::os::unix::fs::chown(&path, Some(perms.uid), Some(perms.gid));
             let mode = std::os::unix::fs::PermissionsExt::from_mode(perms.mode & 0o7777);
@@ -146,7 +150,7 @@ impl<'a> Binder<'a> {
                     FileRestoreError::refused("set the owner of", shown(entry))(error.into())
                 })?;
         }
-        Ok(Reach::File(file))
+        Ok(())
     }
 
     fn path_of(&self, entry: &UnixSkEntry) -> PathBuf {

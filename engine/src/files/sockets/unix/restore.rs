@@ -11,7 +11,7 @@
 //!
 //! `connect.rs` makes the connections, `finish.rs` what comes when all files are open, `fill.rs` the queues.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use firn_proto::UnixSkEntry;
@@ -21,9 +21,10 @@ use super::super::options;
 use super::super::packets::from_image;
 use super::USK_EXTERN;
 use super::makers::{listen, make_pair};
-use super::names::{Binder, Reach, shown};
+use super::names::{Binder, shown};
 use crate::files::FileRestoreOptions;
 use crate::files::error::FileRestoreError;
+use crate::files::shelf::{Room, Shelf};
 
 /// Backlog while connections are made; the real one follows.
 pub(super) const MANY: u32 = 4096;
@@ -38,12 +39,13 @@ pub(in crate::files) struct RestoredUnix<'a> {
     pub(super) by_name: HashMap<&'a [u8], Vec<&'a UnixSkEntry>>,
     pub(super) options: &'a FileRestoreOptions,
     pub(super) binder: Binder<'a>,
-    pub(super) made: HashMap<u32, OwnedFd>,
+    pub(super) made: Shelf<u32>,
     /// Other ends that the tree does not have: they fill a queue and go.
-    pub(super) others: HashMap<u32, OwnedFd>,
-    pub(super) reach: HashMap<u32, Reach>,
+    pub(super) others: Shelf<u32>,
+    /// Sockets that have been given their names.
+    pub(super) bound: HashSet<u32>,
     /// Listeners made for names whose own is gone, by name.
-    pub(super) stand_ins: HashMap<Vec<u8>, (OwnedFd, Reach)>,
+    pub(super) stand_ins: HashMap<Vec<u8>, OwnedFd>,
     pub(super) listens_as: HashMap<u32, Option<Credentials>>,
 }
 
@@ -73,6 +75,7 @@ impl<'a> RestoredUnix<'a> {
     pub(in crate::files) fn make(
         mut entries: Vec<&'a UnixSkEntry>,
         options: &'a FileRestoreOptions,
+        room: &Room,
     ) -> Outcome<Self> {
         // Names whose files are gone come first: they stand in nobody's way afterwards.
         entries.sort_by_key(|entry| (entry.deleted != Some(true), entry.id));
@@ -89,9 +92,9 @@ impl<'a> RestoredUnix<'a> {
             by_ino: entries.iter().map(|entry| (entry.ino, *entry)).collect(),
             options,
             binder: Binder::new(options),
-            made: HashMap::new(),
-            others: HashMap::new(),
-            reach: HashMap::new(),
+            made: Shelf::new(room.part(4)),
+            others: Shelf::new(room.part(4)),
+            bound: HashSet::new(),
             stand_ins: HashMap::new(),
             listens_as: HashMap::new(),
         };
@@ -103,7 +106,7 @@ impl<'a> RestoredUnix<'a> {
             set.make_listener(entry)?;
         }
         for entry in own.iter().filter(|entry| is_stream(entry)) {
-            if entry.state == TCP_ESTABLISHED && !set.made.contains_key(&entry.id) {
+            if entry.state == TCP_ESTABLISHED && !set.made.contains(&entry.id) {
                 set.make_connection(entry)?;
             }
         }
@@ -115,7 +118,7 @@ impl<'a> RestoredUnix<'a> {
                     .is_some_and(|p| p.name.is_empty())
             });
         for entry in first.into_iter().chain(then) {
-            if !set.made.contains_key(&entry.id) {
+            if !set.made.contains(&entry.id) {
                 set.make_single(entry)?;
             }
         }
@@ -132,8 +135,8 @@ impl<'a> RestoredUnix<'a> {
     /// Gives a socket its name, if it has one.
     pub(super) fn bind(&mut self, fd: impl AsFd, entry: &UnixSkEntry) -> Outcome<()> {
         if !entry.name.is_empty() {
-            let reach = self.binder.bind(fd, entry)?;
-            self.reach.insert(entry.id, reach);
+            self.binder.bind(fd, entry)?;
+            self.bound.insert(entry.id);
         }
         Ok(())
     }
@@ -143,7 +146,7 @@ impl<'a> RestoredUnix<'a> {
         self.bind(&fd, entry)?;
         listen(&fd, peer_of(entry), MANY, entry)?;
         self.listens_as.insert(entry.id, peer_of(entry));
-        self.made.insert(entry.id, fd);
+        self.made.insert(entry.id, fd)?;
         Ok(())
     }
 
@@ -152,34 +155,34 @@ impl<'a> RestoredUnix<'a> {
         let peer = self.by_ino.get(&entry.peer).copied();
         let pair = peer.filter(|peer| {
             let mutual = peer.peer == entry.ino && peer.id != entry.id;
-            let unmade = !self.made.contains_key(&peer.id) && peer.uflags & USK_EXTERN == 0;
+            let unmade = !self.made.contains(&peer.id) && peer.uflags & USK_EXTERN == 0;
             !is_stream(entry) && !is_stream(peer) && unmade && (mutual || peer.name.is_empty())
         });
         let alone = entry.peer == 0 && !is_stream(entry);
         if alone && (has_lost_peer(entry) || entry.name.is_empty()) {
             // Its peer is gone, or it may hold messages of one that is.
             let (own, other) = self.as_pair(entry, None)?;
-            self.made.insert(entry.id, own);
-            self.others.insert(entry.id, other);
+            self.made.insert(entry.id, own)?;
+            self.others.insert(entry.id, other)?;
             return Ok(());
         }
         let Some(peer) = pair else {
             let fd = self.create(entry)?;
             self.bind(&fd, entry)?;
-            self.made.insert(entry.id, fd);
+            self.made.insert(entry.id, fd)?;
             return Ok(());
         };
         let (one, other) = make_pair(peer_of(entry), entry)?;
         for (fd, entry) in [(one, entry), (other, peer)] {
             options::restore_early(&fd, &entry.opts, &shown(entry))?;
             self.bind(&fd, entry)?;
-            self.made.insert(entry.id, fd);
+            self.made.insert(entry.id, fd)?;
         }
         Ok(())
     }
 
     /// Hands a socket out.
-    pub(in crate::files) fn take(&mut self, id: u32) -> Option<OwnedFd> {
+    pub(in crate::files) fn take(&mut self, id: u32) -> Outcome<Option<OwnedFd>> {
         self.made.remove(&id)
     }
 }
