@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Device;
 use super::fuse::FuseLoop;
 use super::nbd::NbdDevice;
+use super::ublk::UblkDevice;
 
 /// What kind of device is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,8 @@ use super::nbd::NbdDevice;
 pub enum Choice {
     /// The best that works.
     Auto,
+    /// The ublk driver.
+    Ublk,
     /// The kernel's NBD client.
     Nbd,
     /// A file of a FUSE mount and a loop device on it.
@@ -41,12 +44,16 @@ impl NoDevice {
     }
 }
 
-type Begin = fn() -> io::Result<Box<dyn Device>>;
+/// Told whether the device has to be able to do everything, as others are there.
+type Begin = fn(bool) -> io::Result<Box<dyn Device>>;
 
 /// The kinds in the order in which they are tried.
-const KINDS: [(Choice, &str, Begin); 2] = [
-    (Choice::Nbd, "NBD", || Ok(Box::new(NbdDevice::begin()?))),
-    (Choice::Fuse, "FUSE", || Ok(Box::new(FuseLoop::begin()?))),
+const KINDS: [(Choice, &str, Begin); 3] = [
+    (Choice::Ublk, "ublk", |all| {
+        Ok(Box::new(UblkDevice::begin(all)?))
+    }),
+    (Choice::Nbd, "NBD", |_| Ok(Box::new(NbdDevice::begin()?))),
+    (Choice::Fuse, "FUSE", |_| Ok(Box::new(FuseLoop::begin()?))),
 ];
 
 /// Begins a device of the kind that is wanted; what the kernel can do is found out by doing it.
@@ -62,7 +69,7 @@ pub fn choose(choice: Choice) -> Result<Option<Box<dyn Device>>, NoDevice> {
         if choice != Choice::Auto && choice != kind {
             continue;
         }
-        match begin() {
+        match begin(choice == Choice::Auto) {
             Ok(device) => return Ok(Some(device)),
             Err(error) => tried.push((name, error)),
         }

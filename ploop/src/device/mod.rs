@@ -2,6 +2,7 @@
 //!
 //! | device | needs | when its server dies |
 //! |---|---|---|
+//! | [`ublk`] | the ublk driver, io_uring | requests wait; the next server gets the unanswered ones at once |
 //! | [`fuse`] + [`loopdev`] | FUSE, loop | requests wait; the next server gets the unanswered ones at once (Linux 6.9) |
 //! | [`nbd`] | the kernel's NBD client, in the first network namespace | requests wait; the unanswered ones are sent again after a while |
 //!
@@ -13,6 +14,8 @@ mod export;
 pub mod fuse;
 pub mod loopdev;
 pub mod nbd;
+pub mod ublk;
+pub mod users;
 mod view;
 
 use std::fs::File;
@@ -21,6 +24,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +44,8 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// The kernel refused.
     fn lend(&self) -> io::Result<Lent>;
+    /// The worker runs, as this process.
+    fn lent(&self, _worker: u32) {}
     /// Makes the block device. A worker answers.
     ///
     /// # Errors
@@ -63,6 +69,8 @@ pub struct AttachOptions<'a> {
     pub view: View,
     /// Size of the whole disk.
     pub disk_bytes: u64,
+    /// The unit in which space is given back.
+    pub unit_bytes: u32,
     /// No writes.
     pub read_only: bool,
     /// What the system's tools call it.
@@ -75,7 +83,36 @@ pub struct Attached {
     /// Its node.
     pub path: PathBuf,
     /// The device, open: it goes with its last user.
-    pub held: File,
+    pub held: Held,
+}
+
+/// A block device that is held open.
+#[derive(Debug)]
+pub struct Held {
+    #[expect(dead_code, reason = "closed with it")]
+    file: File,
+    /// Ends when the device is let go.
+    #[expect(dead_code, reason = "dropped with it")]
+    told: Option<Sender<()>>,
+}
+
+impl From<File> for Held {
+    fn from(file: File) -> Held {
+        Held { file, told: None }
+    }
+}
+
+/// Opens a new device, whose node may take a moment.
+fn open_node(path: &Path, writable: bool, patience: Duration) -> io::Result<File> {
+    let begun = Instant::now();
+    loop {
+        match File::options().read(true).write(writable).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && begun.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Where a worker's requests come from.
@@ -88,6 +125,13 @@ pub enum Channel {
         fd: i32,
         /// The requests that the last worker did not answer have to be asked for.
         resend: bool,
+    },
+    /// A device of the ublk driver's.
+    Ublk {
+        /// Its number.
+        device: u32,
+        /// It can get another size while it runs.
+        grows: bool,
     },
     /// The server's end of a connection to the kernel's NBD client.
     Nbd {
@@ -108,6 +152,11 @@ pub enum Ended {
 }
 
 impl Channel {
+    /// Whether the device can take over the size of a disk that has grown.
+    pub fn grows(&self) -> bool {
+        !matches!(self, Channel::Ublk { grows: false, .. })
+    }
+
     /// Starts the threads that answer requests. The first cause of an end is sent; the threads go on until
     /// the process ends.
     ///
@@ -129,6 +178,7 @@ impl Channel {
                     false => Ok(()),
                 }
             }
+            Channel::Ublk { device, .. } => ublk::start(device, export, view, threads, ended),
             Channel::Nbd { fd } => {
                 let connection = kernel::adopt_fd(fd)?.into();
                 nbd::start(connection, export, view, threads, ended)
@@ -142,8 +192,10 @@ impl Channel {
 /// # Errors
 /// It is no device of ours, or the kernel refused.
 pub fn resize(device: &Path, view: View, disk_bytes: u64) -> io::Result<()> {
-    match nbd::index_of(device) {
-        Some(index) => nbd::resize(index, view.len_bytes(disk_bytes)),
-        None => loopdev::refresh_size(&File::open(device)?),
+    let size_bytes = view.len_bytes(disk_bytes);
+    match (nbd::index_of(device), ublk::number_of(device)) {
+        (Some(index), _) => nbd::resize(index, size_bytes),
+        (_, Some(number)) => ublk::resize(number, size_bytes),
+        _ => loopdev::refresh_size(&File::open(device)?),
     }
 }

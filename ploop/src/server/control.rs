@@ -146,6 +146,9 @@ pub struct Stat {
     pub resident_bytes: u64,
     /// Whether this worker replaced one that died.
     pub restarted: bool,
+    /// Whether the device has lost its last user and the image is being closed.
+    #[serde(default)]
+    pub is_closing: bool,
 }
 
 /// A run of the map.

@@ -233,6 +233,12 @@ impl Guest<'_> {
     fn grow(&self, size_bytes: u64) -> Result<Reply, Refusal> {
         let export = &self.worker.export;
         let worker = self.worker;
+        // Before anything has grown.
+        if worker.config.channel.as_ref().is_some_and(|it| !it.grows()) {
+            let text = "the kernel's ublk driver can't enlarge a device that runs (Linux 6.16 can); \
+                        unmount the disk first, or mount it with --device nbd or fuse";
+            return Err((text.to_owned(), 38));
+        }
         open::grow(
             &worker.config.serve,
             &**export.disk(),
@@ -283,6 +289,7 @@ fn stat(worker: &Worker) -> Stat {
         worker: std::process::id(),
         resident_bytes: resident_bytes(),
         restarted: worker.config.restarted,
+        is_closing: worker.state.get().released,
     }
 }
 

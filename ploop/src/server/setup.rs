@@ -1,12 +1,11 @@
 //! From an answering worker to a device and a mounted file system.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::config::{MountConfig, ServeConfig};
 use super::{Client, mounting};
-use crate::device::{AttachOptions, Device, View};
+use crate::device::{AttachOptions, Device, Held, View};
 use crate::guest::{self, GuestError};
 
 /// Why there is no device or no mount.
@@ -42,7 +41,7 @@ impl SetUpError {
 #[derive(Debug)]
 pub struct SetUp {
     /// The device, open, where nothing else holds it.
-    held: Option<File>,
+    held: Option<Held>,
     /// The block device's node.
     pub path: Option<PathBuf>,
     /// What kind of device it is.
@@ -87,12 +86,13 @@ pub fn set_up(
     control: &Path,
 ) -> Result<SetUp, SetUpError> {
     let label = config.source.path().display().to_string();
-    let size = Client::connect(control).and_then(|mut client| client.stat());
-    let size =
-        size.map_err(|error| step("asking for the disk's size", 12)(io::Error::other(error)));
+    let stat = Client::connect(control).and_then(|mut client| client.stat());
+    let stat =
+        stat.map_err(|error| step("asking for the disk's size", 12)(io::Error::other(error)))?;
     let options = AttachOptions {
         view,
-        disk_bytes: size?.size_bytes,
+        disk_bytes: stat.size_bytes,
+        unit_bytes: stat.cluster_bytes,
         read_only: config.read_only,
         label: &label,
     };

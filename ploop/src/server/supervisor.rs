@@ -27,6 +27,8 @@ use crate::kernel;
 const LIVED: Duration = Duration::from_secs(1);
 /// Longest pause before the next try.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the reason of a failure is waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Pause between two tries to unmount a busy file system.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -204,10 +206,23 @@ impl Supervisor {
             }
         };
         place.remove();
+        if self.launcher.is_some() && self.failure.is_none() {
+            self.hear_of_failure();
+        }
         if let Some(failure) = self.failure.take() {
             self.report(&failed(&chain_of(&failure), failure.exit_code()));
         }
         outcome
+    }
+
+    /// The worker has ended before the device was there: whoever makes it will say so.
+    fn hear_of_failure(&mut self) {
+        while let Ok(event) = self.events.recv_timeout(LAST_WORDS) {
+            if let Event::SetUp(result) = event {
+                self.failure = result.err();
+                return;
+            }
+        }
     }
 
     fn report(&mut self, launched: &Launched) {
@@ -256,6 +271,9 @@ impl Supervisor {
             command.stdin(Stdio::null()).spawn()
         })?;
         self.worker = child.id();
+        if let Some(device) = &shared.device {
+            device.lent(child.id());
+        }
         wait_for(child, self.sender.clone());
         Ok(())
     }

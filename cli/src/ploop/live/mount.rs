@@ -28,6 +28,8 @@ pub enum DeviceKind {
     /// The best that the kernel offers
     #[default]
     Auto,
+    /// The kernel's ublk driver
+    Ublk,
     /// The kernel's NBD client
     Nbd,
     /// A FUSE file with a loop device on it
@@ -38,6 +40,7 @@ impl DeviceKind {
     fn choice(self) -> Choice {
         match self {
             DeviceKind::Auto => Choice::Auto,
+            DeviceKind::Ublk => Choice::Ublk,
             DeviceKind::Nbd => Choice::Nbd,
             DeviceKind::Fuse => Choice::Fuse,
         }

@@ -75,7 +75,7 @@ impl Device for FuseLoop {
         let device = LoopDevice::attach(&file, &options)?;
         Ok(Attached {
             path: device.path().to_owned(),
-            held: device.into_file(),
+            held: device.into_file().into(),
         })
     }
 }

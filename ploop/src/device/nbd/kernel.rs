@@ -6,7 +6,6 @@
 //! connection up, too: the worker then ends, and the next one begins only when nothing of the last one is
 //! under way any more, so that no old write can follow a newer one.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -20,7 +19,9 @@ use rustix::event::{PollFd, PollFlags};
 use super::netlink::{Client, NewDevice};
 use super::transmit::{Connection, End};
 use super::{abi, handshake};
-use crate::device::{AttachOptions, Attached, Channel, Device, Ended, Export, Lent, View};
+use crate::device::{
+    AttachOptions, Attached, Channel, Device, Ended, Export, Lent, View, open_node,
+};
 
 /// Seconds after which the kernel sends an unanswered request once more.
 const RETRY_SECONDS: u64 = 15;
@@ -115,7 +116,7 @@ impl Device for NbdDevice {
         let index = self.connect(how)?;
         let path = PathBuf::from(format!("/dev/nbd{index}"));
         // Only when it is open here: others look at every new device, and close it again.
-        let held = open_node(&path, !how.read_only).and_then(|held| {
+        let held = open_node(&path, !how.read_only, PATIENCE).and_then(|held| {
             self.lock().client.disconnect_on_close(index)?;
             Ok(held)
         });
@@ -123,7 +124,10 @@ impl Device for NbdDevice {
             // The cause is what opening said.
             let _ = self.lock().client.disconnect(index);
         }
-        Ok(Attached { path, held: held? })
+        Ok(Attached {
+            path,
+            held: held?.into(),
+        })
     }
 }
 
@@ -150,19 +154,6 @@ fn is_hung_up(stream: &UnixStream) -> io::Result<bool> {
     let now = rustix::time::Timespec::default();
     rustix::event::poll(&mut fds, Some(&now))?;
     Ok(fds[0].revents().contains(PollFlags::HUP))
-}
-
-fn open_node(path: &Path, writable: bool) -> io::Result<File> {
-    let begun = Instant::now();
-    loop {
-        match OpenOptions::new().read(true).write(writable).open(path) {
-            // A new device's node may take a moment.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && begun.elapsed() < PATIENCE => {
-                std::thread::sleep(PAUSE);
-            }
-            other => return other,
-        }
-    }
 }
 
 /// Starts the threads that answer the kernel.
