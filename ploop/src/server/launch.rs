@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,8 +11,12 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::config::{Launched, ServeConfig};
-use super::mounting;
 use super::registry::Record;
+use super::{Client, ControlError, mounting};
+use crate::device::users::users_of;
+
+/// So many times the patience for users an image is given to be closed.
+const CLOSING: u32 = 20;
 
 /// How the server's program is started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,11 +60,26 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The server goes on, because somebody still uses its device.
-    #[error("{device} is still in use: another mount of it, or a program that has it open")]
+    #[error("{device} is still in use: {}", named(.users))]
     StillUsed {
         /// The device.
         device: String,
+        /// Who was found to use it.
+        users: Vec<String>,
     },
+    /// The image is not closed yet.
+    #[error("{disk} is unmounted, but still writes what it holds down to its image")]
+    StillClosing {
+        /// The disk.
+        disk: String,
+    },
+}
+
+fn named(users: &[String]) -> String {
+    match users.is_empty() {
+        true => "another mount of it, or a program that has it open".to_owned(),
+        false => users.join("; "),
+    }
 }
 
 impl LaunchError {
@@ -69,7 +89,7 @@ impl LaunchError {
             LaunchError::Start { .. } | LaunchError::Silent => 12,
             LaunchError::Failed { code, .. } => *code,
             LaunchError::Unmount { .. } => 22,
-            LaunchError::StillUsed { .. } => 17,
+            LaunchError::StillUsed { .. } | LaunchError::StillClosing { .. } => 17,
         }
     }
 }
@@ -124,7 +144,8 @@ impl Launcher {
     }
 }
 
-/// Takes a disk down: unmounts what was mounted from it, and returns when its image is closed.
+/// Takes a disk down: unmounts what was mounted from it, and returns when its image is closed. A device
+/// that has users then is waited for as long as `patience` lasts.
 ///
 /// # Errors
 /// Somebody uses it.
@@ -143,20 +164,46 @@ pub fn unmount(record: &Record, patience: Duration) -> Result<(), LaunchError> {
             let _ = rustix::process::pidfd_send_signal(&process, Signal::TERM);
         }
     }
+    for _ in 0..CLOSING {
+        if has_ended(&process, patience) {
+            return Ok(());
+        }
+        if !is_closing(record) {
+            let device = record.device.clone().unwrap_or_default();
+            return Err(LaunchError::StillUsed {
+                users: users_of(&device),
+                device: device.display().to_string(),
+            });
+        }
+    }
+    Err(LaunchError::StillClosing {
+        disk: record.source.path().display().to_string(),
+    })
+}
+
+/// Waits for a process's end.
+fn has_ended(process: &OwnedFd, patience: Duration) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < patience {
         let left = patience.saturating_sub(begun.elapsed());
         let timeout = rustix::time::Timespec::try_from(left).ok();
-        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(0) | Err(rustix::io::Errno::INTR) => {}
-            _ => return Ok(()),
+            _ => return true,
         }
     }
-    let device = record.device.clone().unwrap_or_default();
-    Err(LaunchError::StillUsed {
-        device: device.display().to_string(),
-    })
+    false
+}
+
+/// Whether the device has lost its last user, and only the image has to be closed: on a slow host, with
+/// much that is not written yet, that takes its time. A server that is not there any more is at its end.
+fn is_closing(record: &Record) -> bool {
+    let stat = Client::connect(&record.control).and_then(|mut client| client.stat());
+    match stat {
+        Ok(stat) => stat.is_closing,
+        Err(error) => matches!(error, ControlError::Unreachable { .. }),
+    }
 }
 
 /// Unmounts, unless somebody has already.
