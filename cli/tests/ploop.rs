@@ -103,7 +103,7 @@ fn checks_and_backups_tell_what_they_found_and_made() {
     disk.call(&["backup", "-o", &full]).good();
     assert_eq!(
         disk.call(&["backup", "-o", &full]).code,
-        Some(1),
+        Some(38),
         "it is there already"
     );
     let made = disk.json(&["backup", "-i", "-o", &disk.path("next")]);
@@ -179,4 +179,23 @@ fn a_disk_of_version_1_says_so_and_is_converted() {
     disk.call(&["convert", "-f", "raw", "-o", &disk.path("flat")])
         .good();
     assert_eq!(std::fs::read(disk.path("flat")).unwrap()[5], 9);
+}
+
+#[test]
+fn an_image_that_is_a_pipe_is_not_waited_for() {
+    let disk = Disk::new(&["-s", "16M"]);
+    let image = disk.path("disk/root.hds");
+    std::fs::remove_file(&image).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&image).status();
+    assert!(made.unwrap().success());
+    let refuses = |said: Said| {
+        assert_ne!(said.code, Some(0));
+        let what = "neither a file nor a block device";
+        assert!(said.err.contains(what), "{}", said.err);
+    };
+    for command in ["info", "check", "snapshot"] {
+        refuses(disk.call(&[command]));
+    }
+    std::fs::rename(&image, disk.path("disk/DiskDescriptor.xml")).unwrap();
+    refuses(disk.call(&["snapshot-list"]));
 }

@@ -97,8 +97,7 @@ impl HostFile {
     /// It is not there or may not be opened so; `WouldBlock` where it has a writer already.
     pub fn open(path: &Path, access: Access) -> io::Result<HostFile> {
         let writes = access == Access::ReadWrite;
-        let file = OpenOptions::new().read(true).write(writes).open(path)?;
-        let opened = HostFile::of(file, path, access);
+        let opened = HostFile::of(open_bytes(path, writes)?, path, access);
         if writes {
             opened.claim()?;
         }
@@ -157,6 +156,29 @@ impl HostFile {
             at += len as u64;
         }
         Ok(())
+    }
+}
+
+/// Opens a file or block device. A descriptor may name anything: what has no bytes that can be gone back to
+/// is refused, and is not waited for.
+///
+/// # Errors
+/// It is not there, may not be opened so, or is a pipe or the like.
+pub(crate) fn open_bytes(path: &Path, writes: bool) -> io::Result<File> {
+    use std::os::unix::fs::FileTypeExt;
+    let no_wait = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let mut options = OpenOptions::new();
+    options.read(true).write(writes);
+    let file = options
+        .custom_flags(i32::try_from(no_wait.bits()).unwrap_or(0))
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    match kind.is_file() || kind.is_block_device() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is neither a file nor a block device",
+        )),
     }
 }
 

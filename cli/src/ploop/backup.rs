@@ -1,11 +1,10 @@
 //! `firn ploop backup`.
 
-use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use firn_ploop::folder::{self, Backup, BackupReport, Folder};
+use firn_ploop::folder::{self, Backup, BackupReport, Folder, PartialFile};
 use serde_json::json;
 
 use super::live;
@@ -49,22 +48,9 @@ pub fn run(args: &BackupArgs) -> Result<u8, Failure> {
     if args.output.as_os_str() == "-" {
         return to_stdout(args, kind);
     }
-    let failed = |error: std::io::Error| {
-        Failure::io(
-            format!("{} can't be written", args.output.display()),
-            &error,
-        )
-    };
-    let part = part_of(&args.output);
-    let file = File::create_new(&part).map_err(failed)?;
-    let done = write(args, kind, &mut BufWriter::new(&file)).and_then(|report| {
-        file.sync_all().map_err(failed)?;
-        std::fs::hard_link(&part, &args.output).map_err(failed)?;
-        Ok(report)
-    });
-    // Under its own name it appears whole, and over no other file.
-    let _ = std::fs::remove_file(&part);
-    let report = done?;
+    let out = PartialFile::begin(&args.output).map_err(|error| failure(&error))?;
+    let report = write(args, kind, &mut BufWriter::new(out.file()))?;
+    out.finish().map_err(|error| failure(&error))?;
     let object = json!({
         "file": args.output.to_string_lossy(),
         "clusters": report.clusters,
@@ -84,12 +70,6 @@ pub fn restore(args: &RestoreBackupArgs) -> Result<u8, Failure> {
     });
     drop(steps);
     super::init::tell(&made.map_err(|error| failure(&error))?, args.json)
-}
-
-fn part_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
 }
 
 fn to_stdout(args: &BackupArgs, kind: Backup) -> Result<u8, Failure> {

@@ -90,3 +90,34 @@ fn a_backup_that_is_killed_leaves_no_snapshot_for_long() {
     place.ploop(&["umount", "d"]).good();
     place.ploop(&["check", "d"]).good();
 }
+
+#[test]
+fn a_backup_goes_over_what_a_killed_one_left_and_over_nothing_else() {
+    let Some(place) = Place::new() else { return };
+    place.ploop(&["init", "-s", "64M", "d"]).good();
+    let device = place.ploop(&["mount", "d"]).good().out;
+    std::fs::write(device.trim(), pattern(1, 48 * MIB)).unwrap();
+    let written = std::fs::File::open(device.trim()).unwrap().sync_all();
+    written.unwrap();
+    let partial = place.path("b.partial");
+    let mut killed = place.command(&["backup", "-o", "b", "d"]).spawn().unwrap();
+    while !partial.exists() {
+        assert!(killed.try_wait().unwrap().is_none(), "it was too fast");
+        std::thread::sleep(std::time::Duration::from_micros(200));
+    }
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(partial.exists());
+    place.ploop(&["backup", "-o", "b", "d"]).good();
+    assert!(!partial.exists());
+    let said = place.ploop(&["backup", "-o", "b", "d"]);
+    assert_eq!(said.code, Some(38));
+    assert!(said.err.contains("is not overwritten"), "{}", said.err);
+    std::fs::write(place.path("c.partial"), "a letter").unwrap();
+    let said = place.ploop(&["backup", "-o", "c", "d"]);
+    assert_eq!(said.code, Some(38));
+    assert!(said.err.contains("it is in the way"), "{}", said.err);
+    place.ploop(&["umount", "d"]).good();
+    place.ploop(&["restore-backup", "b", "back"]).good();
+    assert!(contents(&place, "back") == contents(&place, "d"));
+}

@@ -49,7 +49,10 @@ pub enum FolderError {
 }
 
 impl FolderError {
-    pub(super) fn host(path: &Path, action: &'static str) -> impl Fn(io::Error) -> FolderError {
+    pub(super) fn host(
+        path: &Path,
+        action: &'static str,
+    ) -> impl Fn(io::Error) -> FolderError + use<> {
         let path = path.to_owned();
         move |source| FolderError::Host {
             path: path.clone(),

@@ -106,6 +106,23 @@ impl Folder {
         Ok(Opened { disk, notes })
     }
 
+    /// Refuses a disk that a program writes at this moment: what is read of it would be of no one moment.
+    ///
+    /// # Errors
+    /// It is written, or an image can't be opened.
+    pub fn must_be_unwritten(&self) -> Result<(), FolderError> {
+        let chain = self.descriptor().chain(Guid::TOP);
+        for entry in chain.map_err(|source| self.wrong(source))? {
+            let path = self.path_of(entry);
+            let failed = |error| unopened(&path, error);
+            let file = HostFile::open(&path, Access::ReadOnly).map_err(failed)?;
+            if file.has_writer().map_err(failed)? {
+                return Err(failed(io::ErrorKind::WouldBlock.into()));
+            }
+        }
+        Ok(())
+    }
+
     /// Opens one image.
     pub(super) fn open_entry(
         &self,

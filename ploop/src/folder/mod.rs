@@ -11,6 +11,7 @@ mod create;
 mod error;
 mod images;
 mod merge;
+mod partial;
 mod resize;
 mod restore;
 mod snapshot;
@@ -28,10 +29,12 @@ pub use convert::{Conversion, Target, export};
 pub use create::{NewDisk, clone_disk, create, restore_descriptor};
 pub use error::FolderError;
 pub use images::{OpenOptions, Opened, Opener, host_opener};
+pub use partial::PartialFile;
 pub use restore::restore_backup;
 pub use snapshot::NewSnapshot;
 
 use crate::descriptor::{self, Descriptor, DescriptorError, Guid, ImageEntry};
+use crate::storage::open_bytes;
 
 /// Told the parts done and to do; false calls the work off.
 pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
@@ -72,7 +75,7 @@ impl Folder {
 
     fn load(xml: PathBuf) -> Result<Folder, FolderError> {
         let mut text = Vec::new();
-        File::open(&xml)
+        open_bytes(&xml, false)
             .and_then(|file| file.take(descriptor::MAX_BYTES).read_to_end(&mut text))
             .map_err(FolderError::host(&xml, "read"))?;
         let text = String::from_utf8(text).map_err(|_| FolderError::Descriptor {

@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
@@ -147,7 +147,11 @@ impl Place {
     /// Another server has it (`WouldBlock`), or the directory can't be written.
     pub fn hold(&self) -> io::Result<Held> {
         if let Some(dir) = self.lock.parent() {
-            std::fs::create_dir_all(dir)?;
+            // Others could hold the locks, and so keep disks from being mounted.
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)?;
         }
         loop {
             let file = open_lock(&self.lock)?;
@@ -194,7 +198,7 @@ fn forget(record: &Path) {
 }
 
 fn is_held(lock: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(lock) else {
+    let Ok(file) = File::open(lock) else {
         return false;
     };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()

@@ -11,6 +11,7 @@ pub mod resize;
 pub mod serve;
 pub mod stat;
 
+use std::io;
 use std::path::Path;
 
 use firn_ploop::server::{Client, Record, Registry};
@@ -24,22 +25,37 @@ pub fn refused(error: &dyn std::error::Error, code: u8) -> Failure {
     failure
 }
 
-/// The served disk that a path names, or None.
+/// The served disk that a path names, or None. A user who may not see the servers sees none; the disks that
+/// they hold are locked against him anyway.
 pub fn served(path: &Path) -> Result<Option<Record>, Failure> {
     let registry = Registry::from_environment();
-    registry.find_by(path).map_err(|error| {
-        let what = format!("{} can't be read", registry.dir().display());
-        Failure::io(what, &error)
-    })
+    match registry.find_by(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        other => other.map_err(|error| unreadable(&registry, &error)),
+    }
 }
 
 /// The served disk that a path names.
 pub fn must_be_served(path: &Path) -> Result<Record, Failure> {
-    served(path)?.ok_or_else(|| {
-        let mut failure = Failure::new("refused", format!("{} is not mounted", path.display()));
-        failure.code = 40;
-        failure.hint("mount it with 'firn ploop mount'")
-    })
+    let registry = Registry::from_environment();
+    let found = registry.find_by(path);
+    found
+        .map_err(|error| unreadable(&registry, &error))?
+        .ok_or_else(|| {
+            let mut failure = Failure::new("refused", format!("{} is not mounted", path.display()));
+            failure.code = 40;
+            failure.hint("mount it with 'firn ploop mount'")
+        })
+}
+
+fn unreadable(registry: &Registry, error: &io::Error) -> Failure {
+    let failure = Failure::io(format!("{} can't be read", registry.dir().display()), error);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            failure.hint("only root sees the disks that are mounted")
+        }
+        _ => failure,
+    }
 }
 
 /// A conversation with a disk's server.
