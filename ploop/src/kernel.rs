@@ -39,15 +39,15 @@ pub fn thaw_fs(dir: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(dir.as_raw_fd(), FITHAW, 0) })
 }
 
-/// Discards what a mounted file system does not use; returns the bytes discarded.
+/// Discards what a mounted file system does not use of a range; returns the bytes discarded.
 ///
 /// # Errors
 /// `EOPNOTSUPP` where the device below knows no discard.
 ///
 /// Source: linux fs/ioctl.c, FITRIM
-pub fn trim_fs(dir: BorrowedFd<'_>, min_len_bytes: u64) -> io::Result<u64> {
+pub fn trim_fs(dir: BorrowedFd<'_>, offset: u64, len_bytes: u64) -> io::Result<u64> {
     // struct fstrim_range: start, len, minlen; the kernel puts what it trimmed into len.
-    let mut range = [0u64, u64::MAX, min_len_bytes];
+    let mut range = [offset, len_bytes, 0];
     // SAFETY: the kernel reads and writes the 24 bytes of `range`, which outlives the call.
     check(unsafe { libc::ioctl(dir.as_raw_fd(), FITRIM, range.as_mut_ptr()) })?;
     Ok(range[1])

@@ -10,7 +10,7 @@ use firn_ploop::format::expanded::{self, Finding, Repair, Severity};
 use firn_ploop::{Access, Format, HostFile};
 use serde_json::{Value, json};
 
-use super::report::{answer, failure};
+use super::report::{Steps, answer, failure};
 use crate::output::{Failure, counted};
 
 /// Options of check.
@@ -40,9 +40,10 @@ pub fn run(args: &CheckArgs) -> Result<u8, Failure> {
         return one_image(args, repair);
     }
     let mut folder = Folder::open(&args.path).map_err(|error| failure(&error))?;
-    let checked = folder
-        .check(args.uuid, repair)
-        .map_err(|error| failure(&error))?;
+    let mut steps = Steps::of("checking", args.json);
+    let checked = folder.check(args.uuid, repair, &mut |now, all| steps.show(now, all));
+    drop(steps);
+    let checked = checked.map_err(|error| failure(&error))?;
     let mut text = String::new();
     for image in &checked.images {
         let path = image.path.display().to_string();
@@ -81,7 +82,12 @@ fn one_image(args: &CheckArgs, repair: Repair) -> Result<u8, Failure> {
             ..Failure::new("refused", what).hint("unmount it first")
         });
     }
-    let checked = expanded::check(&file, repair).map_err(|error| failure(&error.into()))?;
+    let mut steps = Steps::of("checking", args.json);
+    let checked = expanded::check_telling(&file, repair, &mut |now, all| {
+        steps.show(now, all);
+    });
+    drop(steps);
+    let checked = checked.map_err(|error| failure(&error.into()))?;
     let text = lines(&name, &checked.findings, &checked.left, &checked.lost)
         + &verdict(checked.worst(), 1);
     let object = json!({

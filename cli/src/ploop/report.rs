@@ -66,21 +66,69 @@ impl Steps {
 
     /// Draws, and lets the work go on.
     pub fn show(&mut self, done: u64, all: u64) -> bool {
+        if let Some(bar) = self.bar(Some(all), PERCENT) {
+            bar.set_length(all);
+            bar.set_position(done);
+        }
+        true
+    }
+
+    /// Draws bytes of which nobody knows how many there will be.
+    pub fn show_bytes(&mut self, done: u64) {
+        if let Some(bar) = self.bar(None, BYTES) {
+            bar.set_position(done);
+        }
+    }
+
+    fn bar(&mut self, all: Option<u64>, template: &str) -> Option<&ProgressBar> {
         if !self.watched || self.start.elapsed() < PATIENCE {
-            return true;
+            return None;
         }
         let what = self.what;
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::with_draw_target(Some(all), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{msg:<14} [{bar:32}] {percent} %");
-            let style = style.expect("the template is a constant");
-            bar.set_style(style.progress_chars("=> "));
+        Some(self.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(all, ProgressDrawTarget::stderr());
+            bar.set_style(style(template));
             bar.set_message(what);
             bar
-        });
-        bar.set_length(all);
-        bar.set_position(done);
-        true
+        }))
+    }
+}
+
+const PERCENT: &str = "{msg:<14} [{bar:32}] {percent} %";
+const BYTES: &str = "{msg:<14} {binary_bytes}";
+const WAITING: &str = "{msg:<14} {spinner} {elapsed}";
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template);
+    style
+        .expect("the template is a constant")
+        .progress_chars("=> ")
+}
+
+/// Says that something goes on that does not tell how far it is: a tool of the file system's.
+pub struct Waiting(ProgressBar);
+
+impl Waiting {
+    /// For work of this name, until it is dropped.
+    pub fn of(what: &'static str, json: bool) -> Waiting {
+        let watched = std::io::stderr().is_terminal() && !json;
+        let target = match watched {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        bar.set_style(style(WAITING));
+        bar.set_message(what);
+        if watched {
+            bar.enable_steady_tick(PATIENCE);
+        }
+        Waiting(bar)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 
@@ -88,6 +136,18 @@ impl Drop for Steps {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_hold() {
+        for template in [PERCENT, BYTES, WAITING] {
+            style(template);
         }
     }
 }

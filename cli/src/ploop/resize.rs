@@ -6,7 +6,7 @@ use firn_ploop::server::Record;
 use serde_json::json;
 
 use super::live;
-use super::report::{answer, failure};
+use super::report::{Waiting, answer, failure};
 use super::words::{DiskArgs, closed_disk, size};
 use crate::output::{Failure, bytes};
 
@@ -36,6 +36,7 @@ pub fn run(args: &ResizeArgs) -> Result<u8, Failure> {
         let hint = "make its contents smaller first, then add --image-only";
         return Err(Failure::usage(text).hint(hint));
     }
+    let waiting = Waiting::of("resizing", args.disk.json);
     if has_contents && shrinks {
         live::resize::shrink_contents(view.xml(), args.size)?;
     }
@@ -51,6 +52,7 @@ pub fn run(args: &ResizeArgs) -> Result<u8, Failure> {
     if has_contents && !shrinks {
         live::resize::grow_contents(view.xml())?;
     }
+    drop(waiting);
     let object = json!({ "old_bytes": old, "new_bytes": new });
     let text = format!("{} -> {}\n", bytes(old), bytes(new));
     answer(args.disk.json, &object, &text)
@@ -68,7 +70,9 @@ fn run_mounted(args: &ResizeArgs, record: &Record) -> Result<u8, Failure> {
         let text = "a mounted disk can't be made smaller; unmount it first";
         return Err(Failure::usage(text));
     }
+    let waiting = Waiting::of("resizing", args.disk.json);
     live::resize::grow(record, args.size)?;
+    drop(waiting);
     let new = size(record)?;
     let object = json!({ "old_bytes": old, "new_bytes": new });
     let text = format!("{} -> {}\n", bytes(old), bytes(new));

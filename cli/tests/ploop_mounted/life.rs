@@ -229,14 +229,15 @@ fn a_copy_under_a_writer_is_the_disk_at_the_freeze() {
     place.ploop(&["init", "-s", "64M", "d"]).good();
     let device = PathBuf::from(place.ploop(&["mount", "d"]).good().out.trim());
     let rounds = number("FIRN_PLOOP_COPIES", 2);
+    let mut rates = Vec::new();
     for round in 0..rounds {
         let stop = place.path(&format!("stop{round}"));
         let stopped = place.path(&format!("stopped{round}"));
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let writer = scope.spawn(|| {
                 let rate = write_until(&device, &stop);
-                eprintln!("round {round}: {} MB/s written", rate / 1_000_000);
                 std::fs::write(&stopped, "").unwrap();
+                rate / 1_000_000
             });
             let has_written = || {
                 let counters = &place.json(&["stat", "--json", "d"])["counters"];
@@ -254,6 +255,7 @@ fn a_copy_under_a_writer_is_the_disk_at_the_freeze() {
             std::fs::write(&stop, "").unwrap();
             let report = copied.good().json();
             assert!(!report["rounds"].as_array().unwrap().is_empty());
+            rates.push(writer.join().unwrap());
         });
         let copy = std::fs::read(place.path(&format!("copy{round}"))).unwrap();
         assert!(
@@ -262,6 +264,13 @@ fn a_copy_under_a_writer_is_the_disk_at_the_freeze() {
         );
         std::fs::remove_file(place.path(&format!("copy{round}"))).unwrap();
     }
+    eprintln!("{rounds} copies of {rounds} equal the disk; MB/s written during each: {rates:?}");
+    // Where a proof asks for a rate, it has to have been there in every round.
+    let least = number("FIRN_PLOOP_LEAST_MB_S", 0);
+    assert!(
+        rates.iter().all(|rate| *rate >= least),
+        "less than {least} MB/s: {rates:?}"
+    );
     pipe_copy(&place);
     place.ploop(&["umount", "d"]).good();
     assert_eq!(place.disks(), 0);

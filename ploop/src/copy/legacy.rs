@@ -17,7 +17,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{CopyError, ReceiveOptions, ReceiveReport};
+use super::{CopyError, ReceiveOptions, ReceiveProgress, ReceiveReport};
 
 /// First word of each packet.
 pub(super) const LEGACY_MAGIC: u32 = 0x4CC0_AC3D;
@@ -30,7 +30,7 @@ pub(super) fn receive(
     mut feedback: Option<&mut (dyn Write + Send)>,
     path: &Path,
     options: &ReceiveOptions,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(ReceiveProgress),
 ) -> Result<ReceiveReport, CopyError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".partial");
@@ -85,7 +85,10 @@ pub(super) fn receive(
         file.write_all_at(&packet.payload, packet.place)
             .map_err(failed("writing"))?;
         report.data_bytes += packet.payload.len() as u64;
-        progress(report.data_bytes);
+        progress(ReceiveProgress {
+            data_bytes: report.data_bytes,
+            ..ReceiveProgress::default()
+        });
     }
 }
 

@@ -36,7 +36,7 @@ use std::io;
 
 pub use ahead::Block;
 pub use rate::Rate;
-pub use receive::{ReceiveOptions, ReceiveReport, receive};
+pub use receive::{ReceiveOptions, ReceiveProgress, ReceiveReport, receive};
 pub use send::{CopyOptions, CopyPhase, CopyProgress, CopyReport, Round, Stop, copy};
 pub use sink::{Sink, StreamSink};
 pub use source::{CopySource, OfflineSource, OnlineSource};
@@ -51,9 +51,12 @@ pub enum CopyError {
     /// The disk that is read.
     #[error("the source can't be read")]
     Source(#[source] DiskError),
-    /// The server of the disk that is read.
+    /// The server of the disk that is read refused something.
+    #[error("the source's server refused")]
+    Refused(#[source] ControlError),
+    /// The server of the disk that is read left, or made no sense.
     #[error("the source's server did not answer")]
-    Control(#[from] ControlError),
+    Control(#[source] ControlError),
     /// The pipe, or the feedback.
     #[error("{what} broke off; the partial file can be continued with --session {session}")]
     Pipe {
@@ -97,6 +100,15 @@ pub enum CopyError {
     /// The image that is written.
     #[error("the target can't be written")]
     TargetDisk(#[source] DiskError),
+    /// The file system on the disk could not be frozen.
+    #[error("the file system at {target} can't be frozen")]
+    FreezeFs {
+        /// Where it is mounted.
+        target: String,
+        /// What the server said.
+        #[source]
+        source: ControlError,
+    },
     /// What should have stopped all writes did not work.
     #[error("writing could not be stopped: {what}")]
     Freeze {
@@ -113,12 +125,22 @@ pub enum CopyError {
     },
 }
 
+impl From<ControlError> for CopyError {
+    fn from(error: ControlError) -> CopyError {
+        match error {
+            ControlError::Refused { .. } => CopyError::Refused(error),
+            _ => CopyError::Control(error),
+        }
+    }
+}
+
 impl CopyError {
     /// The exit status that the original command line gives for it.
     pub fn exit_code(&self) -> u8 {
         match self {
             CopyError::Source(error) | CopyError::TargetDisk(error) => error.exit_code(),
-            CopyError::Control(error) => error.exit_code(),
+            CopyError::Refused(error) | CopyError::Control(error) => error.exit_code(),
+            CopyError::FreezeFs { source, .. } => source.exit_code(),
             CopyError::Pipe { .. } | CopyError::Target { .. } => 7,
             CopyError::Stream { .. } | CopyError::Receiver { .. } => 13,
             CopyError::CutOff { .. } => 6,

@@ -21,6 +21,17 @@ impl Default for ReceiveOptions {
     }
 }
 
+/// How far a stream is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReceiveProgress {
+    /// Bytes of data so far.
+    pub data_bytes: u64,
+    /// End of the farthest block so far; the first pass comes in the disk's order.
+    pub reached_bytes: u64,
+    /// Size of the disk; 0 where the stream does not tell.
+    pub size_bytes: u64,
+}
+
 /// What came.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReceiveReport {
@@ -44,7 +55,7 @@ pub fn receive(
     mut feedback: Option<&mut (dyn Write + Send)>,
     target: FileTarget,
     options: &ReceiveOptions,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(ReceiveProgress),
 ) -> Result<ReceiveReport, CopyError> {
     let mut start = [0; 4];
     let mut have = 0;
@@ -65,6 +76,7 @@ pub fn receive(
         decoder: Decoder::new(from, MAX_PAYLOAD),
         answers: Encoder::new(None),
         report: ReceiveReport::default(),
+        at: ReceiveProgress::default(),
         target,
     };
     let outcome = receiver.run(&start, &mut feedback, progress);
@@ -106,6 +118,7 @@ struct Receiver<R> {
     decoder: Decoder<R>,
     answers: Encoder,
     report: ReceiveReport,
+    at: ReceiveProgress,
     target: FileTarget,
 }
 
@@ -116,7 +129,7 @@ impl<R: Read> Receiver<R> {
         &mut self,
         start: &[u8],
         feedback: Feedback<'_, '_>,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(ReceiveProgress),
     ) -> Result<(), CopyError> {
         let mut start = start;
         loop {
@@ -133,7 +146,10 @@ impl<R: Read> Receiver<R> {
             match packet.kind {
                 Kind::Hello => self.begin(&packet.payload, feedback)?,
                 Kind::Data => {
-                    self.report.data_bytes += packet.payload.len() as u64;
+                    let len = packet.payload.len() as u64;
+                    self.report.data_bytes += len;
+                    self.at.reached_bytes =
+                        self.at.reached_bytes.max(packet.offset.saturating_add(len));
                     self.target.data(packet.offset, packet.payload)?;
                 }
                 Kind::Zero => self.zero(packet.offset, &packet.payload)?,
@@ -151,7 +167,8 @@ impl<R: Read> Receiver<R> {
                     return Err(CopyError::Stream { what });
                 }
             }
-            progress(self.report.data_bytes);
+            self.at.data_bytes = self.report.data_bytes;
+            progress(self.at);
         }
     }
 
@@ -165,6 +182,7 @@ impl<R: Read> Receiver<R> {
         })?;
         hello.hears &= feedback.is_some();
         let have = self.target.begin(&hello)?;
+        self.at.size_bytes = hello.size_bytes;
         self.decoder.set_max_payload(hello.unit_bytes);
         let rows = have.iter();
         let payload: Vec<u8> = rows

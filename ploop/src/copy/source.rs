@@ -184,11 +184,15 @@ impl CopySource for OnlineSource {
     }
 
     fn freeze(&mut self) -> Result<(), CopyError> {
-        if self.mountpoint.is_none() {
+        let Some(target) = self.mountpoint.clone() else {
             return Ok(self.client.flush()?);
-        }
+        };
         // A file system that is frozen has flushed its device.
-        self.freezer.freeze(self.mountpoint.clone())?;
+        let frozen = self.freezer.freeze(Some(target.clone()));
+        frozen.map_err(|source| CopyError::FreezeFs {
+            target: target.display().to_string(),
+            source,
+        })?;
         self.is_frozen = true;
         Ok(())
     }

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use super::images::unopened;
-use super::{Folder, FolderError, OpenOptions};
+use super::{Folder, FolderError, OnProgress, OpenOptions};
 use crate::descriptor::{Guid, ImageEntry};
 use crate::format::Format;
 use crate::format::expanded::{self, Finding, Repair, Severity};
 use crate::storage::{Access, HostFile};
+
+/// Parts of an image that progress is told in.
+const STEPS: u64 = 100;
 
 /// What checking one image came to.
 #[derive(Debug)]
@@ -54,7 +57,8 @@ impl FolderCheck {
 }
 
 impl Folder {
-    /// Checks all images up to a snapshot, and mends them where asked. The disk is not running.
+    /// Checks all images up to a snapshot, and mends them where asked. The disk is not running. `progress`
+    /// can't call it off.
     ///
     /// # Errors
     /// There is no such snapshot, an image is open elsewhere or beyond checking, or the host refused.
@@ -62,6 +66,7 @@ impl Folder {
         &mut self,
         snapshot: Option<Guid>,
         repair: Repair,
+        progress: OnProgress<'_>,
     ) -> Result<FolderCheck, FolderError> {
         let guid = snapshot.unwrap_or(Guid::TOP);
         let chain = self
@@ -70,8 +75,13 @@ impl Folder {
             .map_err(|source| self.wrong(source))?;
         let chain: Vec<ImageEntry> = chain.into_iter().cloned().collect();
         let mut done = FolderCheck::default();
-        for entry in &chain {
-            let image = self.check_image(entry, repair)?;
+        let all = chain.len() as u64;
+        for (number, entry) in (0..).zip(&chain) {
+            // Half mended is worse than not looked at: nobody calls it off inside of an image.
+            let mut inside = |done, of: u64| {
+                progress(number * STEPS + done * STEPS / of.max(1), all * STEPS);
+            };
+            let image = self.check_image(entry, repair, &mut inside)?;
             done.images.push(image);
         }
         if repair == Repair::Yes && self.interrupted()?.is_some() {
@@ -86,7 +96,12 @@ impl Folder {
         Ok(done)
     }
 
-    fn check_image(&self, entry: &ImageEntry, repair: Repair) -> Result<ImageCheck, FolderError> {
+    fn check_image(
+        &self,
+        entry: &ImageEntry,
+        repair: Repair,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<ImageCheck, FolderError> {
         let path = self.path_of(entry);
         let access = match repair == Repair::Yes && self.owns(entry) {
             true => Access::ReadWrite,
@@ -118,7 +133,7 @@ impl Folder {
                 Access::ReadWrite => repair,
                 Access::ReadOnly => Repair::No,
             };
-            let checked = expanded::check(&file, repair)?;
+            let checked = expanded::check_telling(&file, repair, progress)?;
             image.findings = checked.findings;
             image.left = checked.left;
             image.lost = checked.lost;

@@ -2,6 +2,7 @@
 
 pub mod gpt;
 mod tools;
+mod trim;
 
 use std::fs::File;
 use std::io;
@@ -9,6 +10,7 @@ use std::path::Path;
 
 pub use gpt::Partition;
 pub use tools::{FormatOptions, check, format, grow_fs, grow_unmounted_fs, shrink_fs};
+pub use trim::trim;
 
 /// A file system that disks are made with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

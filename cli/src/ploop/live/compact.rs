@@ -1,19 +1,18 @@
 //! `firn ploop compact`: gives space back that the file system on a disk does not use.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use clap::Args;
-use firn_ploop::kernel;
+use firn_ploop::guest;
 use firn_ploop::server::where_seen_by;
 use serde_json::json;
 
 use super::mount::{self, MountArgs};
 use super::{connect, must_be_served, refused, served};
 use crate::output::{Failure, bytes};
-use crate::ploop::report::answer;
+use crate::ploop::report::{Steps, answer};
 
 /// Options of compact.
 #[derive(Debug, Args)]
@@ -68,7 +67,12 @@ fn trim(args: &CompactArgs) -> Result<u8, Failure> {
     let file = where_seen_by(record.supervisor, || File::open(target));
     let file = file.flatten().map_err(failed)?;
     file.sync_all().map_err(failed)?;
-    let trimmed = kernel::trim_fs(file.as_fd(), 0).map_err(failed)?;
+    let mut steps = Steps::of("trimming", args.json);
+    let trimmed = guest::trim(&file, &mut |now, all| {
+        steps.show(now, all);
+    });
+    drop(steps);
+    let trimmed = trimmed.map_err(failed)?;
     // Space is given back when it is durable that nothing leads to it.
     client.flush().map_err(told)?;
     let after = used();

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use firn_ploop::copy::{
     CopyError, CopyOptions, CopyPhase, CopyProgress, CopyReport, CopySource, FileTarget,
-    OfflineSource, OnlineSource, Rate, ReceiveOptions, Sink, StreamSink, TargetFormat, copy,
-    receive, wire,
+    OfflineSource, OnlineSource, Rate, ReceiveOptions, ReceiveProgress, Sink, StreamSink,
+    TargetFormat, copy, receive, wire,
 };
 use firn_ploop::descriptor::Guid;
 use firn_ploop::folder::{Folder, OpenOptions};
@@ -131,7 +131,15 @@ fn take(args: &CopyArgs) -> Result<u8, Failure> {
     let back = feedback
         .as_mut()
         .map(|file| file as &mut (dyn Write + Send));
-    let report = receive(&mut input, back, target(args, path), &options, &mut |_| {});
+    let mut steps = Steps::of("receiving", args.json);
+    let mut show = |at: ReceiveProgress| match at.size_bytes {
+        0 => steps.show_bytes(at.data_bytes),
+        size => {
+            steps.show(at.reached_bytes, size);
+        }
+    };
+    let report = receive(&mut input, back, target(args, path), &options, &mut show);
+    drop(steps);
     let report = report.map_err(|error| told(&error))?;
     let object = json!({
         "file": path,
@@ -194,6 +202,10 @@ fn open_source(disk: &Path, session: &str) -> Result<Box<dyn CopySource>, Failur
         return Ok(Box::new(online.read_ahead(ahead)));
     }
     let folder = Folder::view(disk).map_err(|error| failure(&error))?;
+    // It may be served where this user can't see it.
+    folder
+        .must_be_unwritten()
+        .map_err(|error| failure(&error))?;
     let opened = folder.open_disk(&OpenOptions::new(Access::ReadOnly));
     let disk: Arc<dyn Disk> = Arc::new(opened.map_err(|error| failure(&error))?.disk);
     Ok(Box::new(OfflineSource::new(disk)))

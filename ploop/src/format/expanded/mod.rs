@@ -29,7 +29,7 @@ pub use extension::{
     ExtensionError, StoredBitmap, encode as encode_extension, parse as parse_extension,
 };
 pub use header::{CLUSTER_RANGE, DEFAULT_CLUSTER, Header, HeaderError, Mark, SECTOR, Version};
-pub use repair::{Checked, Repair, check};
+pub use repair::{Checked, Repair, check, check_telling};
 pub use survey::{Finding, Severity};
 
 use self::header::FLAG_EMPTY;

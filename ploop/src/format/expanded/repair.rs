@@ -44,6 +44,18 @@ impl Checked {
 /// # Errors
 /// It is no expanded image, its BAT is cut off, or the host refused.
 pub fn check(storage: &dyn Storage, repair: Repair) -> Result<Checked, DiskError> {
+    check_telling(storage, repair, &mut |_, _| {})
+}
+
+/// Like [`check`]; `progress` is told the findings that are mended and all of them.
+///
+/// # Errors
+/// As `check`.
+pub fn check_telling(
+    storage: &dyn Storage,
+    repair: Repair,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Checked, DiskError> {
     let loaded = examined(storage)?;
     let mut checked = Checked {
         header: loaded.header.clone(),
@@ -61,7 +73,7 @@ pub fn check(storage: &dyn Storage, repair: Repair) -> Result<Checked, DiskError
         return Ok(checked);
     }
     let mut mending = Mending::new(storage, loaded);
-    mending.run()?;
+    mending.run(progress)?;
     checked.lost = mending.lost;
     checked.left = examined(storage)?.survey.findings;
     Ok(checked)
@@ -123,7 +135,7 @@ impl<'a> Mending<'a> {
         }
     }
 
-    fn run(&mut self) -> Result<(), DiskError> {
+    fn run(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<(), DiskError> {
         // Nobody may take it for whole while it is half mended.
         self.header.mark = Mark::Dirty;
         self.header.extension = 0;
@@ -131,8 +143,10 @@ impl<'a> Mending<'a> {
         self.sync()?;
         // The last cluster may be cut off; what it lacks are zeroes.
         self.resize(self.end_bytes)?;
-        for finding in std::mem::take(&mut self.findings) {
-            self.mend_entry(&finding)?;
+        let findings = std::mem::take(&mut self.findings);
+        for (number, finding) in (1..).zip(&findings) {
+            self.mend_entry(finding)?;
+            progress(number, findings.len() as u64);
         }
         self.bat.resize(
             usize::try_from(self.header.wanted_entries()).unwrap_or(0),
