@@ -1,7 +1,8 @@
-"""Tasks that change all the time: `storm.py forks|threads|vforks|execs`, until there is a file `enough`.
+"""Tasks that change all the time: `storm.py forks|threads|vforks|execs|namespaces`, until there is a file `enough`.
 
 Writes a line to the file `progress` for each thing done, and at last whether all of them came out right.
 """
+import ctypes
 import os
 import subprocess
 import sys
@@ -59,6 +60,21 @@ def threads():
     assert sorted(found) == list(range(8)), found
 
 
+def namespaces():
+    """A child that lives in a UTS namespace of its own for a moment, and says so by its name."""
+    pid = os.fork()
+    if pid == 0:
+        CLONE_NEWUTS, PR_SET_NAME = 0x04000000, 15
+        assert libc.unshare(CLONE_NEWUTS) == 0
+        libc.prctl(PR_SET_NAME, b"elsewhere", 0, 0, 0)
+        time.sleep(0.004)
+        # A dead one has the name too, and no namespaces.
+        libc.prctl(PR_SET_NAME, b"dying", 0, 0, 0)
+        os._exit(3)
+    assert os.waitpid(pid, 0) == (pid, 3 << 8), "another exit code"
+    time.sleep(0.03)
+
+
 def spin():
     while True:
         pass
@@ -85,6 +101,9 @@ if kind == "execs":
     pid = os.getpid()
     execs(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     assert os.getpid() == pid
+elif kind == "namespaces":
+    libc = ctypes.CDLL(None)
+    in_children(1, namespaces)
 else:
     in_children(4, {"forks": forks, "threads": threads, "vforks": vforks}[kind])
 print("all as it should be")

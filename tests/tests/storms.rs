@@ -1,6 +1,7 @@
 //! Trees that change while they are frozen: each attempt ends in a dump that can be relied on or in a clean
 //! refusal, and the tree goes on either way. `FIRN_TESTS_TRIES` says how many attempts there are.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use firn_tests::{Finished, Sandbox, Task, isolated, tries};
@@ -8,6 +9,8 @@ use firn_tests::{Finished, Sandbox, Task, isolated, tries};
 const STORM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/storm.py");
 /// Not what a shim in `PATH` starts: an exec must be of the program itself.
 const PYTHON: &str = "/usr/bin/python3";
+/// The name of a task that lives in a namespace of its own: a dump must not have it.
+const ELSEWHERE: &[u8] = b"elsewhere";
 /// Every third attempt kills the tree and restores it.
 const KILLED: usize = 3;
 
@@ -43,6 +46,7 @@ fn weather(sandbox: &Sandbox, kind: &str) {
         let images_dir = images.to_str().expect("a plain path");
         let checked = sandbox.firn(["image", "check", images_dir]);
         checked.expect_success("check of the images");
+        assert!(!is_elsewhere(&images), "a namespace was lost");
         if is_killed {
             task.restore(&images);
         }
@@ -62,6 +66,18 @@ fn weather(sandbox: &Sandbox, kind: &str) {
         "{kind}: {} dumps, {refused} refusals: {refusals:#?}",
         all - refused
     );
+}
+
+/// Whether the images have a task that lives in a namespace of its own.
+fn is_elsewhere(images: &Path) -> bool {
+    let has_name = |core: &[u8]| core.windows(ELSEWHERE.len()).any(|part| part == ELSEWHERE);
+    let files = firn_tests::image_files(images);
+    files.iter().any(|path| {
+        let is_core = path
+            .file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"core-"));
+        is_core && has_name(&std::fs::read(path).expect("an image"))
+    })
 }
 
 /// A refusal in words, with nothing left behind.
@@ -97,4 +113,9 @@ fn threads_that_come_and_go() {
 #[test]
 fn a_thread_executes_the_program_again() {
     storm("a_thread_executes_the_program_again", "execs");
+}
+
+#[test]
+fn children_in_namespaces_of_their_own() {
+    storm("children_in_namespaces_of_their_own", "namespaces");
 }

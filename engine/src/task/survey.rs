@@ -30,10 +30,16 @@ pub fn speaker(pid: Pid) -> Option<Pid> {
     Some(freeze::speaker(pid)).filter(|speaker| *speaker != pid)
 }
 
+/// Those that a thread may leave alone; whoever leaves the mount namespace has a working directory of its own.
+const OF_THREADS: &[&str] = &["net", "ipc", "uts", "cgroup"];
+
 /// Looks at a task, running or stopped, for state that a dump would lose.
 pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
     survey_namespaces(pid, own, &mut found);
+    for tid in freeze::threads(pid).into_iter().filter(|tid| *tid != pid) {
+        survey_some(pid, tid, own, OF_THREADS, &mut found);
+    }
     survey_timers(pid, &mut found);
     found
 }
@@ -77,17 +83,33 @@ impl OwnNamespaces {
 }
 
 fn survey_namespaces(pid: Pid, own: &OwnNamespaces, found: &mut Vec<Obstacle>) {
-    for (name, own) in NAMESPACES.iter().zip(&own.0) {
-        let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}"));
+    survey_some(pid, pid, own, &NAMESPACES, found);
+}
+
+/// Compares some namespaces of thread `tid` of process `pid`.
+fn survey_some(
+    pid: Pid,
+    tid: Pid,
+    own: &OwnNamespaces,
+    wanted: &[&str],
+    found: &mut Vec<Obstacle>,
+) {
+    let all = NAMESPACES.iter().zip(&own.0);
+    for (name, own) in all.filter(|(name, _)| wanted.contains(name)) {
+        let theirs = fs::read_link(format!("/proc/{tid}/ns/{name}"));
         if let (Ok(theirs), Some(own)) = (theirs, own)
             && theirs != *own
         {
+            let whose = match tid == pid {
+                true => String::new(),
+                false => format!(" of thread {tid}"),
+            };
             found.push(Obstacle {
                 pid,
-                object: format!("{name} namespace {}", theirs.display()),
+                object: format!("{name} namespace {}{whose}", theirs.display()),
                 reason: "namespaces of its own are not supported yet".to_owned(),
                 hint: Some(format!(
-                    "run firn inside that namespace: nsenter -t {pid} --{} firn ...",
+                    "run firn inside that namespace: nsenter -t {tid} --{} firn ...",
                     nsenter_option(name)
                 )),
             });
@@ -121,18 +143,22 @@ pub fn survey_seccomp(tree: &Tree) -> Vec<Obstacle> {
 }
 
 /// Looks at a frozen tree for what only a stopped tree shows reliably: tables shared across processes,
-/// threads that share less than usual, 32-bit code.
+/// threads that share less than usual, 32-bit code, namespaces that were left since the survey.
 pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
-    let mut found = Vec::new();
-    for task in tree.alive() {
+    let own = OwnNamespaces::read();
+    let tasks: Vec<&Task> = tree.alive().collect();
+    let of_task = |task: &&Task| {
+        let mut found = Vec::new();
         survey_threads(task, &mut found);
         let parent = tree.task(task.ppid).filter(|parent| parent.is_alive());
         if let Some(parent) = parent {
             survey_sharing(task, parent, &mut found);
         }
         found.extend(ia32::survey_frozen(task));
-    }
-    found
+        survey_some(task.pid, task.speaker(), &own, &NAMESPACES, &mut found);
+        found
+    };
+    crew::share_out(&tasks, TASKS_PER_THREAD, of_task).concat()
 }
 
 fn survey_threads(task: &Task, found: &mut Vec<Obstacle>) {
