@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{CredsEntry, SeccompEntry};
-use firn_sys::Pid;
+use firn_sys::{Pid, rlimit};
 
 use crate::arch::Abi;
 use crate::cancel::CancelFlag;
@@ -76,6 +76,8 @@ pub(crate) fn run(
     reporter: Reporter,
     cancel: &CancelFlag,
 ) -> Result<RestoreReport, RestoreError> {
+    // Every task has images that are open at once. Where that is forbidden the old limit may do.
+    let _limit = rlimit::raise_descriptor_limit(0).ok();
     Operation {
         options,
         reporter,
