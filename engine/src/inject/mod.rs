@@ -281,13 +281,14 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
         ));
     }
     call_all(&mut calls)?;
+    let mapped: Vec<Result<u64, InjectError>> = calls.iter().zip(&lens).map(mapped_at).collect();
+    if mapped.iter().any(Result::is_err) {
+        take_back(jobs, &calls, &mapped, &lens);
+    }
+    let mapped = mapped.into_iter().collect::<Result<Vec<u64>, _>>()?;
     let mut entered = Vec::with_capacity(jobs.len());
-    for (((job, saved), len), call) in jobs.iter().zip(saved).zip(&lens).zip(&calls) {
-        let address = match call.result() {
-            Ok(address) => address,
-            Err(Errno::EACCES) => remote::map_in_two_parts(call, *len)?,
-            Err(source) => room::map(call, *len, source)?,
-        };
+    let known = saved.into_iter().zip(&lens).zip(mapped);
+    for ((job, call), ((saved, len), address)) in jobs.iter().zip(&calls).zip(known) {
         let mapping = see(job.speaker(), address, *len)?;
         let arena = Arena::attach(mapping, &job.set, job.set.place(address));
         entered.push(Entered {
@@ -298,6 +299,31 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
         });
     }
     Ok(entered)
+}
+
+/// Where a task has its arena.
+fn mapped_at((call, len): (&RemoteCall, &usize)) -> Result<u64, InjectError> {
+    match call.result() {
+        Ok(address) => Ok(address),
+        Err(Errno::EACCES) => remote::map_in_two_parts(call, *len),
+        Err(source) => room::map(call, *len, source),
+    }
+}
+
+/// Unmaps the arenas of tasks beside which another one could not get any.
+fn take_back(
+    jobs: &[Job],
+    calls: &[RemoteCall],
+    mapped: &[Result<u64, InjectError>],
+    lens: &[usize],
+) {
+    let known = jobs.iter().zip(calls).zip(mapped).zip(lens);
+    let unmapping = known.filter_map(|(((job, call), mapped), len)| {
+        let (address, len) = (*mapped.as_ref().ok()?, u64::try_from(*len).ok()?);
+        Some(call.followed_by(CallSpec::unmap(job.abi, address, len)))
+    });
+    // The failure that is being told is the one to know of.
+    let _ = call_all(&mut unmapping.collect::<Vec<_>>());
 }
 
 /// Maps the arena of a task into this process.

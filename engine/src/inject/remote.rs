@@ -89,6 +89,11 @@ impl RemoteCall {
         }
     }
 
+    /// Another call by the same instruction.
+    pub fn followed_by(&self, call: CallSpec) -> RemoteCall {
+        RemoteCall::new(self.tid, self.old, self.instruction, call)
+    }
+
     /// The thread.
     pub fn tid(&self) -> Pid {
         self.tid

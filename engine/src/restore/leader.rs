@@ -25,7 +25,7 @@ use super::threads::{at_home, pending_signals, plan_pending, timers_of};
 use crate::program::{Program, ProgramId, Rule};
 use crate::task::posix_timers::{self, TimerIds};
 use crate::task::relations::{BirthId, Role};
-use crate::task::{attributes, itimers, signals};
+use crate::task::{attributes, itimers, limits, signals};
 
 impl Builder<'_> {
     /// The end of a leader that lives.
@@ -181,6 +181,9 @@ impl Builder<'_> {
             posix_timers::plan_choice_of_ids(p, false);
         }
         self.plan_rings(p, process)?;
+        if let Some(wanted) = &task.process().rlimits {
+            limits::plan_late(p, wanted, self.from.own_limits, self.from.may_raise_limits);
+        }
         process.memory.set_dumpable(p);
         p.post(words.ready, "saying that it is complete");
         p.wait(words.release, 1, "waiting for its release");

@@ -1,7 +1,8 @@
 //! Resource limits.
 //!
 //! Read from /proc, because prlimit of another user's task needs CAP_SYS_RESOURCE; set by the task
-//! itself after its memory work. A hard limit above the restoring process's own can be set only with
+//! itself after its memory work, and those of descriptors and queued signals last of all: a program may have
+//! lowered them below what it has. A hard limit above the restoring process's own can be set only with
 //! that capability: without it the limit stays lower and the restore says so.
 //!
 //! Source: man 2 prlimit, man 5 proc_pid_limits.
@@ -34,6 +35,9 @@ const RESOURCES: [(&str, &str); 16] = [
     ("RLIMIT_RTPRIO", "Max realtime priority"),
     ("RLIMIT_RTTIME", "Max realtime timeout"),
 ];
+
+/// RLIMIT_NOFILE and RLIMIT_SIGPENDING: descriptors and signals are made by the task itself to the end.
+const LATE: [u32; 2] = [7, 11];
 
 /// Infinity, as image and kernel store it.
 const INFINITY: u64 = u64::MAX;
@@ -84,7 +88,7 @@ fn parse(text: &str) -> Result<TaskRlimitsEntry, &'static str> {
 }
 
 /// Adds the calls that set the limits that differ from the restoring process's own; returns a sentence
-/// for each that has to stay lower than it was.
+/// for each that has to stay lower than it was. Those that [`plan_late`] sets become as high as they may be.
 pub fn plan(
     program: &mut Program,
     wanted: &TaskRlimitsEntry,
@@ -101,14 +105,51 @@ pub fn plan(
                 wanted.max
             ));
         }
-        if (cur, max) == (own.cur, own.max) {
-            continue;
+        let first = match LATE.contains(&resource) {
+            true => highest(max, own),
+            false => (cur, max),
+        };
+        if first != (own.cur, own.max) {
+            set(program, resource, first);
         }
-        let limit = program.data(&[cur.to_le_bytes(), max.to_le_bytes()].concat());
-        let args = [0.into(), resource.into(), limit.into(), 0.into()];
-        program.call(nr::PRLIMIT64, &args, Rule::Ok, format!("setting {name}"));
     }
     lowered
+}
+
+/// Adds the calls that set the limits of what the task itself has made until then.
+pub fn plan_late(
+    program: &mut Program,
+    wanted: &TaskRlimitsEntry,
+    own: &TaskRlimitsEntry,
+    may_raise: bool,
+) {
+    let pairs = wanted.rlimits.iter().zip(&own.rlimits);
+    let late = (0u32..)
+        .zip(pairs)
+        .filter(|(resource, _)| LATE.contains(resource));
+    for (resource, (wanted, own)) in late {
+        let last = possible(wanted, own, may_raise);
+        if last != highest(last.1, own) {
+            set(program, resource, last);
+        }
+    }
+}
+
+/// What a limit is until it is lowered to its hard limit `max`.
+fn highest(max: u64, own: &RlimitEntry) -> (u64, u64) {
+    let highest = max.max(own.max);
+    (highest, highest)
+}
+
+fn set(program: &mut Program, resource: u32, (soft, hard): (u64, u64)) {
+    let limit = program.data(&[soft.to_le_bytes(), hard.to_le_bytes()].concat());
+    let args = [0.into(), resource.into(), limit.into(), 0.into()];
+    let names = (0u32..).zip(RESOURCES);
+    let name = names
+        .filter(|(nth, _)| *nth == resource)
+        .map(|(_, (name, _))| name);
+    let why = format!("setting {}", name.collect::<String>());
+    program.call(nr::PRLIMIT64, &args, Rule::Ok, why);
 }
 
 /// Soft and hard limit as far as they can be had.
@@ -142,7 +183,22 @@ mod tests {
         assert_eq!(own.rlimits.len(), 16);
         let mut program = Program::new("test");
         assert!(plan(&mut program, &own, &own, false).is_empty());
-        assert!(program.is_empty());
+        let late = LATE.map(|nth| &own.rlimits[usize::try_from(nth).unwrap()]);
+        let raised = late.iter().filter(|own| own.cur != own.max);
+        assert_eq!(program.len(), raised.count());
+    }
+
+    #[test]
+    fn limits_of_what_is_still_made_are_set_last() {
+        let limit = |cur, max| TaskRlimitsEntry {
+            rlimits: vec![RlimitEntry { cur, max }; 16],
+        };
+        let late = |wanted: &TaskRlimitsEntry| {
+            let mut program = Program::new("test");
+            plan_late(&mut program, wanted, &limit(5, 10), false);
+            program.len()
+        };
+        assert_eq!((late(&limit(3, 8)), late(&limit(10, 10))), (2, 0));
     }
 
     #[test]

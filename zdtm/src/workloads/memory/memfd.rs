@@ -43,6 +43,14 @@ pub static SEALED: Workload = Workload::new(
     sealed,
 );
 
+pub static SEALED_MAPPED: Workload = Workload::new(
+    "memory/memfd-sealed-mapped",
+    "memory files sealed against writing that are mapped shared, for reading only and for good",
+    sealed_mapped,
+)
+// Whether the kernel counts as shared what nobody can write shows there and nowhere else.
+.moves(&["vmflags"]);
+
 fn mapped(stage: &Stage) -> Result<()> {
     let file = File::from(sys::memfd(c"mapped name", 0)?);
     file.set_len(16 * PAGE as u64)?;
@@ -181,6 +189,37 @@ fn sealed(stage: &Stage) -> Result<()> {
         Region::file(future.as_fd(), PAGE, RW, libc::MAP_SHARED).is_err(),
         "it may be mapped writable again"
     );
+    Ok(())
+}
+
+fn sealed_mapped(stage: &Stage) -> Result<()> {
+    let seals = [libc::F_SEAL_WRITE, libc::F_SEAL_FUTURE_WRITE];
+    let make = |seal: i32| {
+        let file = File::from(sys::memfd(c"sealed", libc::MFD_ALLOW_SEALING)?);
+        file.write_all_at(&[7; 2 * PAGE], 0)?;
+        sys::fcntl(&file, libc::F_ADD_SEALS, i64::from(seal))?;
+        let region = Region::file(file.as_fd(), 2 * PAGE, libc::PROT_READ, libc::MAP_SHARED);
+        // Before Linux 6.7 a file that nobody may write could not be mapped shared.
+        Ok::<_, anyhow::Error>((seal, file, region.ok()))
+    };
+    let files = seals.map(make).into_iter().collect::<Result<Vec<_>>>()?;
+    ensure!(files[1].2.is_some(), "it can't be mapped for reading");
+    stage.ready_and_wait()?;
+    for (seal, file, region) in &files {
+        let found = sys::fcntl(file, libc::F_GET_SEALS, 0)?;
+        ensure!(found == *seal, "the seals were {seal:#x}, are {found:#x}");
+        ensure!(file.write_all_at(b"x", 0).is_err(), "it may be written");
+        if let Some(region) = region {
+            ensure!(
+                region.get(PAGE - 1, 2) == [7, 7],
+                "{seal:#x}: it has changed"
+            );
+            ensure!(
+                region.protect(RW).is_err(),
+                "{seal:#x}: what was mapped may be written"
+            );
+        }
+    }
     Ok(())
 }
 

@@ -59,6 +59,7 @@ pub static ALL: &[&Workload] = &[
     &memfd::FLAGS,
     &memfd::HUGE,
     &memfd::SEALED,
+    &memfd::SEALED_MAPPED,
     &copy_on_write::READ_ONLY,
     &copy_on_write::CHAIN,
     &copy_on_write::PARTLY,

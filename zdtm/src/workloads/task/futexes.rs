@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::sys::{self, FUTEX_TID, FUTEX_WAITERS, RobustMutex};
+use crate::sys::{self, FUTEX_TID, FUTEX_WAITERS, Region, RobustMutex};
 use crate::{Stage, Workload, proc};
 
 pub static PLAIN: Workload = Workload::new(
@@ -29,6 +29,22 @@ pub static ROBUST_PRIORITY: Workload = Workload::new(
     "task/robust-mutex-pi",
     "a thread that dies with a robust mutex that passes on priority",
     |s| robust(s, true),
+);
+
+pub static ROBUST_WAITED: Workload = Workload::new(
+    "task/robust-mutex-waited",
+    "threads that wait for robust mutexes whose owner dies",
+    waited,
+);
+pub static ROBUST_KILLED: Workload = Workload::new(
+    "task/robust-mutex-killed",
+    "a process that is killed with a robust mutex that others share, which one waits for",
+    killed,
+);
+pub static SEVERAL: Workload = Workload::new(
+    "task/futex-waitv",
+    "a thread that sleeps on several futexes, and a process on one that it shares",
+    several,
 );
 
 /// Waits until a thread sleeps in a futex call.
@@ -130,4 +146,102 @@ fn robust(stage: &Stage, inherit: bool) -> Result<()> {
     );
     mutex.unlock();
     joined(vec![owner])
+}
+
+fn waited(stage: &Stage) -> Result<()> {
+    let mutexes = [false, true].map(RobustMutex::make);
+    let (send, receive) = mpsc::channel();
+    let locked = send.clone();
+    let owner = thread::spawn(move || -> Result<()> {
+        for mutex in mutexes {
+            ensure!(mutex.lock() == 0, "the mutex is not free");
+        }
+        locked.send(0)?;
+        crate::stop::wait();
+        Ok(())
+    });
+    receive.recv()?;
+    let wait_for = |mutex: &'static RobustMutex| {
+        let send = send.clone();
+        thread::spawn(move || -> Result<()> {
+            sys::mask(libc::SIG_BLOCK, u64::MAX)?;
+            send.send(sys::tid())?;
+            let told = mutex.lock();
+            ensure!(told == libc::EOWNERDEAD, "locking gave {told}");
+            mutex.unlock();
+            Ok(())
+        })
+    };
+    let waiters = mutexes.map(wait_for);
+    for _ in &waiters {
+        until_asleep(receive.recv()?)?;
+    }
+    stage.ready_and_wait()?;
+    joined(vec![owner])?;
+    joined(waiters.into())
+}
+
+fn killed(stage: &Stage) -> Result<()> {
+    let memory = Region::shared(sys::PAGE)?;
+    let mutex = RobustMutex::make_shared(&memory);
+    let owner = stage.child(move |stage| {
+        ensure!(mutex.lock() == 0, "the mutex is not free");
+        stage.ready_and_wait()
+    })?;
+    let waiter = stage.child(move |stage| {
+        sys::mask(libc::SIG_BLOCK, u64::MAX)?;
+        stage.ready()?;
+        let told = mutex.lock();
+        ensure!(told == libc::EOWNERDEAD, "locking gave {told}");
+        mutex.unlock();
+        Ok(())
+    })?;
+    let futex = format!("{} ", libc::SYS_futex);
+    while !proc::text(waiter.pid, "syscall")?.starts_with(&futex) {
+        sys::pause_for(1);
+    }
+    stage.ready_and_wait()?;
+    sys::kill(owner.pid, libc::SIGKILL)?;
+    let exit = sys::wait(owner.pid)?;
+    ensure!(
+        exit == sys::Exit::Signal(libc::SIGKILL),
+        "the owner: {exit}"
+    );
+    waiter.reap()
+}
+
+fn several(stage: &Stage) -> Result<()> {
+    let memory = Region::shared(sys::PAGE)?;
+    let (send, receive) = mpsc::channel();
+    let words = Arc::new([const { AtomicU32::new(0) }; 3]);
+    let waited_for = Arc::clone(&words);
+    let thread = thread::spawn(move || -> Result<()> {
+        sys::mask(libc::SIG_BLOCK, u64::MAX)?;
+        send.send(sys::tid())?;
+        let woken = sys::futex_wait_any(&waited_for[..], 0).context("the wait")?;
+        ensure!(woken == 2, "woken by word {woken}");
+        Ok(())
+    });
+    let tid = receive.recv()?;
+    let call = format!("{} ", libc::SYS_futex_waitv);
+    while !proc::text(format!("{}/task/{tid}", sys::pid()), "syscall")?.starts_with(&call) {
+        sys::pause_for(1);
+    }
+    let child = stage.child(|stage| {
+        sys::mask(libc::SIG_BLOCK, u64::MAX)?;
+        stage.ready()?;
+        sys::futex_wait(memory.word(0), 0, None).context("the shared wait")
+    })?;
+    let futex = format!("{} ", libc::SYS_futex);
+    while !proc::text(child.pid, "syscall")?.starts_with(&futex) {
+        sys::pause_for(1);
+    }
+    stage.ready_and_wait()?;
+    for word in [&words[2], memory.word(0)] {
+        while sys::futex_wake(word, 1)? == 0 {
+            sys::pause_for(1);
+        }
+    }
+    joined(vec![thread])?;
+    child.reap()
 }

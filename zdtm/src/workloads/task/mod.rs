@@ -4,6 +4,7 @@ mod brk;
 mod creds;
 mod futexes;
 mod libc_state;
+mod low_limits;
 mod modes;
 mod names;
 mod places;
@@ -34,6 +35,9 @@ pub static ALL: &[&Workload] = &[
     &futexes::PRIORITY,
     &futexes::ROBUST,
     &futexes::ROBUST_PRIORITY,
+    &futexes::ROBUST_WAITED,
+    &futexes::ROBUST_KILLED,
+    &futexes::SEVERAL,
     &creds::IDS,
     &creds::CAPABILITIES,
     &creds::THREADS,
@@ -44,6 +48,8 @@ pub static ALL: &[&Workload] = &[
     &scheduling::LIMITS,
     &scheduling::FULL,
     &scheduling::LOCKED,
+    &low_limits::BELOW_USE,
+    &low_limits::NO_ROOM,
     &modes::SWITCHES,
     &modes::NO_WRITE_EXEC,
     &modes::NO_TSC,
