@@ -50,10 +50,7 @@ impl Snapshot {
     pub fn take(root: i32) -> io::Result<Snapshot> {
         let mut snapshot = Snapshot::empty(root);
         for pid in proc::tree(root)? {
-            match snapshot.add_process(pid) {
-                Err(error) if !is_gone(&error) => return Err(error),
-                _ => {}
-            }
+            unless_gone(snapshot.add_process(pid))?;
         }
         Ok(snapshot)
     }
@@ -109,14 +106,14 @@ impl Snapshot {
         }
         // Where only the main thread is dead, the others have all that it had.
         let living: &[i32] = if is_dead { &threads[1..] } else { &threads };
+        self.tasks.push((pid, threads.clone()));
         if let Some(&speaker) = living.first() {
             self.add_mm(pid, speaker, &proc::stat(speaker)?)?;
             self.add_files(pid, speaker)?;
             for &tid in living {
-                self.add_thread(pid, tid)?;
+                unless_gone(self.add_thread(pid, tid))?;
             }
         }
-        self.tasks.push((pid, threads));
         Ok(())
     }
 
@@ -165,19 +162,19 @@ impl Snapshot {
             self.add(pid, name, "", link);
         }
         for fd in proc::numbers(&format!("/proc/{speaker}/fd"))? {
-            let link = proc::link(speaker, &format!("fd/{fd}"))?
-                .to_string_lossy()
-                .into_owned();
-            let link = self.names.lasting(&link);
-            let info = proc::lines(speaker, &format!("fdinfo/{fd}"))?;
-            let get = |name: &str| info.get(name).map_or("", String::as_str);
-            self.add(
-                pid,
-                "fd",
-                fd,
-                format!("{link} pos {} flags {}", get("pos"), get("flags")),
-            );
+            // Another thread may close it meanwhile; all that comes behind it is still there.
+            unless_gone(self.add_descriptor(pid, speaker, fd))?;
         }
+        Ok(())
+    }
+
+    fn add_descriptor(&mut self, pid: i32, speaker: i32, fd: i32) -> io::Result<()> {
+        let link = proc::link(speaker, &format!("fd/{fd}"))?;
+        let info = proc::lines(speaker, &format!("fdinfo/{fd}"))?;
+        let link = self.names.lasting(&link.to_string_lossy());
+        let get = |name: &str| info.get(name).map_or("", String::as_str);
+        let line = format!("{link} pos {} flags {}", get("pos"), get("flags"));
+        self.add(pid, "fd", fd, line);
         Ok(())
     }
 
@@ -294,8 +291,12 @@ impl Snapshot {
     }
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+/// What ends while it is looked at is left out.
+fn unless_gone(looked: io::Result<()>) -> io::Result<()> {
+    match looked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(()),
+        looked => looked,
+    }
 }
 
 #[cfg(test)]
