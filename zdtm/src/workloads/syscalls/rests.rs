@@ -16,19 +16,22 @@ pub static SLEEP: Workload = Workload::new(
     "a sleep without a place for what is left of it",
     |s| rest(s, libc::SYS_clock_nanosleep, sys::sleep_by_libc),
 )
-.needs(&[Need::File("/sys/kernel/btf/vmlinux")]);
+.needs(&[Need::File("/sys/kernel/btf/vmlinux")])
+.moves(ENDING);
 pub static POLL: Workload = Workload::new(
     "syscalls/poll-rest",
     "a poll that runs into its time, with all registers kept",
     |s| rest(s, libc::SYS_poll, poll_in_vain),
 )
-.needs(&[Need::File("/sys/kernel/btf/vmlinux")]);
+.needs(&[Need::File("/sys/kernel/btf/vmlinux")])
+.moves(ENDING);
 pub static FUTEX: Workload = Workload::new(
     "syscalls/futex-rest",
     "a futex wait that runs into its time",
     |s| rest(s, libc::SYS_futex, wait_in_vain),
 )
-.needs(&[Need::File("/sys/kernel/btf/vmlinux")]);
+.needs(&[Need::File("/sys/kernel/btf/vmlinux")])
+.moves(ENDING);
 pub static READY: Workload = Workload::new(
     "syscalls/poll-woken",
     "polls and futex waits with a time that something ends before",
@@ -39,6 +42,9 @@ pub static STOPPED: Workload = Workload::new(
     "a stopped child that was in a poll with a time, and goes on with it",
     stopped,
 );
+
+/// The call may end between two looks at the tree.
+const ENDING: &[&str] = &["syscall"];
 
 /// Waits without end as far as a run is concerned.
 const FOR_EVER: Duration = Duration::from_secs(100_000);
