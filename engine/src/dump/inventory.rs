@@ -1,5 +1,6 @@
 //! The inventory: what makes a directory a checkpoint, and by whom and where it was made.
 
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use firn_images::IMG_VERSION;
@@ -88,12 +89,21 @@ pub fn inventory(network: Network) -> InventoryEntry {
     }
 }
 
+/// Release of the running kernel, read once.
+pub fn kernel_release() -> Option<String> {
+    static RELEASE: OnceLock<Option<String>> = OnceLock::new();
+    let read = || {
+        let release = procfs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+        Some(release.trim().to_owned())
+    };
+    RELEASE.get_or_init(read).clone()
+}
+
 fn extension() -> FirnInventoryEntry {
     let layout = XsaveLayout::of_this_cpu();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let kernel = procfs::read_to_string("/proc/sys/kernel/osrelease").ok();
     FirnInventoryEntry {
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         xfeatures: Some(layout.features()),
@@ -101,6 +111,6 @@ fn extension() -> FirnInventoryEntry {
         cpu_model: arch::cpu_model(),
         created_at_unix: Some(now.as_secs()),
         cpu_flags: Vec::new(),
-        kernel_release: kernel.map(|release| release.trim().to_owned()),
+        kernel_release: kernel_release(),
     }
 }

@@ -13,6 +13,8 @@
 //! Source: man 7 apparmor; linux security/selinux/hooks.c, selinux_lsm_setattr; security/apparmor/lsm.c,
 //! apparmor_setprocattr; fs/proc/base.c, attr_dir_stuff.
 
+use std::sync::OnceLock;
+
 use firn_proto::{CredsEntry, FirnLabelEntry, Lsmtype, ThreadCoreEntry};
 use firn_sys::{Pid, nr, procfs};
 
@@ -41,11 +43,15 @@ pub enum Module {
 }
 
 impl Module {
-    /// The module that labels tasks here; None without one, and for modules that are not known.
+    /// The module that labels tasks here; None without one, and for modules that are not known. It is looked for
+    /// once.
     pub fn of_host() -> Option<Module> {
-        let own = Labels::file("self", "current").unwrap_or_default();
-        let apparmor = procfs::read_to_string(APPARMOR).unwrap_or_default();
-        Module::judge(&own, apparmor.starts_with('Y'))
+        static OF_HOST: OnceLock<Option<Module>> = OnceLock::new();
+        *OF_HOST.get_or_init(|| {
+            let own = Labels::file("self", "current").unwrap_or_default();
+            let apparmor = procfs::read_to_string(APPARMOR).unwrap_or_default();
+            Module::judge(&own, apparmor.starts_with('Y'))
+        })
     }
 
     fn judge(own_label: &str, has_apparmor: bool) -> Option<Module> {

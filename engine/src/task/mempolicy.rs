@@ -10,6 +10,8 @@
 //!
 //! Source: man 2 get_mempolicy, set_mempolicy; linux mm/mempolicy.c.
 
+use std::sync::OnceLock;
+
 use firn_proto::FirnMempolicyEntry;
 use firn_sys::{nr, procfs};
 
@@ -62,11 +64,12 @@ impl Nodes {
 
     /// Number of words that hold every node that this kernel may ever have.
     pub fn nr_words() -> usize {
-        let possible = procfs::read_to_string("/sys/devices/system/node/possible");
-        Nodes::parse(possible.as_deref().unwrap_or("0"))
-            .0
-            .len()
-            .max(1)
+        static WORDS: OnceLock<usize> = OnceLock::new();
+        *WORDS.get_or_init(|| {
+            let possible = procfs::read_to_string("/sys/devices/system/node/possible");
+            let possible = Nodes::parse(possible.as_deref().unwrap_or("0"));
+            possible.0.len().max(1)
+        })
     }
 
     /// Parses a list such as `0-3,8`.
