@@ -3,6 +3,8 @@
 //! Source: facts of CRIU's format: the leader's image carries the process (`tc`), every thread's its own
 //! part (`thread_core`), a zombie's only `tc`.
 
+use std::sync::mpsc;
+
 use firn_images::{ImageKind, ImageSetWriter, ImageWriteError};
 use firn_proto::{
     CoreEntry, FirnDispatchEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, TaskCoreEntry,
@@ -41,6 +43,11 @@ pub mod state {
 pub const ROOT_CG_SET: u32 = 1;
 /// Length of a robust list head.
 const ROBUST_LIST_LEN: u64 = 24;
+
+/// Threads of a task that are worth a thread of our own to write their images.
+const THREADS_PER_WRITER: usize = 32;
+/// Images that wait to be written at most.
+const MAX_QUEUED: usize = 64;
 
 /// Failure to dump per-task state.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +103,41 @@ pub(crate) fn dump(
     kernel: &LazyKernel,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
+    let write = |(tid, entry): (Pid, CoreEntry)| {
+        images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)
+    };
+    let describe = |give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>| {
+        describe_threads(task, answers, outside, layout, seccomp, kernel, give)
+    };
+    if task.threads.len() < THREADS_PER_WRITER {
+        return describe(&mut |tid, entry| Ok(write((tid, entry))?));
+    }
+    // Only the tracer can ask, but anybody can write what it was told.
+    std::thread::scope(|scope| {
+        let (queue, entries) = mpsc::sync_channel(MAX_QUEUED);
+        let writer = scope.spawn(move || entries.into_iter().try_for_each(write));
+        let mut give = |tid, entry| {
+            // It takes no more after an error, which is told below.
+            let _ = queue.send((tid, entry));
+            Ok(())
+        };
+        let described = describe(&mut give);
+        drop(queue);
+        let written = writer.join().expect("the writer does not panic");
+        described.and(written.map_err(CoreDumpError::from))
+    })
+}
+
+/// Describes the threads of a task one after another.
+fn describe_threads(
+    task: &Task,
+    answers: &TaskAnswers,
+    outside: &Outside,
+    layout: &XsaveLayout,
+    seccomp: &SeccompDump,
+    kernel: &LazyKernel,
+    give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>,
+) -> Result<(), CoreDumpError> {
     let threads = task
         .threads
         .iter()
@@ -129,7 +171,7 @@ pub(crate) fn dump(
         if !task.has_leader()
             && let Some(process) = tc.take()
         {
-            write_dead_leader(task, process, thread.securebits, images)?;
+            give(task.pid, dead_leader(task, process, thread.securebits)?)?;
         }
         let entry = CoreEntry {
             mtype: core_entry::March::X8664.into(),
@@ -138,19 +180,18 @@ pub(crate) fn dump(
             thread_core: Some(state.core),
             ..CoreEntry::default()
         };
-        images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)?;
+        give(*tid, entry)?;
     }
     Ok(())
 }
 
-/// Writes the core image of a leader that has exited before other threads: the process, how the leader has
+/// The core image of a leader that has exited before other threads: the process, how the leader has
 /// ended, and what /proc goes on showing of it.
-fn write_dead_leader(
+fn dead_leader(
     task: &Task,
     mut process: TaskCoreEntry,
     securebits: u32,
-    images: &ImageSetWriter,
-) -> Result<(), CoreDumpError> {
+) -> Result<CoreEntry, CoreDumpError> {
     let status = Status::read(task.pid, task.pid)?;
     let creds = creds::to_image(&status, securebits);
     let mut core = ThreadCoreEntry {
@@ -170,13 +211,12 @@ fn write_dead_leader(
         .exit_code
         .cast_unsigned();
     process.comm = status.name;
-    let entry = CoreEntry {
+    Ok(CoreEntry {
         mtype: core_entry::March::X8664.into(),
         tc: Some(process),
         thread_core: Some(core),
         ..CoreEntry::default()
-    };
-    Ok(images.write_one(ImageKind::Core, u64::from(task.pid.to_image()), &entry)?)
+    })
 }
 
 /// Writes the core image of a zombie: how it died and what it was called.
