@@ -26,14 +26,14 @@ use std::time::{Duration, Instant};
 
 use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FsEntry, PstreeEntry};
-use firn_sys::Pid;
+use firn_sys::{Pid, fcntl};
 
 pub(crate) use inventory::root_ids;
 
 use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
 use crate::crew;
-use crate::files::{self, Depth, FileTable, ProcLink};
+use crate::files::{self, Depth, FileTable, LockWatch, ProcLink, Told};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::kernel::LazyKernel;
 use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump};
@@ -63,6 +63,10 @@ const O_PATH_LIKE: u32 = 0;
 /// A tree in motion may be in its own way for a moment.
 const MAX_TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+/// Descriptors that are open at a time while those of the tasks are looked at, and some more.
+const DESCRIPTORS: i32 = 256;
+/// How long the stop of a tree is put off for a quick answer about locks, which saves as much while it stands still.
+const WAIT_FOR_LOCKS: Duration = Duration::from_millis(6);
 /// How often a caller hears of copied bytes.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Tasks that are worth a thread of their own to look at them.
@@ -90,6 +94,8 @@ pub(crate) fn run(
         started: Instant::now(),
         warnings: Vec::new(),
         kernel: LazyKernel::default(),
+        told: Told::default(),
+        lock_watch: None,
     };
     operation.run()
 }
@@ -103,10 +109,16 @@ struct Operation<'a> {
     warnings: Vec<String>,
     /// For what no interface of the kernel shows.
     kernel: LazyKernel,
+    /// Descriptors that the survey has seen.
+    told: Told,
+    /// Reads all locks from the survey on, where that is worth it.
+    lock_watch: Option<LockWatch>,
 }
 
 impl Operation<'_> {
     fn run(&mut self) -> Result<DumpReport, DumpError> {
+        // Where the limit is lower, the table grows when it has to.
+        let _ = fcntl::make_room(DESCRIPTORS);
         self.survey(Depth::Quick)?;
         self.script(ScriptAction::PreDump)?;
         for _ in 1..MAX_TRIES {
@@ -132,8 +144,14 @@ impl Operation<'_> {
         let mut warnings = self.warnings.clone();
         let mut increment = Increment::begin(self.options, &images, &mut warnings)?;
         // What can be known before the tree stops is not asked while it stands still.
+        questions::know_host();
+        inventory::kernel_release();
         let shared = SharedDump::new()?;
         let files = FileTable::new(&self.options.file_options()).with_kernel(self.kernel.clone());
+        if let Some(watch) = &self.lock_watch {
+            watch.wait(WAIT_FOR_LOCKS);
+        }
+        let files = files.with_lock_watch(self.lock_watch.take());
         self.reporter.phase(Phase::Freeze);
         let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
         let captured = self.capture(&frozen, shared, files, &increment, &images)?;
@@ -150,7 +168,8 @@ impl Operation<'_> {
         freeze::check_root(self.options.pid)?;
         let pids = freeze::running_tree(self.options.pid);
         let options = self.options.file_options();
-        let look = |depth| -> Vec<Obstacle> {
+        self.lock_watch = files::watch_locks(&pids);
+        let look = |depth| -> (Vec<Obstacle>, Told) {
             std::thread::scope(|scope| {
                 let tasks = scope.spawn(|| {
                     // The stopped tree would wait while these are opened.
@@ -165,22 +184,24 @@ impl Operation<'_> {
                 }
                 let mut found = tasks.join().expect("the survey does not panic");
                 found.extend(files.obstacles);
-                found
+                (found, files.told)
             })
         };
         self.warnings = survey::cgroup_warnings(&pids);
-        let mut found = look(depth);
+        let (mut found, mut told) = look(depth);
         if !found.is_empty() && depth == Depth::Quick {
-            found = look(Depth::Full);
+            (found, told) = look(Depth::Full);
         }
         // A task that runs may change a descriptor between two questions about it: what counts stays.
         for _ in 1..MAX_TRIES {
             if !found.is_empty() {
                 std::thread::sleep(BETWEEN_TRIES);
-                let again = look(Depth::Full);
+                let again;
+                (again, told) = look(Depth::Full);
                 found.retain(|obstacle| again.contains(obstacle));
             }
         }
+        self.told = told;
         if found.is_empty() {
             Ok(())
         } else {
@@ -205,23 +226,29 @@ impl Operation<'_> {
         images: &ImageSetWriter,
     ) -> Result<Captured, DumpError> {
         let tree = frozen.tree();
+        let mut told = std::mem::take(&mut self.told);
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
         // What /proc tells, which is about half of all, is read beside what the tracer has to do.
         let (answers, spaces) = std::thread::scope(|scope| {
-            let (told, outside) = mpsc::sync_channel(1);
+            let (tell, outside) = mpsc::sync_channel(1);
             let (asked, have_answered) = mpsc::channel();
             let reader = scope.spawn(move || {
                 // If nobody is there to hear it, the dump has failed, and nobody waits for the rest.
-                told.send(Outside::read_all(tree)).ok()?;
+                tell.send(Outside::read_all(tree)).ok()?;
                 // Before, the maps would show the arena in which the tasks run the programs.
                 have_answered.recv().ok()?;
                 Some(read_address_spaces(tree, increment))
             });
-            let answers = questions::ask(tree)?;
+            let mut answers = questions::ask(tree, &told)?;
             let _ = asked.send(());
             self.reporter.phase(Phase::Files);
+            for (task, answers) in tree.alive().zip(&mut answers) {
+                if let Some(close_on_exec) = answers.close_on_exec.take() {
+                    files.recall(task.speaker(), &mut told, close_on_exec);
+                }
+            }
             files.add_tasks(tree, &mut shared)?;
             let outside = outside.recv().expect("the reader does not panic");
             let outside = outside.map_err(CoreDumpError::from)?;

@@ -18,6 +18,7 @@ use super::error::FileDumpError;
 use super::fdinfo::FdInfo;
 use super::kind::{self, Dumping};
 use super::open_file::{DescriptorDir, FDS_PER_THREAD, OpenFile, Seen, Trouble};
+use super::told::{self, QuickLook, Recalled, ToldFd};
 use super::{FileDumpOptions, owner, sharing, task_files};
 use crate::crew;
 use crate::memory::SharedDump;
@@ -76,18 +77,35 @@ impl FileTable {
         let dir = DescriptorDir::open(pid)?;
         let pidfd =
             pidfd::open_by_thread(pid).map_err(|source| dir.failed("the descriptors", source))?;
-        let fds = dir.numbers()?;
+        let (told, close_on_exec) = self.recalled.remove(&pid).unwrap_or_default();
+        let fds = wanted(&dir, &told, &close_on_exec)?;
         let mut table = Vec::with_capacity(fds.len());
-        let ahead = self.limit.as_ref().map_or(MAX_FDS_AHEAD, room);
+        let ahead = match fds.len() {
+            0..=FDS_PER_THREAD => MAX_FDS_AHEAD,
+            _ => self.limit.as_ref().map_or(MAX_FDS_AHEAD, room),
+        };
+        let quick = self.quick.take();
+        let is_first = self.descriptions.by_key.is_empty();
         let descriptions = RwLock::new(std::mem::take(&mut self.descriptions));
         let options = self.collected.options.clone();
-        let look = |fd: &i32| look_at(&dir, &pidfd, *fd, &descriptions, &options);
+        let look = |(fd, recalled): &(i32, Option<Recalled<'_>>)| {
+            let known = quick.as_ref().zip(recalled.as_ref());
+            let looked = known.map(|(quick, recalled)| {
+                let known = (&descriptions, is_first);
+                look_again(&dir, &pidfd, (*fd, recalled), quick, known, &options)
+            });
+            match looked.transpose()?.flatten() {
+                Some(look) => Ok(look),
+                None => look_at(&dir, &pidfd, *fd, &descriptions, &options),
+            }
+        };
         let take = |look: Result<Look, FileDumpError>| {
             table.extend(self.add_descriptor(&dir, look?, &descriptions, shared)?);
             Ok::<_, FileDumpError>(())
         };
         let done = crew::stream(&fds, FDS_PER_THREAD, ahead, look, take);
         self.descriptions = descriptions.into_inner().unwrap_or_else(|e| e.into_inner());
+        self.quick = quick;
         done?;
         self.tables.push((self.files_id(pid), table));
         Ok(())
@@ -242,6 +260,56 @@ fn room(limit: &RaisedDescriptorLimit) -> usize {
     let open = file::open("/proc/self/fd".as_ref(), 0).and_then(file::list_numbers);
     let open = open.map_or(0, |numbers| numbers.len());
     (limit.saturating_sub(open) / 2).clamp(1, MAX_FDS_AHEAD)
+}
+
+/// All open descriptors; those of the survey, with what it has seen, where they are all that there are.
+fn wanted<'a>(
+    dir: &DescriptorDir,
+    told: &'a [ToldFd],
+    close_on_exec: &[bool],
+) -> Result<Vec<(i32, Option<Recalled<'a>>)>, FileDumpError> {
+    // All of them were open when the task was asked for their flags.
+    if !told.is_empty() && told.len() == close_on_exec.len() && dir.count() == Some(told.len()) {
+        let recalled = told.iter().zip(close_on_exec);
+        let recalled = recalled.map(|(told, &close_on_exec)| {
+            let link = &told.link;
+            let recalled = Recalled {
+                link,
+                close_on_exec,
+            };
+            (told.fd, Some(recalled))
+        });
+        return Ok(recalled.collect());
+    }
+    let fds = dir.numbers()?.into_iter();
+    Ok(fds.map(|fd| (fd, None)).collect())
+}
+
+/// Looks at a descriptor that is known from the survey; None where that is not enough.
+fn look_again(
+    dir: &DescriptorDir,
+    pidfd: &OwnedFd,
+    (fd, recalled): (i32, &Recalled<'_>),
+    quick: &QuickLook,
+    (descriptions, is_first): (&RwLock<Descriptions>, bool),
+    options: &FileDumpOptions,
+) -> Result<Option<Look>, FileDumpError> {
+    let Ok(duplicate) = pidfd::getfd(pidfd, fd) else {
+        return Ok(None);
+    };
+    let Some((stat, info)) = quick.info(&duplicate, recalled) else {
+        return Ok(None);
+    };
+    let pid = dir.pid();
+    // In the first table hardly any is: whoever takes what was looked at finds the others.
+    if !is_first && let Ok(known) = read(descriptions).find(pid, fd, &info)? {
+        return Ok(Some(Look::Known(fd, info, known)));
+    }
+    let Some(file) = told::open_file((pid, fd), recalled, stat, info) else {
+        return Ok(None);
+    };
+    let new = NewFile::read(file, Some(duplicate), options)?;
+    Ok(Some(Look::New(fd, Box::new(new))))
 }
 
 fn look_at(

@@ -18,11 +18,13 @@ use super::error::FileDumpError;
 use super::ghost::Ghosts;
 use super::io_uring::DumpedRings;
 use super::link_remap::LinkRemaps;
+use super::lock_watch::LockWatch;
 use super::locks::Locks;
 use super::memfd;
 use super::open_file::{OpenFile, Place, ProcLink, Trouble};
 use super::pipe_data::PipeContents;
 use super::sockets::DumpedSockets;
+use super::told::{QuickLook, ToldFd};
 use super::tty::Terminals;
 use super::watched::{Finder, Watched};
 use super::{FileDumpOptions, autofs, outside, regular, sharing, survey};
@@ -52,6 +54,11 @@ pub struct FileTable {
     pub(super) obstacles: Vec<Obstacle>,
     /// Files from messages in sockets, open so that they can be compared.
     pub(super) in_flight: Vec<OwnedFd>,
+    /// Tells locks without asking for each file, where that is worth it.
+    pub(super) lock_watch: Option<LockWatch>,
+    pub(super) quick: Option<QuickLook>,
+    /// Descriptors that the survey has seen and that are open still, with their flags, by task.
+    pub(super) recalled: HashMap<Pid, (Vec<ToldFd>, Vec<bool>)>,
     run_id: String,
     /// Duplicates of the tasks' descriptors count, too.
     pub(super) limit: Option<RaisedDescriptorLimit>,
@@ -166,6 +173,9 @@ impl FileTable {
             mapped_memfds: HashMap::new(),
             obstacles: Vec::new(),
             in_flight: Vec::new(),
+            lock_watch: None,
+            quick: None,
+            recalled: HashMap::new(),
             run_id: network_lock::new_run_id(),
             // Where that is forbidden the old limit may still do.
             limit: rlimit::raise_descriptor_limit(0).ok(),
@@ -185,6 +195,7 @@ impl FileTable {
     /// # Errors
     /// `Obstacles` with everything that can't be dumped.
     pub fn add_tasks(&mut self, tree: &Tree, shared: &mut SharedDump) -> Result<(), FileDumpError> {
+        self.quick = self.lock_watch.take().and_then(|w| QuickLook::begin(&w));
         let tasks = tree.tasks.iter();
         self.collected.inside = tasks.flat_map(Task::tids).collect();
         for task in tree.alive() {

@@ -112,7 +112,7 @@ pub(super) fn locked_inodes() -> HashSet<u64> {
 
 /// The inodes in lines such as `7: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF`; those who wait for a lock (`->`)
 /// don't hold one.
-fn inodes_of(text: &str) -> HashSet<u64> {
+pub(super) fn inodes_of(text: &str) -> HashSet<u64> {
     let inode_of = |line: &str| {
         let file = line.split_whitespace().nth(5)?;
         file.rsplit_once(':')?.1.parse().ok()

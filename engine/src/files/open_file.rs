@@ -232,6 +232,16 @@ impl DescriptorDir {
         file::list_numbers(&self.links).map_err(|source| self.failed("the descriptors", source))
     }
 
+    /// How many descriptors are open; None before Linux 6.2, which does not say.
+    pub(super) fn count(&self) -> Option<usize> {
+        count_in(&self.links)
+    }
+
+    /// The directory of links.
+    pub(super) fn links(&self) -> &OwnedFd {
+        &self.links
+    }
+
     /// Where the link of a descriptor leads.
     pub(super) fn link(&self, fd: i32) -> Result<Vec<u8>, ProcReadError> {
         file::read_link_at(&self.links, &name_of(fd))
@@ -266,18 +276,15 @@ impl DescriptorDir {
         duplicate: Option<BorrowedFd<'_>>,
     ) -> Result<OpenFile, ProcReadError> {
         let stat = duplicate.and_then(|duplicate| file::stat(duplicate).ok());
-        let Some((stat, link)) = stat.and_then(|stat| Some((stat, nameless_link(&stat)?))) else {
+        let nameless = stat.and_then(|stat| Some((stat, nameless_link(&stat)?)));
+        let Some((stat, link)) = nameless else {
             let link = self.link(fd)?;
-            return self.look(Seen { fd, link, info }, duplicate);
+            return match stat {
+                Some(stat) => Ok(self.open_file(Seen { fd, link, info }, stat)),
+                None => self.look(Seen { fd, link, info }, duplicate),
+            };
         };
-        Ok(OpenFile {
-            pid: self.pid,
-            place: Place::Fd(fd),
-            link,
-            stat,
-            info,
-            location: OnceLock::new(),
-        })
+        Ok(self.open_file(Seen { fd, link, info }, stat))
     }
 
     /// Completes what was seen of a descriptor, through a duplicate where there is one.
@@ -290,14 +297,19 @@ impl DescriptorDir {
             Some(duplicate) => file::stat(duplicate),
             None => file::stat_at(&self.links, &name_of(seen.fd)),
         };
-        Ok(OpenFile {
+        let stat = stat.map_err(|source| self.failed(&format!("fd {}", seen.fd), source))?;
+        Ok(self.open_file(seen, stat))
+    }
+
+    fn open_file(&self, seen: Seen, stat: Stat) -> OpenFile {
+        OpenFile {
             pid: self.pid,
             place: Place::Fd(seen.fd),
-            stat: stat.map_err(|source| self.failed(&format!("fd {}", seen.fd), source))?,
             link: seen.link,
+            stat,
             info: seen.info,
             location: OnceLock::new(),
-        })
+        }
     }
 
     /// An error about one of the descriptors.
@@ -312,15 +324,20 @@ impl DescriptorDir {
 
 /// The link of a pipe or socket that somebody has open: its text tells nothing but the inode. (A socket in a
 /// directory can't be opened but by O_PATH, of which there are no duplicates.)
-fn nameless_link(stat: &Stat) -> Option<Vec<u8>> {
-    static PIPES: OnceLock<Option<u64>> = OnceLock::new();
-    let pipes = || *PIPES.get_or_init(|| pipe::filesystem().ok());
+pub(super) fn nameless_link(stat: &Stat) -> Option<Vec<u8>> {
     let kind = match stat.file_type() {
         S_IFSOCK => "socket",
-        S_IFIFO if pipes() == Some(stat.dev) => "pipe",
+        _ if is_nameless_pipe(stat) => "pipe",
         _ => return None,
     };
     Some(format!("{kind}:[{}]", stat.ino).into_bytes())
+}
+
+/// True for a pipe, which is no fifo.
+pub(super) fn is_nameless_pipe(stat: &Stat) -> bool {
+    static PIPES: OnceLock<Option<u64>> = OnceLock::new();
+    let pipes = || *PIPES.get_or_init(|| pipe::filesystem().ok());
+    stat.file_type() == S_IFIFO && pipes() == Some(stat.dev)
 }
 
 /// Where the descriptors of a task lead that is no other concern of ours; empty for one that is gone.
@@ -328,9 +345,34 @@ pub(super) fn links_of(pid: Pid) -> Vec<(i32, Vec<u8>)> {
     let Ok(dir) = open_directory(pid, "fd") else {
         return Vec::new();
     };
-    let fds = file::list_numbers(&dir).unwrap_or_default();
-    let link = |fd| Some((fd, file::read_link_at(&dir, &name_of(fd)).ok()?));
-    fds.into_iter().filter_map(link).collect()
+    let link = |fd: &i32| Some((*fd, file::read_link_at(&dir, &name_of(*fd)).ok()?));
+    let (looks, others) = look_at_running(&dir, |fds| fds.iter().map(link).collect());
+    looks.into_iter().chain(others).flatten().collect()
+}
+
+/// Looks at all descriptors of a task that may run, whose directory this is. `look` has None for those that are not open.
+///
+/// Most tables have few gaps, so that numbers from 0 on are quicker tried than listed: for a list the kernel makes an
+/// entry of each first.
+pub(super) fn look_at_running<R>(
+    dir: &OwnedFd,
+    look: impl Fn(&[i32]) -> Vec<Option<R>>,
+) -> (Vec<Option<R>>, Vec<Option<R>>) {
+    let tried = count_in(dir).and_then(|count| i32::try_from(count).ok());
+    let tried = tried.unwrap_or(0);
+    let looks = look(&(0..tried).collect::<Vec<i32>>());
+    if tried > 0 && looks.iter().all(Option::is_some) {
+        return (looks, Vec::new());
+    }
+    let mut others = file::list_numbers(dir).unwrap_or_default();
+    others.retain(|fd| *fd >= tried);
+    (looks, look(&others))
+}
+
+/// How many descriptors are open by the size of their directory; None before Linux 6.2, which does not say.
+fn count_in(dir: &OwnedFd) -> Option<usize> {
+    let size = file::stat(dir).ok()?.size;
+    usize::try_from(size).ok().filter(|size| *size > 0)
 }
 
 fn open_directory(pid: Pid, name: &str) -> Result<OwnedFd, ProcReadError> {

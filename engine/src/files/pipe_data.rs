@@ -3,7 +3,8 @@
 //! They are copied with tee into a pipe of our own and read from there, so the original keeps them. In
 //! packet mode (O_DIRECT) one read returns one packet, also from the copy, so the borders are seen.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,10 +24,17 @@ const DEFAULT_CAPACITY: usize = 65536;
 /// The largest number of bytes that a pipe can hold, for any privilege.
 const MAX_BYTES: u64 = 1 << 31;
 
+/// How many bytes are read when their pipes are met; what is more is read when it is written, so that it need not all
+/// be kept in memory.
+const MAX_READ_AHEAD: u64 = 4 << 20;
+
 /// The pipes met so far, by inode.
 #[derive(Debug, Default)]
 pub(super) struct PipeContents {
     pipes: BTreeMap<u32, Contents>,
+    peeker: Peeker,
+    /// Bytes that were read already.
+    nr_read: u64,
 }
 
 #[derive(Debug)]
@@ -36,6 +44,8 @@ struct Contents {
     reader: Option<(Pid, i32)>,
     has_writer: bool,
     waiting: u64,
+    /// What waits, and the lengths of its packets, where it was read when the end was met.
+    read: Option<(Vec<u8>, Vec<u32>)>,
     packet_mode: bool,
     any: OpenFile,
 }
@@ -49,21 +59,30 @@ impl PipeContents {
             return Ok(pipe_id);
         };
         let failed = |source| query(file, "the pipe", source);
-        let capacity = pipe::capacity(fd).map_err(failed)?;
         let mode = file.info.flags & O_ACCMODE.cast_unsigned();
         let reads = mode == O_RDONLY.cast_unsigned() || mode == O_RDWR.cast_unsigned();
         let writes = mode == O_WRONLY.cast_unsigned() || mode == O_RDWR.cast_unsigned();
-        let contents = self.pipes.entry(pipe_id).or_insert_with(|| Contents {
-            capacity,
-            reader: None,
-            has_writer: false,
-            waiting: 0,
-            packet_mode: false,
-            any: file.clone(),
-        });
+        let contents = match self.pipes.entry(pipe_id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Contents {
+                capacity: pipe::capacity(fd).map_err(failed)?,
+                reader: None,
+                has_writer: false,
+                waiting: 0,
+                read: None,
+                packet_mode: false,
+                any: file.clone(),
+            }),
+        };
         if reads && contents.reader.is_none() {
             contents.reader = Some((file.pid, number));
             contents.waiting = pipe::waiting(fd).map_err(failed)?;
+            // The duplicate is at hand now, and would have to be fetched once more.
+            if contents.waiting > 0 && self.nr_read + contents.waiting <= MAX_READ_AHEAD {
+                let read = self.peeker.peek(fd, contents.capacity, contents.waiting);
+                contents.read = Some(read.map_err(failed)?);
+                self.nr_read += contents.waiting;
+            }
         }
         contents.has_writer |= writes;
         contents.packet_mode |= file.info.flags & O_DIRECT.cast_unsigned() != 0;
@@ -85,18 +104,21 @@ impl PipeContents {
 
     /// Writes the contents; returns the number of bytes.
     pub(super) fn write(
-        &self,
+        &mut self,
         images: &ImageSetWriter,
         kind: ImageKind,
     ) -> Result<u64, FileDumpError> {
         let mut writer = images.writer(kind, 0);
         let mut total = 0;
-        let mut peeker = Peeker::default();
-        for (&pipe_id, contents) in &self.pipes {
+        let peeker = &mut self.peeker;
+        for (&pipe_id, contents) in &mut self.pipes {
             if contents.waiting == 0 && contents.capacity == DEFAULT_CAPACITY {
                 continue;
             }
-            let (bytes, packets) = contents.peek(&mut peeker)?;
+            let (bytes, packets) = match contents.read.take() {
+                Some(read) => read,
+                None => contents.peek(peeker)?,
+            };
             let len = u32::try_from(bytes.len()).expect("pipes hold less than 2 GiB");
             writer.entry(&PipeDataEntry {
                 pipe_id,

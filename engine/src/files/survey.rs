@@ -17,7 +17,9 @@ use super::kind;
 use super::locate::{self, Location};
 use super::open_file::{
     DescriptorDir, FDS_PER_THREAD, OpenFile, Place, ProcLink, ProcReadError, Trouble,
+    look_at_running,
 };
+use super::told::{Told, ToldFd};
 use super::{FileDumpOptions, autofs, io_uring, locks, outside, tty};
 use crate::crew;
 use crate::freeze;
@@ -49,6 +51,8 @@ pub struct FileSurvey {
     pub obstacles: Vec<Obstacle>,
     /// There are io_uring rings.
     pub has_rings: bool,
+    /// The descriptors that were seen.
+    pub(crate) told: Told,
 }
 
 /// Finds every file of the tasks that can't be dumped, without stopping them.
@@ -63,8 +67,12 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurv
     let mut terminals = Vec::new();
     let mut unasked = Vec::new();
     let mut has_rings = false;
+    let mut told = Told::default();
     for look in looks {
         has_rings |= look.has_rings;
+        if let Some((pid, fds)) = look.told {
+            told.keep(pid, fds);
+        }
         found.extend(look.found);
         unasked.extend(look.unasked);
         terminals.extend(look.terminals);
@@ -80,6 +88,7 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurv
     FileSurvey {
         obstacles: found,
         has_rings,
+        told,
     }
 }
 
@@ -94,6 +103,8 @@ struct Look {
     has_rings: bool,
     /// Regular files that were not asked for locks.
     unasked: Vec<Unasked>,
+    /// All descriptors, by the task that was asked.
+    told: Option<(Pid, Vec<ToldFd>)>,
 }
 
 /// A regular file that was not asked for locks.
@@ -151,25 +162,36 @@ impl<'a> Surveyor<'a> {
         let Ok(dir) = DescriptorDir::open(pid) else {
             return Look::default();
         };
-        let fds = dir.numbers().unwrap_or_default();
-        let asks = self.asks_for_locks(fds.len());
-        let looks = crew::share_out(&fds, FDS_PER_THREAD, |fd| {
+        let listed = || dir.numbers().map_or(0, |numbers| numbers.len());
+        let asks = self.asks_for_locks(dir.count().unwrap_or_else(listed));
+        let look = |fd: &i32| {
             let file = self.look_at_descriptor(&dir, *fd, asks).ok()?;
             Some((*fd, kind::obstacles(&file, self.options), file))
-        });
+        };
+        let look = |fds: &[i32]| crew::share_out(fds, FDS_PER_THREAD, look);
+        let (looks, others) = look_at_running(dir.links(), look);
         let mut look = Look::default();
-        for (fd, obstacles, file) in looks.into_iter().flatten() {
+        let mut told = Vec::with_capacity(looks.len());
+        for (fd, obstacles, mut file) in looks.into_iter().chain(others).flatten() {
             look.found.extend(obstacles);
             look.has_rings |= io_uring::is_ring(&file.link);
-            if file.stat.file_type() == S_IFIFO && !file.is_path_only() {
+            let is_pipe = file.stat.file_type() == S_IFIFO && !file.is_path_only();
+            let is_terminal = !is_pipe && tty::sort_of(&file).is_some();
+            let link = match is_pipe || is_terminal {
+                true => file.link.clone(),
+                false => std::mem::take(&mut file.link),
+            };
+            told.push(ToldFd { fd, link });
+            if is_pipe {
                 look.pipes.push(file);
-            } else if tty::sort_of(&file).is_some() {
+            } else if is_terminal {
                 look.terminals.push(file);
             } else if !asks && file.stat.file_type() == S_IFREG {
                 let inode = file.stat.ino;
                 look.unasked.push(Unasked { pid, fd, inode });
             }
         }
+        look.told = Some((pid, told));
         look
     }
 

@@ -13,6 +13,7 @@ use super::posix_timers::{self, TimerQuestions};
 use super::status::StatusError;
 use super::{itimers, signals};
 use crate::crew;
+use crate::files::{self, FlagQuestions, Told};
 use crate::inject::{self, InjectError, Job};
 use crate::memory::AddressRange;
 use crate::memory::policies::{self, Governed, PolicyQuestions};
@@ -40,6 +41,8 @@ pub struct TaskAnswers {
     pub mempolicies: Vec<Policy>,
     /// Those of its memory.
     pub policies: Vec<Governed>,
+    /// Which of the descriptors that the survey has seen are closed by execve; None if not all are open any more.
+    pub close_on_exec: Option<Vec<bool>>,
     /// What its parent has yet to be told, by the answers of that.
     pub event: Option<ChildEvent>,
 }
@@ -53,6 +56,7 @@ struct Questions {
     children: EventQuestions,
     local_table: LocalTableQuestion,
     policies: PolicyQuestions,
+    flags: FlagQuestions,
     threads: Vec<(ProgramId, ThreadQuestions, PolicyQuestion)>,
 }
 
@@ -67,15 +71,20 @@ pub enum AskError {
     Status(#[from] StatusError),
 }
 
-/// Asks all living tasks of a frozen tree; the answers stand in the order of [`Tree::alive`].
+/// Learns what the questions have to know of this machine, so that a stopped tree need not wait for it.
+pub fn know_host() {
+    Nodes::nr_words();
+}
+
+/// Asks all living tasks of a frozen tree, also for the descriptors that they had told of; the answers stand in the order of [`Tree::alive`].
 ///
 /// # Errors
 /// A task died, or a call that never fails did.
 ///
 /// # Preconditions
 /// All threads are in ptrace stops of the calling thread.
-pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
-    let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree)?;
+pub fn ask(tree: &Tree, told: &Told) -> Result<Vec<TaskAnswers>, AskError> {
+    let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree, told)?;
     let arenas = inject::run(&jobs)?;
     let answered = || questions.iter().zip(&arenas);
     let events = answered().flat_map(|(asked, arena)| asked.children.answers(arena, asked.leader));
@@ -99,12 +108,13 @@ pub fn ask(tree: &Tree) -> Result<Vec<TaskAnswers>, AskError> {
             .map(|(id, _, policy)| policy.answer(arena, *id))
             .collect(),
         policies: asked.policies.answers(arena, asked.leader),
+        close_on_exec: asked.flags.answers(arena, asked.leader),
         event: events.get(&task.pid).copied(),
     });
     Ok(answers.collect())
 }
 
-fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
+fn prepare_all(tree: &Tree, told: &Told) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
     let nr_words = Nodes::nr_words();
     let mut children = child_events::living_children(tree);
     let tasks: Vec<&Task> = tree.alive().collect();
@@ -115,7 +125,7 @@ fn prepare_all(tree: &Tree) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
     prepared
         .map(|(task, ranges)| {
             let children = children.remove(&task.pid).unwrap_or_default();
-            prepare(task, children, ranges, nr_words)
+            prepare(task, children, ranges, nr_words, told)
         })
         .collect()
 }
@@ -125,6 +135,7 @@ fn prepare(
     children: Vec<Pid>,
     mapped: Vec<AddressRange>,
     nr_words: usize,
+    told: &Told,
 ) -> Result<(Job, Questions), StatusError> {
     let mut set = ProgramSet::new();
     let mut leader = Program::new(format!("task {}", task.pid));
@@ -135,6 +146,7 @@ fn prepare(
     let children = child_events::ask(&mut leader, children);
     let local_table = ia32::ask_local_table(&mut leader);
     let policies = policies::ask(&mut leader, mapped, nr_words);
+    let flags = files::ask_flags(&mut leader, told, task.speaker());
     let mut programs = Vec::with_capacity(task.threads.len());
     let mut threads = Vec::with_capacity(task.threads.len());
     let mut own = Some(leader);
@@ -167,6 +179,7 @@ fn prepare(
             children,
             local_table,
             policies,
+            flags,
             threads,
         },
     ))

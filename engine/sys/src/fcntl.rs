@@ -61,6 +61,18 @@ pub fn duplicate_from(fd: impl AsFd, first: i32) -> Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(fd, first)?)
 }
 
+/// Makes the descriptor table of this process large enough for so many descriptors.
+///
+/// Later, when the process has threads, the kernel would wait for a grace period of RCU for it, 8 to 16 ms. Source: linux
+/// fs/file.c, expand_fdtable.
+///
+/// # Errors
+/// EINVAL above the limit; EMFILE.
+pub fn make_room(descriptors: i32) -> Result<()> {
+    let any = crate::file::open("/".as_ref(), libc::O_PATH.cast_unsigned())?;
+    duplicate_from(any, descriptors.saturating_sub(1)).map(drop)
+}
+
 /// The owner that F_SETOWN or F_SETOWN_EX has set.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, SeekFrom, StatxFlags};
 
 use crate::{Errno, Result};
 
@@ -190,6 +190,43 @@ pub fn lstat_path(path: &Path) -> Result<Stat> {
     Ok(Stat::of(&rustix::fs::lstat(path)?))
 }
 
+/// Tells about the file behind a descriptor, and the mount that it was opened through, as fdinfo has it (None before
+/// Linux 5.8).
+///
+/// # Errors
+/// EBADF. Source: man 2 statx, STATX_MNT_ID.
+pub fn stat_with_mount(fd: impl AsFd) -> Result<(Stat, Option<u32>)> {
+    statx(fd, c"", AtFlags::EMPTY_PATH)
+}
+
+/// The same of the file with that path, itself where it is a link.
+///
+/// # Errors
+/// As man 2 lstat.
+pub fn lstat_with_mount(path: &CStr) -> Result<(Stat, Option<u32>)> {
+    statx(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn statx(dir: impl AsFd, name: &CStr, how: AtFlags) -> Result<(Stat, Option<u32>)> {
+    let raw = rustix::fs::statx(dir, name, how, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+    let told = StatxFlags::from_bits_retain(raw.stx_mask);
+    let mount = told.contains(StatxFlags::MNT_ID).then_some(raw.stx_mnt_id);
+    let stat = Stat {
+        dev: libc::makedev(raw.stx_dev_major, raw.stx_dev_minor),
+        ino: raw.stx_ino,
+        mode: u32::from(raw.stx_mode),
+        nlink: u64::from(raw.stx_nlink),
+        uid: raw.stx_uid,
+        gid: raw.stx_gid,
+        rdev: libc::makedev(raw.stx_rdev_major, raw.stx_rdev_minor),
+        size: raw.stx_size,
+        blocks: raw.stx_blocks,
+        atime: (raw.stx_atime.tv_sec, raw.stx_atime.tv_nsec),
+        mtime: (raw.stx_mtime.tv_sec, raw.stx_mtime.tv_nsec),
+    };
+    Ok((stat, mount.and_then(|mount| u32::try_from(mount).ok())))
+}
+
 /// [`filesystem_type`] of an overlay.
 pub const OVERLAYFS: u64 = 0x794c_7630;
 
@@ -202,6 +239,23 @@ pub const MQUEUE: u64 = 0x1980_0202;
 /// As man 2 statfs.
 pub fn filesystem_type(path: &Path) -> Result<u64> {
     Ok(rustix::fs::statfs(path)?.f_type.cast_unsigned())
+}
+
+/// [`filesystem_type`] of ext2, ext3 and ext4.
+pub const EXT4: u64 = 0xef53;
+/// [`filesystem_type`] of XFS.
+pub const XFS: u64 = 0x5846_5342;
+/// [`filesystem_type`] of btrfs.
+pub const BTRFS: u64 = 0x9123_683e;
+/// [`filesystem_type`] of a tmpfs.
+pub const TMPFS: u64 = 0x0102_1994;
+
+/// The type of the filesystem that an open file is on.
+///
+/// # Errors
+/// As man 2 fstatfs.
+pub fn filesystem_type_of(fd: impl AsFd) -> Result<u64> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type.cast_unsigned())
 }
 
 /// Reads where a link in a directory leads.
@@ -255,6 +309,14 @@ pub fn read_at(dir: impl AsFd, name: &CStr, buffer: &mut Vec<u8>) -> Result<()> 
             return Ok(());
         }
     }
+}
+
+/// The position in bytes from the beginning.
+///
+/// # Errors
+/// ESPIPE, EBADF.
+pub fn position(fd: impl AsFd) -> Result<u64> {
+    Ok(rustix::fs::tell(fd)?)
 }
 
 /// Moves the position to `offset` bytes from the beginning.
