@@ -12,6 +12,7 @@ mod ghost;
 mod ghost_names;
 mod locks;
 mod made_up;
+mod many;
 mod owner;
 mod pidfd;
 mod pipe;
@@ -34,6 +35,8 @@ pub static ALL: &[&Workload] = &[
     &regular::PATH_REFUSED,
     &regular::TWICE,
     &regular::MANY,
+    &many::SORTS,
+    &many::MOVING,
     &regular::LARGE_OFFSET,
     &regular::RENAMED,
     &directory::DIRECTORY,
