@@ -76,9 +76,7 @@ impl<A: Anonymous> FileKind for A {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let record = A::record(entry).ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, format!("it has no member for {}", A::NAME))
-        })?;
+        let record = FileRestoreError::expect_member(entry, A::record(entry), A::NAME)?;
         A::make(record, opener)
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use firn_images::{ImageReadError, ImageWriteError};
+use firn_proto::FileEntry;
 use firn_sys::{Errno, Pid};
 
 use super::open_file::ProcReadError;
@@ -237,6 +238,15 @@ impl FileRestoreError {
             object,
             source,
         }
+    }
+
+    /// The message of an entry's kind, which has to be there.
+    pub(super) fn expect_member<'a, T>(
+        entry: &FileEntry,
+        member: Option<&'a T>,
+        kind: &str,
+    ) -> Result<&'a T, Self> {
+        member.ok_or_else(|| Self::corrupt(entry.id, format!("it has no member for {kind}")))
     }
 
     /// An image that contradicts itself.

@@ -62,10 +62,7 @@ impl FileKind for Fifo {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let fifo = entry
-            .fifo
-            .as_ref()
-            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a fifo"))?;
+        let fifo = FileRestoreError::expect_member(entry, entry.fifo.as_ref(), "a fifo")?;
         let reg = opener.path_entry(entry.id, fifo.regf_id)?;
         if !opener.fifos.held.contains(&fifo.pipe_id) {
             let both = opener.open_regular(reg, (O_RDWR | O_NONBLOCK).cast_unsigned())?;

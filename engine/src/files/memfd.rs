@@ -91,9 +91,7 @@ impl FileKind for Memfd {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let memfd = entry.memfd.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a memory file")
-        })?;
+        let memfd = FileRestoreError::expect_member(entry, entry.memfd.as_ref(), "a memory file")?;
         let inode_id = memfd.inode_id;
         let source = opener
             .shared

@@ -29,47 +29,19 @@ struct Kind {
     id: fn(&TaskKobjIdsEntry) -> Option<u32>,
 }
 
+const fn kind(name: &'static str, flag: u32, id: fn(&TaskKobjIdsEntry) -> Option<u32>) -> Kind {
+    Kind { name, flag, id }
+}
+
 const NAMESPACES: [Kind; 8] = [
-    Kind {
-        name: "time",
-        flag: 0x80,
-        id: |ids| ids.time_ns_id,
-    },
-    Kind {
-        name: "mnt",
-        flag: 0x0002_0000,
-        id: |ids| ids.mnt_ns_id,
-    },
-    Kind {
-        name: "cgroup",
-        flag: 0x0200_0000,
-        id: |ids| ids.cgroup_ns_id,
-    },
-    Kind {
-        name: "uts",
-        flag: 0x0400_0000,
-        id: |ids| ids.uts_ns_id,
-    },
-    Kind {
-        name: "ipc",
-        flag: 0x0800_0000,
-        id: |ids| ids.ipc_ns_id,
-    },
-    Kind {
-        name: "user",
-        flag: 0x1000_0000,
-        id: |ids| ids.user_ns_id,
-    },
-    Kind {
-        name: "pid",
-        flag: 0x2000_0000,
-        id: |ids| ids.pid_ns_id,
-    },
-    Kind {
-        name: "net",
-        flag: 0x4000_0000,
-        id: |ids| ids.net_ns_id,
-    },
+    kind("time", 0x80, |ids| ids.time_ns_id),
+    kind("mnt", 0x0002_0000, |ids| ids.mnt_ns_id),
+    kind("cgroup", 0x0200_0000, |ids| ids.cgroup_ns_id),
+    kind("uts", 0x0400_0000, |ids| ids.uts_ns_id),
+    kind("ipc", 0x0800_0000, |ids| ids.ipc_ns_id),
+    kind("user", 0x1000_0000, |ids| ids.user_ns_id),
+    kind("pid", 0x2000_0000, |ids| ids.pid_ns_id),
+    kind("net", 0x4000_0000, |ids| ids.net_ns_id),
 ];
 
 /// The kind of a link such as `net:[4026531840]`.
@@ -134,9 +106,7 @@ impl FileKind for Namespace {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let wanted = entry.nsf.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a namespace")
-        })?;
+        let wanted = FileRestoreError::expect_member(entry, entry.nsf.as_ref(), "a namespace")?;
         let kind = NAMESPACES.iter().find(|kind| kind.flag == wanted.ns_cflag);
         let kind = kind.ok_or_else(|| {
             FileRestoreError::corrupt(entry.id, "it is a namespace of an unknown kind")

@@ -66,10 +66,7 @@ impl FileKind for Pipe {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let pipe = entry
-            .pipe
-            .as_ref()
-            .ok_or_else(|| FileRestoreError::corrupt(entry.id, "it has no member for a pipe"))?;
+        let pipe = FileRestoreError::expect_member(entry, entry.pipe.as_ref(), "a pipe")?;
         opener.pipes.open(pipe)
     }
 }

@@ -54,9 +54,7 @@ impl FileKind for Regular {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let reg = entry.reg.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a regular file")
-        })?;
+        let reg = FileRestoreError::expect_member(entry, entry.reg.as_ref(), "a regular file")?;
         let is_task_file = task_files::task_of(&reg.name).is_some();
         if is_task_file && reg.ext != Some(true) && opener.stand_ins.path(reg.id).is_none() {
             return opener.late(FdTypes::Reg, reg.id, LateFile::OfTask(reg.clone()));

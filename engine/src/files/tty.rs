@@ -210,9 +210,7 @@ impl FileKind for Tty {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let tty = entry.tty.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for a terminal")
-        })?;
+        let tty = FileRestoreError::expect_member(entry, entry.tty.as_ref(), "a terminal")?;
         let terminals = opener.terminals;
         let info = terminals.get(&tty.tty_info_id).ok_or_else(|| {
             FileRestoreError::corrupt(entry.id, "tty-info does not know its terminal")

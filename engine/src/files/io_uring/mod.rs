@@ -112,9 +112,8 @@ impl FileKind for IoUring {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let ring = entry.firn_uring.as_ref().ok_or_else(|| {
-            FileRestoreError::corrupt(entry.id, "it has no member for an io_uring ring")
-        })?;
+        let ring =
+            FileRestoreError::expect_member(entry, entry.firn_uring.as_ref(), "an io_uring ring")?;
         check_places(ring)?;
         if own::has_thread(ring) {
             restore::shape(ring)?;
