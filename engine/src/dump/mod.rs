@@ -251,7 +251,12 @@ impl Operation<'_> {
             }
             files.add_tasks(tree, &mut shared)?;
             let outside = outside.recv().expect("the reader does not panic");
-            let outside = outside.map_err(CoreDumpError::from)?;
+            let mut outside = outside.map_err(CoreDumpError::from)?;
+            for ((task, answers), outside) in tree.alive().zip(&answers).zip(&mut outside) {
+                if answers.limit_was_raised {
+                    outside.read_limits(task).map_err(CoreDumpError::from)?;
+                }
+            }
             self.check_cancel()?;
             self.reporter.phase(Phase::Describe);
             self.describe(tree, &answers, &outside, &mut files, images)?;

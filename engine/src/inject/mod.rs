@@ -290,7 +290,8 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     let known = saved.into_iter().zip(&lens).zip(mapped);
     for ((job, call), ((saved, len), address)) in jobs.iter().zip(&calls).zip(known) {
         let mapping = see(job.speaker(), address, *len)?;
-        let arena = Arena::attach(mapping, &job.set, job.set.place(address));
+        let mut arena = Arena::attach(mapping, &job.set, job.set.place(address));
+        arena.had_no_room = room::is_lacking(call);
         entered.push(Entered {
             saved,
             syscall_at: call.instruction(),
@@ -305,8 +306,8 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
 fn mapped_at((call, len): (&RemoteCall, &usize)) -> Result<u64, InjectError> {
     match call.result() {
         Ok(address) => Ok(address),
-        Err(Errno::EACCES) => remote::map_in_two_parts(call, *len),
-        Err(source) => room::map(call, *len, source),
+        Err(source) if room::is_lacking(call) => room::map(call, *len, source),
+        Err(_) => remote::map_in_two_parts(call, *len),
     }
 }
 

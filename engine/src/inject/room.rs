@@ -13,6 +13,11 @@ use super::InjectError;
 use super::remote::{self, RemoteCall, call_all};
 use crate::task::limits;
 
+/// Whether a call failed for want of room, or in any other way but that memory may not be writable and executable.
+pub(super) fn is_lacking(call: &RemoteCall) -> bool {
+    call.result().is_err_and(|error| error != Errno::EACCES)
+}
+
 /// Makes the refused call that maps an arena of `len` bytes once more, with a higher limit.
 ///
 /// # Errors

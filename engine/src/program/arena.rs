@@ -86,6 +86,8 @@ pub enum WaitOutcome<E> {
 pub struct Arena {
     mapping: SharedMapping,
     placed: Placed,
+    /// A limit of the task was raised for the moment in which it was mapped.
+    pub had_no_room: bool,
 }
 
 impl Arena {
@@ -103,14 +105,22 @@ impl Arena {
         let mut mapping = SharedMapping::anonymous_at(placed.base(), placed.len()).map_err(map)?;
         mapping.write(0, &placed.bytes(set));
         mapping.make_executable(CODE_SIZE).map_err(map)?;
-        Ok(Arena { mapping, placed })
+        Ok(Arena::over(mapping, placed))
     }
 
     /// Takes over a shared mapping of memory that stands at the placed address in a task, and loads the
     /// programs into it.
     pub fn attach(mapping: SharedMapping, set: &ProgramSet, placed: Placed) -> Arena {
         mapping.write(0, &placed.bytes(set));
-        Arena { mapping, placed }
+        Arena::over(mapping, placed)
+    }
+
+    fn over(mapping: SharedMapping, placed: Placed) -> Arena {
+        Arena {
+            mapping,
+            placed,
+            had_no_room: false,
+        }
     }
 
     /// Where everything stands.

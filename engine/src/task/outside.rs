@@ -59,6 +59,15 @@ impl Outside {
         })
     }
 
+    /// Reads the limits once more: one of them was raised for a moment while it was read.
+    ///
+    /// # Errors
+    /// As [`Outside::read`].
+    pub fn read_limits(&mut self, task: &Task) -> Result<(), StatusError> {
+        self.limits = limits::read(task.speaker())?;
+        Ok(())
+    }
+
     /// Reads all living tasks of a frozen tree, in the order of [`Tree::alive`].
     ///
     /// # Errors

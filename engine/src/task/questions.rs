@@ -43,6 +43,8 @@ pub struct TaskAnswers {
     pub policies: Vec<Governed>,
     /// Which of the descriptors that the survey has seen are closed by execve; None if not all are open any more.
     pub close_on_exec: Option<Vec<bool>>,
+    /// A limit of it was raised while it was asked, and is back.
+    pub limit_was_raised: bool,
     /// What its parent has yet to be told, by the answers of that.
     pub event: Option<ChildEvent>,
 }
@@ -109,6 +111,7 @@ pub fn ask(tree: &Tree, told: &Told) -> Result<Vec<TaskAnswers>, AskError> {
             .collect(),
         policies: asked.policies.answers(arena, asked.leader),
         close_on_exec: asked.flags.answers(arena, asked.leader),
+        limit_was_raised: arena.had_no_room,
         event: events.get(&task.pid).copied(),
     });
     Ok(answers.collect())
