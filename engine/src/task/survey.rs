@@ -17,6 +17,8 @@ use crate::tree::{Task, Tree};
 
 /// Tasks and threads that are worth a thread of their own to look at them.
 const TASKS_PER_THREAD: usize = 32;
+/// Threads of one process that are.
+const THREADS_PER_THREAD: usize = 128;
 /// Namespaces that a task must share with the dumper.
 const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
 
@@ -37,9 +39,14 @@ const OF_THREADS: &[&str] = &["net", "ipc", "uts", "cgroup"];
 pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
     survey_namespaces(pid, own, &mut found);
-    for tid in freeze::threads(pid).into_iter().filter(|tid| *tid != pid) {
-        survey_some(pid, tid, own, OF_THREADS, &mut found);
-    }
+    let threads = freeze::threads(pid);
+    let of_thread = |tid: &Pid| {
+        let mut found = Vec::new();
+        survey_some(pid, *tid, own, OF_THREADS, &mut found);
+        found
+    };
+    let others = threads.split_first().map_or(&[][..], |(_, others)| others);
+    found.extend(crew::share_out(others, THREADS_PER_THREAD, of_thread).concat());
     survey_timers(pid, &mut found);
     found
 }
