@@ -7,7 +7,7 @@
 //! At dump [`FileTable`] collects, frozen, and writes. At restore [`FileStore`] reads and checks
 //! everything before anything is made; then the coordinator opens each file once, every task inherits
 //! all of them through fork, and a few records turn the inherited table into the dumped one. Files that are
-//! too many for one process are kept by others ([`shelf`]), and the tasks fetch them ([`fetch`]).
+//! too many for one process are kept by others (`shelf`), and the tasks fetch them (`fetch`).
 
 mod anonymous;
 mod autofs;
