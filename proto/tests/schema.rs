@@ -150,6 +150,7 @@ fn no_extension_is_required() {
     }
     extensions.sort();
     let expected = [
+        "bpfmap_file_entry.firn=20000",
         "eventfd_file_entry.firn=20000",
         "eventpoll_file_entry.firn=20000",
         "eventpoll_tfd_entry.firn=20000",
@@ -160,6 +161,7 @@ fn no_extension_is_required() {
         "inventory_entry.firn=20000",
         "mm_entry.firn=20000",
         "netlink_sk_entry.firn=20000",
+        "packet_sock_entry.firn=20000",
         "pipe_data_entry.firn=20000",
         "pipe_entry.firn=20000",
         "reg_file_entry.firn=20000",
