@@ -1,5 +1,6 @@
 //! NUMA policies of threads and of memory.
 
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use anyhow::{Result, anyhow, ensure};
@@ -72,17 +73,25 @@ fn policies(stage: &Stage) -> Result<()> {
         look(&inherited[1..])?;
         expect("the child", None, (0, 0))
     })?;
-    let other = thread::spawn(|| {
-        sys::set_policy(sys::MPOL_INTERLEAVE, NODE_0)?;
+    // A thread that is just starting still maps its stacks and arena.
+    let started = Arc::new(Barrier::new(3));
+    let (of_other, of_third) = (Arc::clone(&started), Arc::clone(&started));
+    let other = thread::spawn(move || {
+        let set = sys::set_policy(sys::MPOL_INTERLEAVE, NODE_0);
+        of_other.wait();
+        set?;
         crate::stop::wait();
         expect("the other thread", None, (sys::MPOL_INTERLEAVE, NODE_0))
     });
     sys::set_policy(sys::MPOL_BIND | sys::MPOL_F_STATIC_NODES, NODE_0)?;
-    let third = thread::spawn(|| {
-        sys::set_policy(0, 0)?;
+    let third = thread::spawn(move || {
+        let set = sys::set_policy(0, 0);
+        of_third.wait();
+        set?;
         crate::stop::wait();
         expect("the thread without a policy", None, (0, 0))
     });
+    started.wait();
     stage.ready_and_wait()?;
     let own = (sys::MPOL_BIND | sys::MPOL_F_STATIC_NODES, NODE_0);
     expect("the main thread", None, own)?;
