@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use firn_tests::{Sandbox, Task, firn_path, isolated};
@@ -36,18 +36,24 @@ fn append(path: &Path, text: &str) {
     file.write_all(text.as_bytes()).expect("there is room");
 }
 
+/// Files, and a tree that had them open, as a dump has left them.
+fn dumped_holder(sandbox: &Sandbox) -> (PathBuf, PathBuf, Task<'_>) {
+    let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
+    for name in ["app.log", "data.txt", "fixed.txt"] {
+        fs::write(dir.join(name), "12345").expect("the directory is ours");
+    }
+    let task = start(sandbox, &dir, HOLDER);
+    task.dump(&images, &[]).expect_success("dump");
+    (dir, images, task)
+}
+
 #[test]
 fn policies_say_what_may_have_changed() {
     isolated(
         "policies_say_what_may_have_changed",
         &["python3"],
         |sandbox| {
-            let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
-            for name in ["app.log", "data.txt", "fixed.txt"] {
-                fs::write(dir.join(name), "12345").expect("the directory is ours");
-            }
-            let task = start(sandbox, &dir, HOLDER);
-            task.dump(&images, &[]).expect_success("dump");
+            let (dir, images, task) = dumped_holder(sandbox);
             let refused = |options: &[&str], words: &[&str]| {
                 task.try_restore_with(&images, options)
                     .expect_refusal(words);
@@ -160,13 +166,8 @@ fn tables_that_no_process_can_have_are_refused() {
         "tables_that_no_process_can_have_are_refused",
         &["python3"],
         |sandbox| {
-            let (dir, images) = (sandbox.make_dir("work"), sandbox.make_dir("images"));
-            for name in ["app.log", "data.txt", "fixed.txt"] {
-                fs::write(dir.join(name), "12345").expect("the directory is ours");
-            }
-            let task = start(sandbox, &dir, HOLDER);
-            task.dump(&images, &[]).expect_success("dump");
-            let is_table = |path: &std::path::PathBuf| path.to_string_lossy().contains("fdinfo-");
+            let (_, images, task) = dumped_holder(sandbox);
+            let is_table = |path: &PathBuf| path.to_string_lossy().contains("fdinfo-");
             let mut files = firn_tests::image_files(&images).into_iter();
             let table = files.find(is_table).expect("it has descriptors");
             let good = fs::read(&table).expect("the dump wrote it");

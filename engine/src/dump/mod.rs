@@ -47,7 +47,7 @@ use crate::task::notes;
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
 use crate::task::seccomp::SeccompDump;
-use crate::task::survey;
+use crate::task::survey::{self, OwnNamespaces};
 use crate::tree::{Task, TaskState, Tree};
 
 use increment::{Increment, Trackable};
@@ -94,6 +94,7 @@ pub(crate) fn run(
         started: Instant::now(),
         warnings: Vec::new(),
         kernel: LazyKernel::default(),
+        namespaces: OwnNamespaces::read(),
         told: Told::default(),
         lock_watch: None,
     };
@@ -109,6 +110,8 @@ struct Operation<'a> {
     warnings: Vec<String>,
     /// For what no interface of the kernel shows.
     kernel: LazyKernel,
+    /// What the tasks must share.
+    namespaces: OwnNamespaces,
     /// Descriptors that the survey has seen.
     told: Told,
     /// Reads all locks from the survey on, where that is worth it.
@@ -176,7 +179,7 @@ impl Operation<'_> {
                     if pids.iter().any(|pid| notes::are_wanted(*pid)) {
                         self.kernel.get();
                     }
-                    survey_tasks(&pids)
+                    survey_tasks(&pids, &self.namespaces)
                 });
                 let files = files::survey(&pids, &options, depth);
                 if files.has_rings {
@@ -286,7 +289,7 @@ impl Operation<'_> {
 
     fn check_frozen(&self, frozen: &FrozenTree) -> Result<(), DumpError> {
         let tree = frozen.tree();
-        let mut found = survey::survey_frozen(tree);
+        let mut found = survey::survey_frozen(tree, &self.namespaces);
         if !frozen.is_seccomp_suspended() {
             found.extend(survey::survey_seccomp(tree));
         }
@@ -431,13 +434,13 @@ impl Operation<'_> {
     }
 }
 
-fn survey_tasks(pids: &[Pid]) -> Vec<Obstacle> {
-    let (own, module) = (survey::OwnNamespaces::read(), lsm::Module::of_host());
+fn survey_tasks(pids: &[Pid], own: &OwnNamespaces) -> Vec<Obstacle> {
+    let module = lsm::Module::of_host();
     let of_task = |pid: &Pid| {
         let Some(speaker) = survey::speaker(*pid) else {
             return Vec::new();
         };
-        let mut found = survey::survey(speaker, &own);
+        let mut found = survey::survey(speaker, own);
         found.extend(memory::survey(speaker));
         found.extend(ia32::survey(speaker));
         found.extend(lsm::survey(speaker, module));

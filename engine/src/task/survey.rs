@@ -151,8 +151,7 @@ pub fn survey_seccomp(tree: &Tree) -> Vec<Obstacle> {
 
 /// Looks at a frozen tree for what only a stopped tree shows reliably: tables shared across processes,
 /// threads that share less than usual, 32-bit code, namespaces that were left since the survey.
-pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
-    let own = OwnNamespaces::read();
+pub fn survey_frozen(tree: &Tree, own: &OwnNamespaces) -> Vec<Obstacle> {
     let tasks: Vec<&Task> = tree.alive().collect();
     let of_task = |task: &&Task| {
         let mut found = Vec::new();
@@ -162,7 +161,7 @@ pub fn survey_frozen(tree: &Tree) -> Vec<Obstacle> {
             survey_sharing(task, parent, &mut found);
         }
         found.extend(ia32::survey_frozen(task));
-        survey_some(task.pid, task.speaker(), &own, &NAMESPACES, &mut found);
+        survey_some(task.pid, task.speaker(), own, &NAMESPACES, &mut found);
         found
     };
     crew::share_out(&tasks, TASKS_PER_THREAD, of_task).concat()

@@ -43,20 +43,14 @@ pub unsafe fn spawn_program(
     let tid = set_tid.map_or(0, Pid::raw);
     let args = clone_args {
         flags: flags | CLONE_CLEAR_SIGHAND,
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
         exit_signal: u64::from(exit_signal.cast_unsigned()),
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
         set_tid: if set_tid.is_some() {
             address_of(&tid)
         } else {
             0
         },
         set_tid_size: u64::from(set_tid.is_some()),
-        cgroup: 0,
+        ..no_args()
     };
     let _blocked = signal::block_all();
     let result: i64;
@@ -82,11 +76,7 @@ pub unsafe fn spawn_program(
             lateout("r11") _,
         );
     }
-    match i32::try_from(result) {
-        Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
-        Ok(errno) => Err(Errno::from_raw(-errno)),
-        Err(_) => Err(Errno::EINVAL),
-    }
+    child_of(result)
 }
 
 /// Forks a child that ends at once with this exit code; it stays a zombie until it is waited for.
@@ -111,18 +101,11 @@ pub fn spawn_paused(wanted: Option<Pid>) -> Result<Pid> {
 fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
     let tid = wanted.map_or(0, Pid::raw);
     let args = clone_args {
-        flags: 0,
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
         // No signal tells anybody of its end.
         exit_signal: 0,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
         set_tid: wanted.map_or(0, |_| address_of(&tid)),
         set_tid_size: u64::from(wanted.is_some()),
-        cgroup: 0,
+        ..no_args()
     };
     let result: i64;
     // SAFETY: the parent's path is a plain system call; the child's path is another one that never
@@ -136,6 +119,14 @@ fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
             "mov esi, {kill}",
             "mov eax, {prctl}",
             "syscall",
+            // A parent that died before sends no signal.
+            "mov eax, {getppid}",
+            "syscall",
+            "cmp eax, r14d",
+            "je 3f",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
             "3:",
             "mov rdi, r12",
             "mov rax, r13",
@@ -145,15 +136,40 @@ fn spawn_into(wanted: Option<Pid>, nr: i64, argument: u8) -> Result<Pid> {
             set_parent_death_signal = const libc::PR_SET_PDEATHSIG,
             kill = const libc::SIGKILL,
             prctl = const libc::SYS_prctl,
+            getppid = const libc::SYS_getppid,
+            exit = const libc::SYS_exit_group,
             inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") &raw const args,
             in("rsi") size_of::<clone_args>(),
             in("r12") u64::from(argument),
             in("r13") nr,
+            in("r14") u64::from(Pid::this().raw().cast_unsigned()),
             lateout("rcx") _,
             lateout("r11") _,
         );
     }
+    child_of(result)
+}
+
+/// Arguments that ask for nothing.
+pub(crate) fn no_args() -> clone_args {
+    clone_args {
+        flags: 0,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: 0,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    }
+}
+
+/// The child, or the errno, that clone3 has returned.
+pub(crate) fn child_of(result: i64) -> Result<Pid> {
     match i32::try_from(result) {
         Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
         Ok(errno) => Err(Errno::from_raw(-errno)),

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use linux_raw_sys::general::clone_args;
 
+use crate::clone3::{child_of, no_args};
 use crate::{Errno, Pid, Result, pidfd, signal, task, wait};
 
 /// A child with some descriptors of this process. Dropping it ends it and closes them.
@@ -45,8 +46,9 @@ impl Keeper {
             close: others(kept),
         });
         let pid = spawn(&orders)?;
-        let keeper = pidfd::open(pid).map(|pidfd| Keeper { pid, pidfd, orders });
-        let keeper = keeper.inspect_err(|_| end(pid))?;
+        // The child reads its orders until it is gone.
+        let pidfd = pidfd::open(pid).inspect_err(|_| end(pid))?;
+        let keeper = Keeper { pid, pidfd, orders };
         keeper.wait_until_it_sleeps()?;
         Ok(keeper)
     }
@@ -110,17 +112,8 @@ fn spawn(orders: &Orders) -> Result<Pid> {
     let args = clone_args {
         // The memory is shared, because a copy of it costs more than all the rest.
         flags: u64::from(libc::CLONE_VM.cast_unsigned()),
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
-        // No signal tells anybody of its end.
-        exit_signal: 0,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: 0,
+        // No signal tells anybody of its end, and nothing else is asked for.
+        ..no_args()
     };
     let _blocked = signal::block_all();
     let result: i64;
@@ -135,6 +128,15 @@ fn spawn(orders: &Orders) -> Result<Pid> {
             "mov esi, {kill}",
             "mov eax, {prctl}",
             "syscall",
+            // A parent that died before sends no signal.
+            "mov eax, {getppid}",
+            "syscall",
+            "cmp eax, r15d",
+            "je 6f",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "6:",
             // Where Yama restricts tracing: the tasks are no parents of the keeper.
             "mov edi, {set_ptracer}",
             "mov rsi, -1",
@@ -164,21 +166,20 @@ fn spawn(orders: &Orders) -> Result<Pid> {
             prctl = const libc::SYS_prctl,
             close_range = const libc::SYS_close_range,
             pause = const libc::SYS_pause,
+            getppid = const libc::SYS_getppid,
+            exit = const libc::SYS_exit_group,
             inlateout("rax") libc::SYS_clone3 => result,
             in("rdi") &raw const args,
             in("rsi") size_of::<clone_args>(),
             in("r12") orders.close.as_ptr(),
             in("r13") orders.close.len(),
             in("r14") orders.sleeps.as_ptr(),
+            in("r15") u64::from(Pid::this().raw().cast_unsigned()),
             lateout("rcx") _,
             lateout("r11") _,
         );
     }
-    match i32::try_from(result) {
-        Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
-        Ok(errno) => Err(Errno::from_raw(-errno)),
-        Err(_) => Err(Errno::EINVAL),
-    }
+    child_of(result)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use linux_raw_sys::general::clone_args;
 
+use crate::clone3::no_args;
 use crate::socket::Credentials;
 use crate::{Errno, Pid, Result, signal, wait};
 
@@ -133,16 +134,12 @@ fn perform(who: Credentials, deed: Deed) -> Result<()> {
     let tid = who.pid;
     let args = clone_args {
         flags: u64::from((libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES).cast_unsigned()),
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         stack: address(stack.as_mut_ptr()),
         stack_size: 16 * 1024,
-        tls: 0,
         set_tid: address((&raw const tid).cast_mut()),
         set_tid_size: 1,
-        cgroup: 0,
+        ..no_args()
     };
     let _blocked = signal::block_all();
     let _dumpable = Dumpable::note();

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use linux_raw_sys::general::clone_args;
 
 use super::{IdleChild, clone_child, end_of, in_child};
+use crate::clone3::no_args;
 use crate::{Errno, Pid, Result, ptrace, wait};
 
 /// PR_GET_TID_ADDRESS.
@@ -34,7 +35,7 @@ pub fn set_tid() -> Result<()> {
 
 fn clone_as(wanted: Pid) -> Result<()> {
     let tid = wanted.raw();
-    let mut args = zeroed_args();
+    let mut args = no_args();
     args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
     args.set_tid = u64::try_from((&raw const tid).addr()).expect("addresses fit 64 bits");
     args.set_tid_size = 1;
@@ -51,22 +52,6 @@ fn clone_as(wanted: Pid) -> Result<()> {
         Ok(())
     } else {
         Err(Errno::EINVAL)
-    }
-}
-
-fn zeroed_args() -> clone_args {
-    clone_args {
-        flags: 0,
-        pidfd: 0,
-        child_tid: 0,
-        parent_tid: 0,
-        exit_signal: 0,
-        stack: 0,
-        stack_size: 0,
-        tls: 0,
-        set_tid: 0,
-        set_tid_size: 0,
-        cgroup: 0,
     }
 }
 
