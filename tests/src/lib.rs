@@ -19,6 +19,7 @@ mod network;
 mod sandbox;
 mod sequence;
 mod service;
+mod standstill;
 mod survive;
 mod task;
 

@@ -11,6 +11,7 @@ use rustix::process::{WaitOptions, WaitStatus};
 use tempfile::TempDir;
 
 use crate::command::firn_path;
+use crate::standstill;
 use crate::survive::{rounds, tries};
 
 /// Set, to the test's name, in the process that runs the body.
@@ -185,7 +186,8 @@ impl Sandbox {
         while !done() {
             assert!(
                 start.elapsed() < Duration::from_secs(seconds),
-                "after {seconds} s: {what}"
+                "after {seconds} s: {what}{}",
+                standstill::describe(&self.pids())
             );
             std::thread::sleep(Duration::from_millis(2));
         }
