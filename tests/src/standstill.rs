@@ -47,8 +47,7 @@ fn describe_task(pid: i32, tid: i32) -> String {
         .filter(|line| wanted.iter().any(|name| line.starts_with(name)))
         .map(|line| line.replace('\t', " "))
         .collect();
-    let mut words = read("cmdline");
-    words.truncate(words.floor_char_boundary(120));
+    let words: String = read("cmdline").chars().take(120).collect();
     format!(
         "{pid}/{tid} {words:?} {} | {} | {}",
         facts.join(", "),
