@@ -47,6 +47,7 @@ use crate::task::notes;
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
 use crate::task::seccomp::SeccompDump;
+use crate::task::semaphores::{self, SemaphoreDump};
 use crate::task::survey::{self, OwnNamespaces};
 use crate::tree::{Task, TaskState, Tree};
 
@@ -191,6 +192,7 @@ impl Operation<'_> {
             })
         };
         self.warnings = survey::cgroup_warnings(&pids);
+        self.warnings.extend(semaphores::survey(&self.kernel));
         let (mut found, mut told) = look(depth);
         if !found.is_empty() && depth == Depth::Quick {
             (found, told) = look(Depth::Full);
@@ -316,7 +318,9 @@ impl Operation<'_> {
         images: &ImageSetWriter,
     ) -> Result<(), DumpError> {
         let mut seccomp = SeccompDump::collect(tree, outside).map_err(CoreDumpError::from)?;
+        let mut semaphores = SemaphoreDump::collect(tree, &self.kernel);
         let mut found = seccomp.take_obstacles();
+        found.extend(semaphores.take_obstacles());
         found.extend(
             answers
                 .iter()
@@ -325,18 +329,15 @@ impl Operation<'_> {
         if !found.is_empty() {
             return Err(DumpError::Obstacles(found));
         }
-        let layout = XsaveLayout::of_this_cpu();
+        let means = core_image::Means {
+            layout: &XsaveLayout::of_this_cpu(),
+            seccomp: &seccomp,
+            semaphores: &semaphores,
+            kernel: &self.kernel,
+        };
         let known = answers.iter().zip(outside);
         for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-            core_image::dump(
-                task,
-                answers,
-                outside,
-                &layout,
-                &seccomp,
-                &self.kernel,
-                images,
-            )?;
+            core_image::dump(task, answers, outside, means, images)?;
             let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
             let pid = u64::from(task.pid.to_image());
             images.write_one(ImageKind::Ids, pid, &ids)?;

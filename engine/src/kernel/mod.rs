@@ -28,6 +28,7 @@ const NAMES: &[&str] = &[
     "io_ring_ctx",
     "socket",
     "packet_sock",
+    "sem_undo",
 ];
 
 /// The kernel's structures.
@@ -165,13 +166,68 @@ impl<'a> Object<'a> {
     /// What element `nth` of an array of pointers points to; None for a null pointer. The member is the array
     /// or points to it.
     pub(crate) fn element(self, path: &str, nth: u32) -> Option<Object<'a>> {
+        let (begin, of) = self.array(path)?;
+        let of = self.kernel.types.target(of)?;
+        self.kernel.pointer(begin + 8 * u64::from(nth), of)
+    }
+
+    /// The first numbers of an array, which the member is or points to.
+    pub(crate) fn numbers(self, path: &str, len: usize) -> Option<Vec<u64>> {
+        let (begin, of) = self.array(path)?;
+        let size = self.kernel.types.len(of)?;
+        if !matches!(size, 1 | 2 | 4 | 8) || !begin.is_multiple_of(size) {
+            return None;
+        }
+        let mut last = None;
+        let mut number = |nth: usize| {
+            let at = begin + size * u64::try_from(nth).ok()?;
+            let word = match last {
+                Some((place, word)) if place == at / 8 => word,
+                _ => self.kernel.word(at / 8 * 8)?,
+            };
+            last = Some((at / 8, word));
+            let number = word >> (8 * (at % 8));
+            Some(number & (u64::MAX >> (64 - 8 * size)))
+        };
+        (0..len).map(&mut number).collect()
+    }
+
+    /// Where an array begins, which the member is or points to, and what it is of.
+    fn array(self, path: &str) -> Option<(u64, TypeId)> {
         let (types, member) = (&self.kernel.types, self.member(path)?);
-        let (begin, of) = match types.element(member.of) {
+        Some(match types.element(member.of) {
             Some(of) => (self.address + member.bit_offset / 8, of),
             None => (self.number(path)?, types.target(member.of)?),
-        };
-        let of = types.target(of)?;
-        self.kernel.pointer(begin + 8 * u64::from(nth), of)
+        })
+    }
+
+    /// The structures of that name that a `struct list_head` links by their member `link`; None where there are
+    /// more than `most`, or one can't be read.
+    pub(crate) fn entries(
+        self,
+        path: &str,
+        name: &str,
+        link: &str,
+        most: usize,
+    ) -> Option<Vec<Object<'a>>> {
+        let head = self.address + self.member(path)?.bit_offset / 8;
+        let of = self.kernel.types.structure(name)?;
+        let link_at = self.kernel.types.member(of, link)?.bit_offset / 8;
+        let mut next = self.number(&format!("{path}.next"))?;
+        let mut found = Vec::new();
+        while next != head {
+            let entry = Object {
+                address: next.checked_sub(link_at)?,
+                of,
+                ..self
+            };
+            next = entry.number(&format!("{link}.next"))?;
+            found.push(entry);
+            if found.len() > most {
+                return None;
+            }
+        }
+        Some(found)
     }
 
     /// Whether a `struct list_head` has no entries.

@@ -19,6 +19,7 @@ use crate::task::lsm::LabelError;
 use crate::task::posix_timers::TimerPlanError;
 use crate::task::relations::RelationError;
 use crate::task::seccomp::SeccompImageError;
+use crate::task::semaphores::SemaphoreError;
 use crate::task::status::StatusError;
 
 /// Failure of a restore. Whatever had been made is gone again.
@@ -71,6 +72,9 @@ pub enum RestoreError {
     /// Timers that this kernel can't make.
     #[error(transparent)]
     Timers(#[from] TimerPlanError),
+    /// System V semaphores that can't be had again.
+    #[error(transparent)]
+    Semaphores(#[from] SemaphoreError),
     /// What can't come back as it was, where nothing may be lost.
     #[error("{}", .0.join("; "))]
     Losses(Vec<String>),
@@ -232,6 +236,7 @@ impl RestoreError {
             | RestoreError::Corrupt { .. }
             | RestoreError::CoreImage { .. }
             | RestoreError::Image(_)
+            | RestoreError::Semaphores(SemaphoreError::Corrupt { .. })
             | RestoreError::MemoryLoad(_) => ErrorClass::Corrupt,
             RestoreError::Version(_)
             | RestoreError::Namespace { .. }
@@ -274,6 +279,14 @@ impl RestoreError {
             RestoreError::Label(LabelError::Module { .. }) => Some(
                 "give the tasks a label that is in use here: --lsm-profile apparmor:PROFILE or \
                  --lsm-profile selinux:CONTEXT"
+                    .to_owned(),
+            ),
+            RestoreError::Semaphores(SemaphoreError::Taken { .. }) => {
+                Some("wait until that process gives it back".to_owned())
+            }
+            RestoreError::Semaphores(SemaphoreError::NoSet { .. }) => Some(
+                "restore it where the set is: sets stay when their users end, and go with an ipc \
+                 namespace or a reboot"
                     .to_owned(),
             ),
             RestoreError::Losses(_) => Some("leave out --strict to do without".to_owned()),

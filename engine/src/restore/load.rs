@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use firn_images::{IMG_VERSION, ImageDir, ImageKind};
-use firn_proto::{CoreEntry, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry, core_entry};
+use firn_proto::{
+    CoreEntry, FirnSemaphoreSet, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry,
+    core_entry,
+};
 use firn_sys::Pid;
 
 use super::RestoreError;
@@ -39,6 +42,12 @@ impl LivingTask {
     pub fn process(&self) -> &TaskCoreEntry {
         let leader = self.dead_leader.as_deref().unwrap_or(&self.cores[0]);
         leader.tc.as_ref().expect("checked while loading")
+    }
+
+    /// The System V semaphores that it has changed with SEM_UNDO.
+    pub fn semaphores(&self) -> &[FirnSemaphoreSet] {
+        let extension = self.process().firn.as_ref();
+        extension.map_or(&[], |extension| &extension.semaphores)
     }
 
     /// The memory images, until they are taken to be planned.

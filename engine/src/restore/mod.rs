@@ -54,7 +54,7 @@ use crate::task::relations::{Family, Role};
 use crate::task::scheduling::OwnScheduling;
 use crate::task::seccomp::SeccompPlan;
 use crate::task::status::Status;
-use crate::task::{creds, limits, scheduling};
+use crate::task::{creds, limits, scheduling, semaphores};
 use crate::tree::Task;
 use load::{Checkpoint, LoadedTask};
 use programs::{Ingredients, Programs};
@@ -219,6 +219,7 @@ impl Operation<'_> {
         let tids = checkpoint.tree.tasks.iter().flat_map(Task::tids);
         let helpers = family.births.iter().filter_map(|birth| birth.pid);
         files.expect_pids(tids.chain(helpers).collect());
+        semaphores::check(living(&checkpoint).map(|(pid, task)| (pid, task.semaphores())))?;
         let mut warnings = files.check(&self.options.file_options(), &executables)?;
 
         let memory_images = living(&checkpoint).map(|(_, task)| task.memory());

@@ -26,7 +26,7 @@ use crate::task::lsm::Labels;
 use crate::task::mempolicy::{self, Policy};
 use crate::task::posix_timers::{self, LateStart, TimerIds};
 use crate::task::relations::BirthId;
-use crate::task::{attributes, limits, modes, shadow_stack, signals};
+use crate::task::{attributes, limits, modes, semaphores, shadow_stack, signals};
 
 impl Builder<'_> {
     /// What belongs to the whole process and needs the rights it starts with.
@@ -45,6 +45,7 @@ impl Builder<'_> {
         if let Some(extension) = &process.firn {
             modes::plan_process(p, extension);
             attributes::plan_lock_future(p, extension.lock_future.unwrap_or(0));
+            semaphores::plan(p, &extension.semaphores);
         }
         if let Some(wanted) = &process.rlimits {
             let raise = self.from.may_raise_limits;

@@ -18,6 +18,7 @@ use super::child_events::ChildEvent;
 use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
+use super::semaphores::SemaphoreDump;
 use super::status::{Stat, Status, StatusError};
 use super::{creds, ia32, notes, scheduling, shadow_stack, signals};
 use crate::arch::restart::{self, Remainder, Restart};
@@ -87,6 +88,15 @@ struct ThreadState {
     info: ThreadInfoX86,
 }
 
+/// What the images of all tasks are made with.
+#[derive(Clone, Copy)]
+pub(crate) struct Means<'a> {
+    pub layout: &'a XsaveLayout,
+    pub seccomp: &'a SeccompDump,
+    pub semaphores: &'a SemaphoreDump,
+    pub kernel: &'a LazyKernel,
+}
+
 /// Writes the core images of a living task.
 ///
 /// # Errors
@@ -98,16 +108,14 @@ pub(crate) fn dump(
     task: &Task,
     answers: &TaskAnswers,
     outside: &Outside,
-    layout: &XsaveLayout,
-    seccomp: &SeccompDump,
-    kernel: &LazyKernel,
+    means: Means<'_>,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
     let write = |(tid, entry): (Pid, CoreEntry)| {
         images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)
     };
     let describe = |give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>| {
-        describe_threads(task, answers, outside, layout, seccomp, kernel, give)
+        describe_threads(task, answers, outside, means, give)
     };
     if task.threads.len() < THREADS_PER_WRITER {
         return describe(&mut |tid, entry| Ok(write((tid, entry))?));
@@ -133,9 +141,7 @@ fn describe_threads(
     task: &Task,
     answers: &TaskAnswers,
     outside: &Outside,
-    layout: &XsaveLayout,
-    seccomp: &SeccompDump,
-    kernel: &LazyKernel,
+    means: Means<'_>,
     give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>,
 ) -> Result<(), CoreDumpError> {
     let threads = task
@@ -146,7 +152,7 @@ fn describe_threads(
     let uses = |status: &Status| status.shadow_stack.uses_shadow_stack();
     let has_shadow_stacks = outside.threads.iter().any(uses);
     for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let mut state = dump_thread(*tid, task.abi, thread, status, layout, seccomp, kernel)?;
+        let mut state = dump_thread(*tid, task.abi, thread, status, means)?;
         outside.labels[nth].describe(&mut state.core);
         if has_shadow_stacks {
             let extension = state.core.firn.get_or_insert_default();
@@ -164,7 +170,9 @@ fn describe_threads(
             state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());
         }
         let mut tc = if nth == 0 {
-            Some(dump_process(task, answers, outside, &state)?)
+            let mut process = dump_process(task, answers, outside, &state)?;
+            process.firn.get_or_insert_default().semaphores = means.semaphores.of_task(task.pid);
+            Some(process)
         } else {
             None
         };
@@ -251,10 +259,14 @@ fn dump_thread(
     abi: Abi,
     answers: &ThreadAnswers,
     status: &Status,
-    layout: &XsaveLayout,
-    seccomp: &SeccompDump,
-    kernel: &LazyKernel,
+    means: Means<'_>,
 ) -> Result<ThreadState, CoreDumpError> {
+    let Means {
+        layout,
+        seccomp,
+        kernel,
+        ..
+    } = means;
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
     let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
     let area = ptrace::xstate(tid, layout.size()).map_err(failed("the extended state"))?;

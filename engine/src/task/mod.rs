@@ -17,6 +17,7 @@ pub mod questions;
 pub mod relations;
 pub mod scheduling;
 pub mod seccomp;
+pub mod semaphores;
 pub mod shadow_stack;
 pub mod signals;
 pub mod status;

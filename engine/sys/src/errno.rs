@@ -68,6 +68,8 @@ impl Errno {
     pub const EMSGSIZE: Errno = Errno(libc::EMSGSIZE);
     /// No data.
     pub const ENODATA: Errno = Errno(libc::ENODATA);
+    /// The identifier has been removed.
+    pub const EIDRM: Errno = Errno(libc::EIDRM);
 
     /// Wraps a raw number.
     pub fn from_raw(raw: i32) -> Errno {

@@ -34,6 +34,7 @@ pub mod procmap;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;
+pub mod semaphores;
 pub mod session;
 pub mod shadow_stack;
 pub mod signal;

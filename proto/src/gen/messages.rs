@@ -1170,8 +1170,38 @@ impl UserX86RegsMode {
         }
     }
 }
+/// Extension. What the kernel would do to one semaphore when the process ends (SEM_UNDO).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnSemaphoreUndo {
+    #[prost(uint32, required, tag = "1")]
+    pub semaphore: u32,
+    /// Is added to its value then.
+    #[prost(sint32, required, tag = "2")]
+    pub adjustment: i32,
+}
+impl ::prost::Name for FirnSemaphoreUndo {
+const NAME: &'static str = "firn_semaphore_undo";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_semaphore_undo".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_semaphore_undo".into() }}
+/// Extension. A System V semaphore set that a process has changed with SEM_UNDO.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FirnSemaphoreSet {
+    #[prost(uint32, required, tag = "1")]
+    pub id: u32,
+    #[prost(uint32, required, tag = "2")]
+    pub key: u32,
+    /// Semaphores in the set.
+    #[prost(uint32, required, tag = "3")]
+    pub len: u32,
+    #[prost(message, repeated, tag = "4")]
+    pub undo: ::prost::alloc::vec::Vec<FirnSemaphoreUndo>,
+}
+impl ::prost::Name for FirnSemaphoreSet {
+const NAME: &'static str = "firn_semaphore_set";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_semaphore_set".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_semaphore_set".into() }}
 /// Extension. What Firn keeps of a task beside the common fields.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnTaskEntry {
     /// Signal sent to the parent when the task exits.
     #[prost(uint32, optional, tag = "1")]
@@ -1200,6 +1230,9 @@ pub struct FirnTaskEntry {
     /// What wait has yet to tell the parent of a task that lives: 0 nothing, CLD_STOPPED 5, CLD_CONTINUED 6.
     #[prost(uint32, optional, tag = "20")]
     pub child_event: ::core::option::Option<u32>,
+    /// System V semaphores that it has changed with SEM_UNDO.
+    #[prost(message, repeated, tag = "21")]
+    pub semaphores: ::prost::alloc::vec::Vec<FirnSemaphoreSet>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";

@@ -10,6 +10,7 @@ mod names;
 mod places;
 mod rseq;
 mod scheduling;
+mod semaphores;
 
 use crate::Workload;
 
@@ -50,6 +51,10 @@ pub static ALL: &[&Workload] = &[
     &scheduling::LOCKED,
     &low_limits::BELOW_USE,
     &low_limits::NO_ROOM,
+    &semaphores::UNDO,
+    &semaphores::OF_THREAD,
+    &semaphores::SHARED,
+    &semaphores::CUT_OFF,
     &modes::SWITCHES,
     &modes::NO_WRITE_EXEC,
     &modes::NO_TSC,
