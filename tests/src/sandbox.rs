@@ -158,7 +158,7 @@ impl Sandbox {
     }
 
     /// Forgets how a pid ended, since it is in use again.
-    pub(crate) fn forget(&self, pid: i32) {
+    pub fn forget(&self, pid: i32) {
         self.statuses.borrow_mut().remove(&pid);
     }
 

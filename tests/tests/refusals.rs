@@ -392,3 +392,67 @@ fn unknown_options_and_missing_ones() {
         }
     });
 }
+
+/// `sleep`, started by `setpriv` with these options, and its images.
+fn dumped_sleeper<'a>(sandbox: &'a Sandbox, options: &[&str]) -> (Task<'a>, PathBuf) {
+    let dir = sandbox.make_dir("work");
+    let arguments = options.iter().chain(&["sleep", "1000"]);
+    let task = Task::spawn(sandbox, &dir, "setpriv", arguments);
+    sandbox.wait_until(60, "sleep does not start", || {
+        let name = std::fs::read_to_string(format!("/proc/{}/comm", task.pid()));
+        name.is_ok_and(|name| name.trim() == "sleep")
+    });
+    let images = sandbox.make_dir("images");
+    task.dump(&images, &[]).expect_success("dump");
+    (task, images)
+}
+
+/// A restore by somebody with less than we have.
+fn restore_bounded(images: &Path, bounds: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args([bounds, "--no-new-privs"]).arg(firn_path());
+    command.args(["restore", "-d", "-D"]).arg(images);
+    command
+}
+
+#[test]
+fn restore_by_somebody_who_has_fewer_capabilities() {
+    isolated(
+        "restore_by_somebody_who_has_fewer_capabilities",
+        &["setpriv"],
+        |sandbox| {
+            let (task, images) = dumped_sleeper(sandbox, &["--inh-caps=-all"]);
+            let mut command = restore_bounded(&images, "--bounding-set=-syslog,-net_raw");
+            let refused = sandbox.run(&mut command);
+            refused.expect_refusal(&["CAP_NET_RAW, CAP_SYSLOG"]);
+            sandbox.assert_nothing_left();
+            task.restore(&images);
+            task.kill();
+        },
+    );
+}
+
+#[test]
+fn restore_by_somebody_who_can_not_pass_on_a_capability() {
+    isolated(
+        "restore_by_somebody_who_can_not_pass_on_a_capability",
+        &["setpriv"],
+        |sandbox| {
+            let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+            let (task, images) = dumped_sleeper(sandbox, &user);
+            let mut command = restore_bounded(&images, "--bounding-set=-net_raw");
+            let refused = sandbox.run(command.arg("--strict"));
+            refused.expect_refusal(&["CAP_NET_RAW", "no_new_privs"]);
+            sandbox.assert_nothing_left();
+            let mut command = restore_bounded(&images, "--bounding-set=-net_raw");
+            sandbox.forget(task.pid());
+            let done = sandbox.run(&mut command).expect_success("restore");
+            let said = done.stderr;
+            assert!(
+                said.contains("CAP_NET_RAW") && said.contains("no_new_privs"),
+                "{said}"
+            );
+            task.kill();
+        },
+    );
+}

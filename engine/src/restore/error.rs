@@ -72,6 +72,14 @@ pub enum RestoreError {
     /// Timers that this kernel can't make.
     #[error(transparent)]
     Timers(#[from] TimerPlanError),
+    /// Rights that this process does not have itself.
+    #[error("task {pid} had {capabilities}, which this process does not have")]
+    Capabilities {
+        /// The task.
+        pid: Pid,
+        /// Their names.
+        capabilities: String,
+    },
     /// System V semaphores that can't be had again.
     #[error(transparent)]
     Semaphores(#[from] SemaphoreError),
@@ -281,6 +289,9 @@ impl RestoreError {
                  --lsm-profile selinux:CONTEXT"
                     .to_owned(),
             ),
+            RestoreError::Capabilities { .. } => {
+                Some("run firn with all capabilities that the tasks had".to_owned())
+            }
             RestoreError::Semaphores(SemaphoreError::Taken { .. }) => {
                 Some("wait until that process gives it back".to_owned())
             }

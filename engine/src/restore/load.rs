@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use firn_images::{IMG_VERSION, ImageDir, ImageKind};
 use firn_proto::{
-    CoreEntry, FirnSemaphoreSet, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry,
+    CoreEntry, CredsEntry, FirnSemaphoreSet, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry,
     core_entry,
 };
 use firn_sys::Pid;
@@ -42,6 +42,15 @@ impl LivingTask {
     pub fn process(&self) -> &TaskCoreEntry {
         let leader = self.dead_leader.as_deref().unwrap_or(&self.cores[0]);
         leader.tc.as_ref().expect("checked while loading")
+    }
+
+    /// Credentials of all threads that live, as far as the images have them.
+    pub fn credentials(&self) -> impl Iterator<Item = &CredsEntry> {
+        let parts = self
+            .cores
+            .iter()
+            .filter_map(|core| core.thread_core.as_ref());
+        parts.filter_map(|part| part.creds.as_ref())
     }
 
     /// The System V semaphores that it has changed with SEM_UNDO.

@@ -277,6 +277,14 @@ impl Operation<'_> {
             for what in task.cores.iter().filter_map(lost) {
                 programs.losses.add(pid, what);
             }
+            for creds in task.credentials() {
+                if let Some(capabilities) = creds::missing(creds, &own.creds) {
+                    return Err(RestoreError::Capabilities { pid, capabilities });
+                }
+                for what in creds::losses(creds, &own.creds) {
+                    programs.losses.add(pid, what);
+                }
+            }
             let modes = task
                 .cores
                 .iter()

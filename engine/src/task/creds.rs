@@ -23,6 +23,19 @@ const PR_CAP_AMBIENT_RAISE: u32 = 2;
 const PR_CAP_AMBIENT_LOWER: u32 = 3;
 /// Keep capabilities unchanged while uids change.
 const SECBIT_NO_SETUID_FIXUP: u32 = 4;
+const CAP_SETPCAP: u32 = 8;
+/// Names of capabilities by their numbers, without CAP_.
+///
+/// Source: linux include/uapi/linux/capability.h.
+#[rustfmt::skip]
+const NAMES: [&str; 41] = [
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+];
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// The image's form of a thread's credentials.
@@ -200,9 +213,41 @@ fn plan_no_new_privs(program: &mut Program, wanted: &CredsEntry, own: &CredsEntr
     }
 }
 
-/// Capabilities that the image wants and the restoring process can't give, as a bit mask.
-pub fn missing_capabilities(wanted: &CredsEntry, own: &CredsEntry) -> u64 {
-    (joined(&wanted.cap_prm) | joined(&wanted.cap_inh)) & !joined(&own.cap_prm)
+/// Names of capabilities that the image wants and the restoring process can't give; None when there are none.
+pub fn missing(wanted: &CredsEntry, own: &CredsEntry) -> Option<String> {
+    let mut may_inherit = joined(&own.cap_bnd);
+    if !permits(own, CAP_SETPCAP) {
+        may_inherit &= joined(&own.cap_prm);
+    }
+    let lacks_permitted = joined(&wanted.cap_prm) & !joined(&own.cap_prm);
+    let lacks_inheritable = joined(&wanted.cap_inh) & !(may_inherit | joined(&own.cap_inh));
+    names(lacks_permitted | lacks_inheritable)
+}
+
+/// What a thread does not get back and goes on without, in words.
+pub fn losses(wanted: &CredsEntry, own: &CredsEntry) -> Vec<String> {
+    let bounded = names(joined(&wanted.cap_bnd) & !joined(&own.cap_bnd)).map(|names| {
+        format!(
+            "programs that it executes can't get {names} any more, which this process can't pass on"
+        )
+    });
+    let bars = own.no_new_privs == Some(1) && wanted.no_new_privs == Some(0);
+    let barred = bars.then(|| {
+        "it gets no_new_privs, which this process has: programs that it executes get no more rights than it has"
+            .to_owned()
+    });
+    bounded.into_iter().chain(barred).collect()
+}
+
+fn names(set: u64) -> Option<String> {
+    let known = NAMES.iter().map(|name| format!("CAP_{name}"));
+    let others = (NAMES.len()..64).map(|nth| format!("capability {nth}"));
+    let all = known.chain(others).enumerate();
+    let names: Vec<String> = all
+        .filter(|(nth, _)| set & (1 << nth) != 0)
+        .map(|(_, name)| name)
+        .collect();
+    (!names.is_empty()).then(|| names.join(", "))
 }
 
 /// True when a capability is in the permitted set.
@@ -258,6 +303,36 @@ mod tests {
     }
 
     #[test]
+    fn what_can_not_come_back_is_told() {
+        let own = CredsEntry {
+            cap_bnd: vec![!(1 << 13), 0x1ff],
+            no_new_privs: Some(1),
+            ..root()
+        };
+        let lost = losses(&root(), &own);
+        assert!(lost[0].contains("CAP_NET_RAW") && lost[1].contains("no_new_privs"));
+        assert!(losses(&own, &own).is_empty() && losses(&own, &root()).is_empty());
+        // Inheritable ones come from the bounding set, and not from there alone without CAP_SETPCAP.
+        let wanted = CredsEntry {
+            cap_inh: vec![1 << 13 | 1, 0],
+            ..root()
+        };
+        assert_eq!(missing(&wanted, &own).as_deref(), Some("CAP_NET_RAW"));
+        let user = CredsEntry {
+            cap_prm: vec![0, 0],
+            ..root()
+        };
+        let bare = CredsEntry {
+            cap_prm: vec![0, 0],
+            ..wanted
+        };
+        assert_eq!(
+            missing(&bare, &user).as_deref(),
+            Some("CAP_CHOWN, CAP_NET_RAW")
+        );
+    }
+
+    #[test]
     fn words_join_low_first() {
         assert_eq!(joined(&halves(0x1_0000_0002)), 0x1_0000_0002);
         let wanted = CredsEntry {
@@ -268,6 +343,10 @@ mod tests {
             cap_prm: vec![!0, 0],
             ..root()
         };
-        assert_eq!(missing_capabilities(&wanted, &own), 1 << 40);
+        assert_eq!(
+            missing(&wanted, &own).as_deref(),
+            Some("CAP_CHECKPOINT_RESTORE")
+        );
+        assert_eq!(missing(&own, &own), None);
     }
 }
