@@ -18,6 +18,8 @@ pub static CONNECTING: Workload = Workload::new(
     "a connection whose server has not answered yet",
     connecting,
 )
+// Newer kernels (6.18.44) let nobody else filter what a TCP socket gets.
+.needs(&[Need::Root])
 .dump_options(&["--tcp-established"])
 .restore_options(&["--tcp-established"]);
 pub static OPTIONS: Workload = Workload::new(
