@@ -200,6 +200,52 @@ fn unsent_bytes_come_at_once() {
     });
 }
 
+/// What the peer has got, without its acknowledgement having come, is more than the connection sends at once after
+/// the restore: the peer's words acknowledge it all the same, and nobody waits for the other.
+#[test]
+fn lost_acknowledgements_hold_nobody_up() {
+    let name = "lost_acknowledgements_hold_nobody_up";
+    isolated(name, &["ip", "nsenter", "iptables-legacy"], |sandbox| {
+        let network = Network::enter(sandbox);
+        let run = |program: &str, words: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            sandbox.run(command.args(words)).expect_success(program);
+        };
+        let bare = ["INPUT", "-p", "tcp", "-m", "length", "--length", "40:80"];
+        let bare = [&bare[..], &["-j", "DROP"]].concat();
+        let first_flight = |segments: &str| {
+            let route = ["10.77.0.0/24", "dev", "here", "initcwnd", segments];
+            run("ip", &[&["route", "replace"], &route[..]].concat());
+        };
+        for (nr, segments) in ["2", "10"].into_iter().enumerate() {
+            first_flight("10");
+            let (task, port) = start(sandbox, &format!("server-{nr}"), &["echo", "1"]);
+            let mut stream = connect(&network, HERE[0], port);
+            let mut text = vec![0; 14_000];
+            stream.write_all(b"begin").expect("it stands");
+            stream.read_exact(&mut text[..5]).expect("it stands");
+            run("iptables-legacy", &[&["-A"], &bare[..]].concat());
+            let sent = sequence(0, text.len());
+            stream.write_all(&sent).expect("it stands");
+            stream.read_exact(&mut text).expect("it stands");
+            assert_eq!(text, sent);
+            let images = sandbox.make_dir(&format!("images-{nr}"));
+            task.dump(&images, KEEP).expect_success("dump");
+            run("iptables-legacy", &[&["-D"], &bare[..]].concat());
+            first_flight(segments);
+            task.try_restore_with(&images, KEEP)
+                .expect_success("restore");
+            stream.write_all(b"end").expect("it stands");
+            stream
+                .read_exact(&mut text[..3])
+                .expect("the server goes on");
+            assert_eq!(text[..3], *b"end");
+            drop(stream);
+            assert_eq!(task.wait(60).exit_status(), Some(0));
+        }
+    });
+}
+
 #[test]
 fn every_way_to_hold_packets_off_works() {
     let name = "every_way_to_hold_packets_off_works";

@@ -53,7 +53,7 @@ pub enum Queue {
 }
 
 /// What TCP_INFO tells, as far as it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Info {
     /// State by the kernel's number.
     pub state: u32,
@@ -67,6 +67,10 @@ pub struct Info {
     pub waiting: u32,
     /// Of a listening socket: the backlog.
     pub backlog: u32,
+    /// Bytes of a segment that is sent.
+    pub snd_mss: u32,
+    /// Segments that may be sent before the peer answers.
+    pub snd_cwnd: u32,
 }
 
 /// Window state of a connection.
@@ -107,6 +111,8 @@ pub fn info(fd: impl AsFd) -> Result<Info> {
         rcv_wscale: byte(6)? >> 4,
         waiting: word(24)?,
         backlog: word(28)?,
+        snd_mss: word(16)?,
+        snd_cwnd: word(80)?,
     })
 }
 

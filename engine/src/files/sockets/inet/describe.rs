@@ -110,11 +110,7 @@ pub(super) fn describe(
 fn closed() -> tcp::Info {
     tcp::Info {
         state: TCP_CLOSE,
-        options: 0,
-        snd_wscale: 0,
-        rcv_wscale: 0,
-        waiting: 0,
-        backlog: 0,
+        ..tcp::Info::default()
     }
 }
 

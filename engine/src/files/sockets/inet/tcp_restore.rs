@@ -9,8 +9,9 @@
 //! ```
 //!
 //! What the peer has got already it drops as a duplicate, and acknowledges. An acknowledgement of bytes
-//! that count as never sent would be ignored, though, so this is done only for as much as the first flight
-//! takes; more of it goes into the queue in repair mode. A peer that is restored, too, tells what it has.
+//! that count as never sent would be ignored, though, and with it all that the peer says, so this is done only for
+//! as much as the first flight takes. More of it goes into the queue in repair mode; how much of it has arrived the peer
+//! answers to the window probe that ends that mode. A peer that is restored, too, tells what it has.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -47,9 +48,6 @@ pub(in crate::files) struct Resting {
     unsent: Vec<u8>,
     state: u32,
 }
-
-/// Segments that a connection sends before it hears from its peer.
-const FIRST_FLIGHT: u32 = 10;
 
 /// Both ends of a connection.
 pub(super) fn connection_of(entry: &InetSkEntry) -> Option<Connection> {
@@ -98,7 +96,9 @@ pub(super) fn make(
     set_window(fd, &stream, got_end).map_err(refused("set the windows of"))?;
     sync_mss(fd, entry, ends);
     let sent = stream.outq_len - stream.unsq_len.unwrap_or(0).min(stream.outq_len);
-    if peer.is_none() && sent > FIRST_FLIGHT * stream.mss_clamp {
+    let counts_as_sent =
+        peer.is_none() && sent > first_flight(fd, entry).map_err(refused("ask"))?;
+    if counts_as_sent {
         let at = usize::try_from(sent)
             .expect("32 bits fit")
             .min(unsent.len());
@@ -116,6 +116,17 @@ pub(super) fn make(
         inject::end_of_stream(&end).map_err(refused("close the peer's direction of"))?;
     }
     Ok(Resting::new(entry, unsent))
+}
+
+/// Bytes that a connection sends before it hears from its peer.
+fn first_flight(fd: &OwnedFd, entry: &InetSkEntry) -> Result<u32> {
+    let corked = entry.tcp_opts.as_ref().and_then(|opts| opts.cork) == Some(true);
+    if corked {
+        // The last segment, which is not full, would not go.
+        return Ok(0);
+    }
+    let info = tcp::info(fd)?;
+    Ok(info.snd_mss.saturating_mul(info.snd_cwnd))
 }
 
 /// What the peer has received, when it is restored, too.
@@ -267,11 +278,17 @@ impl Resting {
         &self,
         fd: BorrowedFd<'_>,
     ) -> std::result::Result<(), FileRestoreError> {
-        let refused = FileRestoreError::refused("end the repair of", shown(&self.entry));
+        self.end_repair(fd).map_err(FileRestoreError::refused(
+            "end the repair of",
+            shown(&self.entry),
+        ))
+    }
+
+    /// Ends repair mode, which sends a window probe, and undoes what it has changed.
+    fn end_repair(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let reuse = self.entry.opts.reuseaddr == Some(true);
-        tcp::set_repair(fd, Repair::Off)
-            .and_then(|()| socket::set_number(fd, SOL_SOCKET, SO_REUSEADDR, reuse.into()))
-            .map_err(refused)
+        tcp::set_repair(fd, Repair::Off)?;
+        socket::set_number(fd, SOL_SOCKET, SO_REUSEADDR, reuse.into())
     }
 
     /// Sends what was not acknowledged, and closes the direction that was closed.
