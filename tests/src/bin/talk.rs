@@ -5,6 +5,8 @@
 //!
 //! `talk pour BYTES`: accepts one connection and writes that many bytes of a sequence into it.
 //!
+//! `talk trickle BYTES`: the same, in segments of 100 bytes, when 100 bytes have come; ends after its peer.
+//!
 //! `talk hold`: listens and accepts nothing until there is a file `go`.
 //!
 //! `talk ask PATH`: asks a unix socket again and again until that ends, and counts the answers in the file
@@ -40,8 +42,12 @@ fn listen(arguments: &[&str]) -> Outcome {
     match *arguments {
         ["echo", number] => echo(&listener, number.parse()?),
         ["pour", bytes] => pour(listener.accept()?.0, bytes.parse()?),
+        ["trickle", bytes] => trickle(listener.accept()?.0, bytes.parse()?),
         ["hold"] => hold(&listener),
-        _ => Err("usage: talk echo NUMBER | pour BYTES | hold | ask PATH | log PATH".into()),
+        _ => Err(
+            "usage: talk echo NUMBER | pour BYTES | trickle BYTES | hold | ask PATH | log PATH"
+                .into(),
+        ),
     }
 }
 
@@ -69,6 +75,18 @@ fn pour(mut stream: TcpStream, bytes: u64) -> Outcome {
     for start in (0..bytes).step_by(1 << 12) {
         stream.write_all(&sequence(start, 1 << 12))?;
     }
+    Ok(())
+}
+
+fn trickle(mut stream: TcpStream, bytes: u64) -> Outcome {
+    const STEP: usize = 100;
+    stream.set_nodelay(true)?;
+    stream.read_exact(&mut [0; STEP])?;
+    for start in (0..bytes).step_by(STEP) {
+        stream.write_all(&sequence(start, STEP))?;
+    }
+    // Until the peer has had enough.
+    stream.read_to_end(&mut Vec::new())?;
     Ok(())
 }
 

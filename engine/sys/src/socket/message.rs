@@ -160,6 +160,8 @@ pub struct Outgoing<'a> {
     pub rights: &'a [BorrowedFd<'a>],
     /// Who is said to send it.
     pub credentials: Option<Credentials>,
+    /// Of a TCP stream: what follows does not go into the same segment.
+    pub ends_segment: bool,
 }
 
 /// Sends a message without sleeping; returns the number of bytes taken.
@@ -184,7 +186,12 @@ pub fn send(fd: impl AsFd, message: &Outgoing<'_>) -> Result<usize> {
         header.msg_control = buffer.as_mut_ptr().cast();
         header.msg_controllen = buffer.len() * 8;
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let end = if message.ends_segment {
+        libc::MSG_EOR
+    } else {
+        0
+    };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | end;
     // SAFETY: the header names buffers that outlive the call, with their lengths; none is written to.
     let sent = unsafe { libc::sendmsg(fd.as_fd().as_raw_fd(), &raw const header, flags) };
     let sent = Errno::check(i64::try_from(sent).unwrap_or(-1))?;

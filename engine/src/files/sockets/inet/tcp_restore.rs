@@ -10,8 +10,9 @@
 //!
 //! What the peer has got already it drops as a duplicate, and acknowledges. An acknowledgement of bytes
 //! that count as never sent would be ignored, though, and with it all that the peer says, so this is done only for
-//! as much as the first flight takes. More of it goes into the queue in repair mode; how much of it has arrived the peer
-//! answers to the window probe that ends that mode. A peer that is restored, too, tells what it has.
+//! as much as the first flight takes, and its last segment holds nothing new, for which the peer's window may be full.
+//! More of it goes into the queue in repair mode; how much of it has arrived the peer answers to the window probe that
+//! ends that mode. A peer that is restored, too, tells what it has.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -46,6 +47,8 @@ const ROOMY: i32 = 1 << 28;
 pub(in crate::files) struct Resting {
     entry: InetSkEntry,
     unsent: Vec<u8>,
+    /// Bytes at the beginning of these that had been sent before.
+    sent_before: usize,
     state: u32,
 }
 
@@ -95,15 +98,17 @@ pub(super) fn make(
     fill(fd, &received).map_err(refused("fill the queue of"))?;
     set_window(fd, &stream, got_end).map_err(refused("set the windows of"))?;
     sync_mss(fd, entry, ends);
-    let sent = stream.outq_len - stream.unsq_len.unwrap_or(0).min(stream.outq_len);
-    let counts_as_sent =
-        peer.is_none() && sent > first_flight(fd, entry).map_err(refused("ask"))?;
-    if counts_as_sent {
-        let at = usize::try_from(sent)
-            .expect("32 bits fit")
-            .min(unsent.len());
-        fill_sent(fd, &unsent[..at]).map_err(refused("fill the queue of"))?;
-        unsent.drain(..at);
+    let sent = match peer {
+        Some(_) => 0,
+        None => stream.outq_len.saturating_sub(stream.unsq_len.unwrap_or(0)),
+    };
+    let mut sent_before = usize::try_from(sent)
+        .expect("32 bits fit")
+        .min(unsent.len());
+    if sent > first_flight(fd, entry).map_err(refused("ask"))? {
+        fill_sent(fd, &unsent[..sent_before]).map_err(refused("fill the queue of"))?;
+        unsent.drain(..sent_before);
+        sent_before = 0;
     }
     if got_end != 0 && peer.is_none() {
         let window = stream.rcv_wnd.unwrap_or(u32::from(u16::MAX));
@@ -115,7 +120,10 @@ pub(super) fn make(
         };
         inject::end_of_stream(&end).map_err(refused("close the peer's direction of"))?;
     }
-    Ok(Resting::new(entry, unsent))
+    Ok(Resting {
+        sent_before,
+        ..Resting::new(entry, unsent)
+    })
 }
 
 /// Bytes that a connection sends before it hears from its peer.
@@ -166,7 +174,7 @@ fn fill_sent(fd: impl AsFd, bytes: &[u8]) -> Result<()> {
     let fd = fd.as_fd();
     tcp::choose_queue(fd, Some(Queue::Send))?;
     for piece in bytes.chunks(PIECE) {
-        send_all(fd, piece)?;
+        send_all(fd, piece, false)?;
     }
     tcp::choose_queue(fd, None)
 }
@@ -213,15 +221,16 @@ fn fill(fd: impl AsFd, bytes: &[u8]) -> Result<()> {
     let fd = fd.as_fd();
     tcp::choose_queue(fd, Some(Queue::Receive))?;
     for piece in bytes.chunks(PIECE) {
-        send_all(fd, piece)?;
+        send_all(fd, piece, false)?;
     }
     tcp::choose_queue(fd, None)
 }
 
-fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
+fn send_all(fd: BorrowedFd<'_>, mut bytes: &[u8], ends_segment: bool) -> Result<()> {
     while !bytes.is_empty() {
         let message = Outgoing {
             bytes,
+            ends_segment,
             ..Outgoing::default()
         };
         bytes = &bytes[socket::send(fd, &message)?..];
@@ -264,6 +273,7 @@ impl Resting {
         Resting {
             entry: entry.clone(),
             unsent,
+            sent_before: 0,
             state: entry.state,
         }
     }
@@ -327,7 +337,9 @@ impl Resting {
 
     fn send(&self, fd: BorrowedFd<'_>) -> Result<()> {
         socket::set_number(fd, SOL_SOCKET, SO_SNDBUFFORCE, ROOMY)?;
-        match send_all(fd, &self.unsent) {
+        // What the peer may have is within its window. What follows may not be, and would hold up a segment with both.
+        let (sent_before, rest) = self.unsent.split_at(self.sent_before);
+        match send_all(fd, sent_before, true).and_then(|()| send_all(fd, rest, false)) {
             // The peer has gone meanwhile: the task will be told.
             Err(errno) if errno != Errno::EAGAIN => {
                 tracing::warn!("{}: {errno}", shown(&self.entry))

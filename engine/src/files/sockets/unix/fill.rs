@@ -171,6 +171,7 @@ impl Queues<'_> {
                 destination,
                 rights,
                 credentials: packet.credentials,
+                ..Outgoing::default()
             };
             let sent = match socket::send(from, &message) {
                 // Who sent it is not there yet.
