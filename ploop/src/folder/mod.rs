@@ -187,11 +187,9 @@ impl Folder {
             .descriptor
             .base()
             .map_err(|source| self.wrong(source))?;
-        let name = base.file.file_name().unwrap_or_default();
+        let name = base.file.file_name().unwrap_or_default().to_string_lossy();
         let guid = Guid::random().map_err(FolderError::host(Path::new("/dev/urandom"), "read"))?;
-        let mut name = name.to_owned();
-        name.push(format!(".{guid}"));
-        Ok(PathBuf::from(name))
+        Ok(PathBuf::from(format!("{}.{guid}", without_guid(&name))))
     }
 
     fn remove(&self, image: &ImageEntry) -> Result<(), FolderError> {
@@ -201,6 +199,14 @@ impl Folder {
         let path = self.path_of(image);
         std::fs::remove_file(&path).map_err(FolderError::host(&path, "removed"))?;
         sync_dir(&self.dir).map_err(FolderError::host(&self.dir, "written"))
+    }
+}
+
+/// The name that a base had at first. A conversion gives it a new one, which must not grow each time.
+fn without_guid(name: &str) -> &str {
+    match name.rsplit_once('.') {
+        Some((stem, guid)) if guid.parse::<Guid>().is_ok() => without_guid(stem),
+        _ => name,
     }
 }
 

@@ -341,6 +341,14 @@ fn conversions_keep_every_snapshot() {
         assert_eq!(look(&folder, &at(id(1))), [1, 0, 0, 1, 0], "{step:?}");
         healthy(&mut folder);
     }
+    // A name has room for 255 bytes, and each conversion makes a new one.
+    for step in steps.iter().cycle().take(10) {
+        folder.convert(*step, &rw(), &mut |_, _| true).unwrap();
+    }
+    assert_eq!(now(&folder), [1, 2, 0, 0, 0]);
+    let base = folder.descriptor().base().unwrap();
+    let (stem, guid) = base.file.to_str().unwrap().rsplit_once('.').unwrap();
+    assert!(stem == "root.hds" && guid.len() == 38, "{base:?}");
     let raw = target(Format::Raw, 64 << 10, Preallocation::None);
     assert!(folder.convert(raw, &rw(), &mut |_, _| true).is_err());
     folder.merge(None, None, &rw(), &mut |_, _| true).unwrap();
