@@ -173,6 +173,19 @@ fn a_disk_of_version_1_says_so_and_is_converted() {
         Some(38),
         "version 1 is only read"
     );
+    // An image that came alone gets a descriptor first, or it could not be converted.
+    let xml = disk.path("disk/DiskDescriptor.xml");
+    std::fs::remove_file(&xml).unwrap();
+    let dir = disk.path("disk");
+    run(&[
+        "ploop",
+        "restore-descriptor",
+        "-f",
+        "expanded",
+        &dir,
+        "root.hds",
+    ])
+    .good();
     disk.call(&["convert", "-v", "2"]).good();
     assert_eq!(disk.json(&["info"])["fmt_version"], 2);
     disk.call(&["snapshot"]).good();

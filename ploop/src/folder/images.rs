@@ -259,9 +259,14 @@ pub(super) fn open_single(
         }
         (cluster, _) => cluster.unwrap_or(expanded::DEFAULT_CLUSTER),
     };
+    // What is only read needs no rounding: it is converted before anything else.
+    let access = match format == Format::Expanded && !expanded::is_writable(&file)? {
+        true => Access::ReadOnly,
+        false => Access::ReadWrite,
+    };
     let how = OpenImage {
         raw_cluster_bytes,
-        ..OpenImage::plain(Access::ReadWrite)
+        ..OpenImage::plain(access)
     };
     let image = format::open(Box::new(file), format, &how)?;
     match cluster_bytes {

@@ -32,7 +32,7 @@ pub use header::{CLUSTER_RANGE, DEFAULT_CLUSTER, Header, HeaderError, Mark, SECT
 pub use repair::{Checked, Repair, check, check_telling};
 pub use survey::{Finding, Severity};
 
-use self::header::FLAG_EMPTY;
+use self::header::{FLAG_EMPTY, HEADER_BYTES};
 use self::load::{Loaded, load};
 use self::space::Space;
 use super::{Image, ImageFile, PendingLog, Slot};
@@ -216,6 +216,20 @@ impl ExpandedImage {
             _ => Ok(entry * unit + u64::from(skip)),
         }
     }
+}
+
+/// Whether an image may be opened for writing, by version and cluster.
+///
+/// # Errors
+/// It is no expanded image, or the host refused.
+pub fn is_writable(storage: &dyn Storage) -> Result<bool, DiskError> {
+    let mut bytes = [0; HEADER_BYTES as usize];
+    storage
+        .read_at(&mut bytes, 0)
+        .map_err(|error| DiskError::io(storage.name(), "read", 0, error))?;
+    let header = Header::parse(&bytes)
+        .map_err(|error| DiskError::corrupt(storage.name(), error.to_string()))?;
+    Ok(header.version == Version::V2 && header.cluster_sectors.is_power_of_two())
 }
 
 /// What a reader can live with: nothing that leads to wrong bytes.
