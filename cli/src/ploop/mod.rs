@@ -46,7 +46,7 @@ enum Task {
     /// May be interrupted: the next command that changes the disk finishes it.
     SnapshotDelete(snapshot::OneArgs),
     /// Merge the disk's changes, or a snapshot's, into the snapshot below
-    #[command(alias = "merge")]
+    #[command(visible_alias = "merge")]
     SnapshotMerge(snapshot::MergeArgs),
     /// Make the disk larger or smaller
     Resize(resize::ResizeArgs),

@@ -16,3 +16,4 @@ mod life;
 mod namespace;
 mod place;
 mod programs;
+mod snapshots;

@@ -81,6 +81,13 @@ pub struct ServeConfig {
     pub device: Choice,
 }
 
+impl ServeConfig {
+    /// Whether its file system may play its journal back, though nothing of the disk changes.
+    pub(super) fn has_scratch(&self) -> bool {
+        self.read_only && self.mount.is_some()
+    }
+}
+
 /// What a worker is told besides: numbers of the descriptors that it inherits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerConfig {
@@ -94,6 +101,8 @@ pub struct WorkerConfig {
     pub state: i32,
     /// Changes of the image's table that outlive a worker.
     pub pending: i32,
+    /// What a file system that is mounted read-only writes.
+    pub scratch: Option<i32>,
     /// Told when requests are answered, or why not.
     pub ready: i32,
     /// Not the first worker of this disk.

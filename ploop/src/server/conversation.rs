@@ -194,6 +194,7 @@ impl Guest<'_> {
             Request::Grow { size_bytes } => self.grow(size_bytes),
             Request::Snapshot { id, freeze } => self.snapshot(id.as_deref(), freeze),
             Request::Nbd { socket, writable } => {
+                let writable = writable && !self.worker.config.serve.read_only;
                 let listening = nbd::listen(Arc::clone(export), &socket, writable);
                 self.nbd = Some(listening.map_err(|error| host(&error))?);
                 Ok(Reply::Done)
@@ -280,7 +281,7 @@ fn stat(worker: &Worker) -> Stat {
     Stat {
         size_bytes: disk.size_bytes(),
         cluster_bytes: disk.cluster_bytes(),
-        read_only: !export.is_writable(),
+        read_only: worker.config.serve.read_only,
         layers: disk.layers(),
         counters: counters
             .map(|(name, value)| (name.to_owned(), value))

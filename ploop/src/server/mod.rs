@@ -25,6 +25,7 @@ mod mounting;
 mod open;
 mod pending;
 mod registry;
+mod scratch;
 mod setup;
 mod state;
 mod supervisor;

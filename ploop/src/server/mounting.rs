@@ -44,6 +44,16 @@ pub fn split_options(options: &str) -> (MountFlags, String) {
     (flags, rest.join(","))
 }
 
+/// Options with what belongs to a file system of a disk: snapshots, clones and backups are mounted beside the
+/// disk that they come from, and XFS takes only one of a name unless told not to look.
+pub fn with_defaults(fs_type: &str, options: &str) -> String {
+    match fs_type {
+        "xfs" if options.is_empty() => "nouuid".to_owned(),
+        "xfs" => format!("{options},nouuid"),
+        _ => options.to_owned(),
+    }
+}
+
 /// Mounts a device.
 ///
 /// # Errors
@@ -155,6 +165,9 @@ mod tests {
         let (flags, data) = split_options("ro,noatime,data=ordered,,defaults,rw,discard");
         assert_eq!(flags, MountFlags::NOATIME);
         assert_eq!(data, "data=ordered,discard");
+        assert_eq!(with_defaults("xfs", ""), "nouuid");
+        assert_eq!(with_defaults("xfs", "ro"), "ro,nouuid");
+        assert_eq!(with_defaults("ext4", "ro"), "ro");
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub fn set_up(
         view,
         disk_bytes: stat.size_bytes,
         unit_bytes: stat.cluster_bytes,
-        read_only: config.read_only,
+        read_only: config.read_only && !config.has_scratch(),
         label: &label,
     };
     let what = format!("attaching a device ({})", device.name());
@@ -119,11 +119,13 @@ fn mount_device(device: &Path, mount: &MountConfig, read_only: bool) -> Result<S
         Some(fs_type) => fs_type.clone(),
         None => guest::fs_type_of(device)?.name().to_owned(),
     };
-    if mount.check && !read_only {
+    // Of a disk that is only read, the check's changes are as short-lived as the journal's.
+    if mount.check {
         guest::check(device, &fs_type)?;
     }
     let what = format!("mounting {fs_type} at {}", mount.target.display());
-    mounting::mount(device, &mount.target, &fs_type, &mount.options, read_only)
+    let options = mounting::with_defaults(&fs_type, &mount.options);
+    mounting::mount(device, &mount.target, &fs_type, &options, read_only)
         .map_err(step(&what, 21))?;
     Ok(fs_type)
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use super::config::{Launched, ServeConfig, WorkerConfig};
 use super::pending::PendingFile;
 use super::registry::{Held, Place, Record};
+use super::scratch::Scratch;
 use super::setup::{SetUp, SetUpError, set_up};
 use super::state::State;
 use super::worker::READY;
@@ -50,6 +51,7 @@ struct Shared {
     control: UnixListener,
     state: File,
     pending: File,
+    scratch: Option<File>,
     held: Held,
 }
 
@@ -144,6 +146,8 @@ fn begin(
         .map_err(|error| format!("{}: {error}", place.control.display()))?;
     let state = State::create().map_err(|error| error.to_string())?;
     let pending = PendingFile::create().map_err(|error| error.to_string())?;
+    let scratch = config.has_scratch().then(Scratch::memory).transpose();
+    let scratch = scratch.map_err(|error| error.to_string())?;
     let (sender, events) = channel();
     watch_signals(signals, sender.clone());
     let supervisor = Supervisor {
@@ -154,6 +158,7 @@ fn begin(
             control,
             state,
             pending,
+            scratch,
             held,
         },
         launcher: Some(launcher),
@@ -261,6 +266,7 @@ impl Supervisor {
             control: shared.control.as_raw_fd(),
             state: shared.state.as_raw_fd(),
             pending: shared.pending.as_raw_fd(),
+            scratch: shared.scratch.as_ref().map(AsRawFd::as_raw_fd),
             ready: ready.as_raw_fd(),
             restarted,
         };
@@ -410,6 +416,7 @@ impl Shared {
         fds.extend(lent.iter().map(AsFd::as_fd));
         fds.extend([self.control.as_fd(), self.state.as_fd()]);
         fds.extend([self.pending.as_fd(), self.held.as_fd(), ready.as_fd()]);
+        fds.extend(self.scratch.as_ref().map(AsFd::as_fd));
         for fd in &fds {
             kernel::keep_over_exec(fd)?;
         }

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal};
 
 use super::config::WorkerConfig;
 use super::pending::PendingFile;
+use super::scratch::Scratch;
 use super::state::State;
 use super::{chain_of, conversation, open};
 use crate::DiskError;
@@ -110,7 +111,11 @@ fn serve(config: WorkerConfig, ready: &mut File) -> Result<(), WorkerError> {
     let pending = adopt(config.pending)?.into();
     let pending = PendingFile::open(pending).map_err(step("reading the pending changes"))?;
     let options = open::options(&config, &Arc::new(pending));
-    let disk = open::open(&config.serve, &options)?;
+    let mut disk = open::open(&config.serve, &options)?;
+    if let Some(scratch) = config.scratch {
+        let scratch = Scratch::new(disk, adopt(scratch)?.into());
+        disk = Arc::new(scratch.map_err(step("reading the scratch memory"))?);
+    }
     if state.get().released {
         return Ok(disk.close()?);
     }
