@@ -42,23 +42,12 @@ fn obstacles_among(
         return Vec::new();
     }
     let inside: HashSet<Pid> = inside.iter().copied().collect();
-    let kernel_threads = kernel_threads();
-    let others: Vec<Pid> = (all_pids().into_iter())
-        .filter(|pid| !inside.contains(pid) && !kernel_threads.contains(pid))
-        .collect();
-    let held_by = |pid: &Pid| -> Vec<(i32, Vec<u8>)> {
-        let links = links_of(*pid).into_iter();
-        links.filter(|(_, link)| files.contains_key(link)).collect()
-    };
-    let held = crew::share_out(&others, TASKS_PER_THREAD, held_by);
     let mut found = Vec::new();
     let mut named = HashSet::new();
-    for (pid, held) in others.into_iter().zip(held) {
-        for (fd, link) in held {
-            if !is_ours(pid, fd) && !belongs_to(pid, &inside) && named.insert(link.clone()) {
-                let holder = format!("process {pid} (fd {fd})");
-                found.push(files[&link].obstacle(trouble(&holder, &link)));
-            }
+    for (pid, fd, link) in links_outside(&inside, |link| files.contains_key(link)) {
+        if !is_ours(pid, fd) && !belongs_to(pid, &inside) && named.insert(link.clone()) {
+            let holder = format!("process {pid} (fd {fd})");
+            found.push(files[&link].obstacle(trouble(&holder, &link)));
         }
     }
     found
@@ -76,19 +65,44 @@ pub(super) fn obstacles_beside(
     obstacles_among(files, inside, is_ours, held_outside)
 }
 
-/// Who outside the tree has a file without a name that has this inode. Kernels before io_uring and its like got
-/// inodes of their own show the same one for all, so that any holder of such a file counts.
-pub(super) fn holders_of_inode(file: &OpenFile, inside: &[Pid]) -> Vec<Obstacle> {
+/// A descriptor of a process outside of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) pid: Pid,
+    pub(super) fd: i32,
+    /// Of the file; None where it could not be looked at.
+    pub(super) inode: Option<u64>,
+}
+
+/// Who outside the tree and this process has files of a kind that has no names, such as `anon_inode:[io_uring]`.
+pub(super) fn holders(link: &[u8], inside: &[Pid]) -> Vec<Held> {
+    let inside: HashSet<Pid> = inside.iter().copied().collect();
     let me = Pid::this();
-    let is_another = |pid: Pid, fd: i32| {
+    let held = links_outside(&inside, |found| found == link).into_iter();
+    let held = held.filter(|(pid, ..)| *pid != me && !belongs_to(*pid, &inside));
+    let seen = held.map(|(pid, fd, _)| {
         let seen = DescriptorDir::open(pid).and_then(|dir| dir.see(fd));
-        pid == me || seen.is_ok_and(|seen| seen.info.ino != file.info.ino)
+        let inode = seen.ok().map(|seen| seen.info.ino);
+        Held { pid, fd, inode }
+    });
+    seen.collect()
+}
+
+/// All descriptors of other processes with such links.
+fn links_outside(
+    inside: &HashSet<Pid>,
+    is_wanted: impl Fn(&[u8]) -> bool + Sync,
+) -> Vec<(Pid, i32, Vec<u8>)> {
+    let kernel_threads = kernel_threads();
+    let others: Vec<Pid> = (all_pids().into_iter())
+        .filter(|pid| !inside.contains(pid) && !kernel_threads.contains(pid))
+        .collect();
+    let held_by = |pid: &Pid| -> Vec<(Pid, i32, Vec<u8>)> {
+        let links = links_of(*pid).into_iter();
+        let wanted = links.filter(|(_, link)| is_wanted(link));
+        wanted.map(|(fd, link)| (*pid, fd, link)).collect()
     };
-    let files = HashMap::from([(file.link.clone(), file.clone())]);
-    obstacles_among(&files, inside, is_another, |holder, _| {
-        let hint = "dump the tree that contains both, or let the other side close it";
-        Trouble::new(format!("{holder} outside the tree has it too"), hint)
-    })
+    crew::share_out(&others, TASKS_PER_THREAD, held_by).concat()
 }
 
 /// True for a process that was born into the tree after its list was made, and for one that is gone

@@ -171,6 +171,17 @@ impl<'a> Object<'a> {
         self.kernel.pointer(begin + 8 * u64::from(nth), of)
     }
 
+    /// Element `nth` of an array of structures, which the member is or points to.
+    pub(crate) fn item(self, path: &str, nth: u32) -> Option<Object<'a>> {
+        let (begin, of) = self.array(path)?;
+        let len = self.kernel.types.len(of)?;
+        Some(Object {
+            address: begin + len * u64::from(nth),
+            of,
+            ..self
+        })
+    }
+
     /// The first numbers of an array, which the member is or points to.
     pub(crate) fn numbers(self, path: &str, len: usize) -> Option<Vec<u64>> {
         let (begin, of) = self.array(path)?;

@@ -73,6 +73,14 @@ pub mod register {
     pub const PROBE: u32 = 8;
     /// Memory as before, some of it not there yet.
     pub const BUFFERS2: u32 = 15;
+    /// Processors of the threads that work for a thread.
+    pub const WORKER_PROCESSORS: u32 = 17;
+    /// How many of them there are at most.
+    pub const WORKER_LIMITS: u32 = 19;
+    /// Rings under numbers of the calling thread's own.
+    pub const RING_FDS: u32 = 20;
+    /// Takes these away.
+    pub const UNREGISTER_RING_FDS: u32 = 21;
     /// Polling of network devices.
     pub const NAPI: u32 = 27;
     /// State of a group of provided buffers.

@@ -2219,6 +2219,35 @@ impl ::prost::Name for FirnUringRegistration {
 const NAME: &'static str = "firn_uring_registration";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_uring_registration".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_registration".into() }}
+/// Extension. How a ring polls network devices for what its requests wait for (IORING_REGISTER_NAPI).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUringNapi {
+    /// Microseconds that it polls at most.
+    #[prost(uint32, required, tag = "1")]
+    pub timeout: u32,
+    #[prost(bool, required, tag = "2")]
+    pub prefer_busy_poll: bool,
+    /// How it finds the devices: 0 by its sockets, 1 by those that it was told.
+    #[prost(uint32, required, tag = "3")]
+    pub tracking: u32,
+}
+impl ::prost::Name for FirnUringNapi {
+const NAME: &'static str = "firn_uring_napi";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_napi".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_napi".into() }}
+/// Extension. A thread that has used io_uring, for which threads of the kernel work within the limits of a ring.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnUringUser {
+    #[prost(uint32, required, tag = "1")]
+    pub tid: u32,
+    /// The processors that they work on, a bit each, where they were chosen (IORING_REGISTER_IOWQ_AFF).
+    #[prost(uint64, repeated, packed = "false", tag = "2")]
+    pub processors: ::prost::alloc::vec::Vec<u64>,
+}
+impl ::prost::Name for FirnUringUser {
+const NAME: &'static str = "firn_uring_user";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_user".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_user".into() }}
 /// Extension. An io_uring ring with nothing in flight.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnUringEntry {
@@ -2287,6 +2316,18 @@ pub struct FirnUringEntry {
     pub eventfd: ::core::option::Option<u32>,
     #[prost(bool, optional, tag = "25")]
     pub eventfd_async: ::core::option::Option<bool>,
+    #[prost(message, optional, tag = "26")]
+    pub napi: ::core::option::Option<FirnUringNapi>,
+    /// How many threads of the kernel work for it at most, for requests that end soon and for others; 0 is not limited
+    /// (IORING_REGISTER_IOWQ_MAX_WORKERS).
+    #[prost(uint32, repeated, packed = "false", tag = "27")]
+    pub worker_limits: ::prost::alloc::vec::Vec<u32>,
+    /// Threads for which others work within its limits, or on processors that they have chosen.
+    #[prost(message, repeated, tag = "28")]
+    pub users: ::prost::alloc::vec::Vec<FirnUringUser>,
+    /// The processors that work for the thread which submits, as above.
+    #[prost(uint64, repeated, packed = "false", tag = "29")]
+    pub worker_processors: ::prost::alloc::vec::Vec<u64>,
 }
 impl ::prost::Name for FirnUringEntry {
 const NAME: &'static str = "firn_uring_entry";

@@ -16,13 +16,13 @@ use super::layout::{self, Layout};
 use super::memory::Memory;
 use super::probe::{self, Special};
 use super::restore::{self, KNOWN};
+use super::settings;
 use super::turns::{self, Turns};
 use crate::files::dump::{DumpState, query};
 use crate::files::error::FileDumpError;
 use crate::files::fdinfo::FdInfo;
 use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
-use crate::files::outside;
 use crate::kernel::Kernel;
 
 const PAGE: usize = 4096;
@@ -158,11 +158,10 @@ pub(super) fn dump(
     let file = dumping.file;
     let fd = dumping.duplicate.ok_or_else(|| file.unexpected("SqHead"))?;
     let inside: Vec<Pid> = state.collected.inside.iter().copied().collect();
-    let held = outside::holders_of_inode(file, &inside);
-    if !held.is_empty() {
-        return Err(FileDumpError::Obstacles(held));
-    }
     let in_the_way = |trouble| FileDumpError::Obstacles(vec![file.obstacle(trouble)]);
+    if let Some(trouble) = state.collected.rings.held_outside(file, &inside) {
+        return Err(in_the_way(trouble));
+    }
     let kernel = state.collected.rings.kernel.get();
     let inner = kernel.and_then(|kernel| Inner::of(kernel, fd));
     let special = match inner.and_then(|inner| inner.special()) {
@@ -214,6 +213,7 @@ pub(super) fn dump(
     let shown = look(file).map_err(failed)?;
     let added = belongings::add(file, &shown, kernel.zip(inner), &mut ring);
     let said = added.map_err(in_the_way)?;
+    let settings = settings::add(kernel.zip(inner), &mut ring).map_err(in_the_way)?;
     let total = Turns::of(&ring).total();
     if turns::is_too_many(total) {
         return Err(in_the_way(Trouble::new(
@@ -227,7 +227,10 @@ pub(super) fn dump(
     if let Some(address) = inner.map(|inner| inner.address()) {
         state.collected.rings.note(dumping.id, address);
     }
-    let said = turns::warning(total).into_iter().chain(said);
+    let said = turns::warning(total)
+        .into_iter()
+        .chain(said)
+        .chain(settings);
     let said = said.map(|text| format!("{} of task {}: {text}", file.place, file.pid));
     state.collected.warnings.extend(said);
     Ok(FileEntry {

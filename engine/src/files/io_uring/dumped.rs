@@ -1,12 +1,14 @@
 //! What is known of all rings of a tree, beyond their entries in the images.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use firn_sys::{Pid, file};
 
 use super::dump;
 use super::inner::Inner;
-use crate::files::open_file::links_of;
+use crate::files::open_file::{OpenFile, Trouble, links_of};
+use crate::files::outside::{self, Held};
 use crate::kernel::LazyKernel;
 
 /// The rings of a tree.
@@ -15,6 +17,8 @@ pub(in crate::files) struct DumpedRings {
     pub(in crate::files) kernel: LazyKernel,
     /// Numbers in files.img by the address of the ring in the kernel.
     by_address: HashMap<u64, u32>,
+    /// Rings that others have open. All of /proc has to be looked through for them, so that is done once.
+    outside: OnceCell<Vec<Held>>,
 }
 
 impl DumpedRings {
@@ -31,6 +35,20 @@ impl DumpedRings {
             // One that can't be looked at now can't be dumped either.
             let _ = dump::settle(self.kernel.get(), pid, fd);
         }
+    }
+
+    /// What is to be said of a ring that a process outside the tree, whose processes are `inside`, has open, too.
+    /// Kernels before rings got inodes of their own show the same one for all, so that any ring counts.
+    pub(super) fn held_outside(&self, ring: &OpenFile, inside: &[Pid]) -> Option<Trouble> {
+        let outside = self
+            .outside
+            .get_or_init(|| outside::holders(&ring.link, inside));
+        let is_it = |held: &&Held| held.inode.is_none_or(|inode| inode == ring.info.ino);
+        let held = outside.iter().find(is_it)?;
+        let hint = "dump the tree that contains both, or let the other side close it";
+        let (pid, fd) = (held.pid, held.fd);
+        let reason = format!("process {pid} (fd {fd}) outside the tree has it too");
+        Some(Trouble::new(reason, hint))
     }
 
     /// Notes a ring under its number in files.img.

@@ -135,6 +135,71 @@ impl<'a> Inner<'a> {
     }
 }
 
+/// Polling of network devices, where it is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Napi {
+    pub(super) timeout: u64,
+    pub(super) prefer_busy_poll: bool,
+    pub(super) tracking: u64,
+    /// It has been told devices by their numbers.
+    pub(super) has_devices: bool,
+}
+
+impl<'a> Inner<'a> {
+    /// How the ring polls network devices.
+    pub(super) fn napi(&self) -> Option<Napi> {
+        const INACTIVE: u64 = 255;
+        const STATIC: u64 = 1;
+        let of_old_kernels = || Some(0).filter(|_| self.ring.number("napi_enabled") == Some(1));
+        let tracking = match self.ring.number("napi_track_mode") {
+            Some(tracking) => Some(tracking).filter(|tracking| *tracking != INACTIVE),
+            None => of_old_kernels(),
+        }?;
+        let timeout = match self.ring.number("napi_busy_poll_dt") {
+            Some(nanoseconds) => nanoseconds / 1000,
+            None => self.ring.number("napi_busy_poll_to")?,
+        };
+        Some(Napi {
+            timeout,
+            prefer_busy_poll: self.ring.number("napi_prefer_busy_poll")? != 0,
+            tracking,
+            has_devices: tracking == STATIC && self.ring.is_list_empty("napi_list") == Some(false),
+        })
+    }
+
+    /// How many threads of the kernel work for the ring at most; None where that was never said.
+    pub(super) fn worker_limits(&self) -> Option<Vec<u32>> {
+        if self.ring.number("iowq_limits_set")? == 0 {
+            return None;
+        }
+        let limits = self.ring.numbers("iowq_limits", 2)?;
+        limits
+            .into_iter()
+            .map(|limit| u32::try_from(limit).ok())
+            .collect()
+    }
+
+    /// The thread that submits.
+    pub(super) fn submitter(&self) -> Option<Object<'a>> {
+        self.ring.follow("sq_data")?.follow("thread")
+    }
+}
+
+/// The processors of the threads that work for a thread, a bit each; None for one that has not used io_uring.
+pub(super) fn processors(thread: Object<'_>, nr_words: usize) -> Option<Vec<u64>> {
+    let workers = thread.follow("io_uring")?.follow("io_wq")?;
+    // The mask, or a pointer to it on kernels for thousands of processors.
+    let inside = workers.numbers("cpu_mask.bits", nr_words);
+    inside.or_else(|| workers.follow("cpu_mask")?.numbers("bits", nr_words))
+}
+
+/// How many threads may work for a thread that has used io_uring: for requests that end soon, and for others.
+pub(super) fn limits(thread: Object<'_>) -> Option<[u32; 2]> {
+    let workers = thread.follow("io_uring")?.follow("io_wq")?;
+    let limit = |nth| workers.item("acct", nth)?.word("max_workers");
+    Some([limit(0)?, limit(1)?])
+}
+
 /// The open files of a process, as the kernel has them.
 pub(super) struct Descriptors<'a>(Vec<(u32, Object<'a>)>);
 

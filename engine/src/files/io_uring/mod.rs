@@ -26,7 +26,9 @@ mod own;
 mod probe;
 mod registered;
 mod restore;
+mod settings;
 mod turns;
+mod users;
 
 use std::os::fd::OwnedFd;
 

@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 
 use firn_proto::{FdTypes, FdinfoEntry, FirnUringRegistration};
+use firn_sys::io_uring::register;
 use firn_sys::{Pid, nr};
 
 use crate::files::dump::FileTable;
@@ -20,7 +21,6 @@ use crate::tree::{Task, Tree};
 const MAX_PLACES: u32 = 16;
 /// Flag of io_uring_enter: the ring is one of those.
 const ENTER_REGISTERED_RING: u32 = 1 << 4;
-const REGISTER_RING_FDS: u32 = 20;
 const EBADF: i64 = -9;
 const EINVAL: i64 = -22;
 
@@ -54,6 +54,7 @@ impl FileTable {
         let arenas = inject::run(&jobs)?;
         let mut found = Vec::new();
         for (nth, (task, rings)) in tasks.iter().enumerate() {
+            self.note_users(task, rings);
             for ((tid, program), slots) in jobs[nth].threads.iter().zip(&asked[nth]) {
                 for (index, slot) in (0u32..).zip(slots) {
                     if matches!(arenas[nth].slot(*program, *slot), EBADF | EINVAL) {
@@ -137,6 +138,7 @@ fn unclear(pid: Pid, tid: Pid) -> Obstacle {
 impl FileStore {
     /// Appends the records by which a thread registers rings with itself. It has its table already.
     pub fn plan_registered_rings(&self, pid: Pid, tid: Pid, program: &mut Program) {
+        self.plan_workers(pid, tid, program);
         let Some(table) = self.table_of(pid).map(|id| self.table(id)) else {
             return;
         };
@@ -156,7 +158,7 @@ impl FileStore {
                 let argument = program.data(&bytes);
                 let args = [
                     fd.fd.into(),
-                    REGISTER_RING_FDS.into(),
+                    register::RING_FDS.into(),
                     argument.into(),
                     1.into(),
                 ];

@@ -7,6 +7,7 @@ use firn_sys::io_uring::{self, Params, setup};
 
 use super::layout::{self, Layout};
 use super::memory::Memory;
+use super::settings;
 use super::turns::Turns;
 use crate::files::error::FileRestoreError;
 
@@ -102,6 +103,7 @@ pub(super) fn bring(
             .map_err(refused("wait for the thread of"))?;
     }
     memory.write(ring);
+    settings::set(fd, ring)?;
     crate::files::open::set_flags(fd, ring.flags, "an io_uring ring")
 }
 

@@ -4,6 +4,7 @@ mod aio;
 mod belongings;
 mod parameters;
 mod ring;
+mod settings;
 
 use crate::{Need, Workload};
 
@@ -41,4 +42,6 @@ pub static ALL: &[&Workload] = &[
     &parameters::OWNED,
     &parameters::DISABLED,
     &parameters::MULTISHOT,
+    &settings::POLLING_DEVICES,
+    &settings::WORKERS,
 ];
