@@ -16,7 +16,7 @@ fn count(dir: &Path) -> u64 {
 #[track_caller]
 fn assert_counting(sandbox: &Sandbox, dir: &Path) {
     let before = count(dir);
-    sandbox.wait_until(60, "the program does not count", || count(dir) > before);
+    sandbox.wait_until(120, "the program does not count", || count(dir) > before);
 }
 
 /// The process that traces another one, 0 for none.
@@ -30,8 +30,14 @@ fn tracer(pid: i32) -> i32 {
 
 /// gdb with these commands, one after another.
 fn gdb<'a>(sandbox: &'a Sandbox, dir: &Path, commands: &[&str], program: &[&str]) -> Task<'a> {
-    // Nothing of the user's, and nothing that asks or fetches.
-    let quiet = ["-nx", "-batch", "-iex", "set debuginfod enabled off"];
+    // Nothing of the user's, nothing that asks or fetches, and no debug information, which takes its time.
+    let quiet = [
+        "-nx",
+        "-batch",
+        "--readnever",
+        "-iex",
+        "set debuginfod enabled off",
+    ];
     let commands = commands.iter().flat_map(|command| ["-ex", command]);
     let arguments = quiet.into_iter().chain(commands);
     Task::spawn(
@@ -52,7 +58,7 @@ fn gdb_that_has_attached_from_outside() {
         // A signal of the terminal, which gdb keeps to itself, ends the second command.
         let commands = [attach.as_str(), "continue", "detach"];
         let debugger = gdb(sandbox, &sandbox.make_dir("gdb"), &commands, &[]);
-        sandbox.wait_until(60, "gdb does not attach", || tracer(task.pid()) != 0);
+        sandbox.wait_until(120, "gdb does not attach", || tracer(task.pid()) != 0);
         assert_eq!(tracer(task.pid()), debugger.pid());
         assert_counting(sandbox, &dir);
 
@@ -64,7 +70,7 @@ fn gdb_that_has_attached_from_outside() {
         assert_counting(sandbox, &dir);
 
         task.signal(Signal::INT);
-        sandbox.wait_until(60, "gdb does not detach", || debugger.has_ended());
+        sandbox.wait_until(120, "gdb does not detach", || debugger.has_ended());
         assert_counting(sandbox, &dir);
         task.dump(&images, &[]).expect_success("dump");
         task.restore(&images);
@@ -95,6 +101,8 @@ fn gdb_with_its_program_in_the_tree() {
         assert_counting(sandbox, &dir);
         task.kill();
         // It is not of gdb's session, and gdb has let it go with itself.
-        sandbox.wait_until(60, "the program outlives gdb", || sandbox.pids().is_empty());
+        sandbox.wait_until(120, "the program outlives gdb", || {
+            sandbox.pids().is_empty()
+        });
     });
 }

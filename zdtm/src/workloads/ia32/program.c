@@ -228,6 +228,11 @@ static void *in_poll(void *unused)
     CHECK(poll(&fd, 1, 1500) == 0, "poll: %m");
     CHECK(now() - from > 1.4, "poll took %f s", now() - from);
     check_own(103, "poll");
+    // Whoever looks at the threads meanwhile is to find all of them.
+    pthread_mutex_lock(&lock);
+    while (!go_on)
+        pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
     return NULL;
 }
 
@@ -357,6 +362,7 @@ static void test_signals(void)
 static void *sleeper(void *length)
 {
     long ms = (long)length;
+    pthread_barrier_wait(&begun);
     while (!stopped) {
         struct timespec rest = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000};
         double from = now();
@@ -377,8 +383,10 @@ static void test_sleeps(void)
 {
     pthread_t threads[4];
     long lengths[] = {1801, 1400, 41, 8};
+    pthread_barrier_init(&begun, NULL, 5);
     for (int i = 0; i < 4; i++)
         CHECK(!pthread_create(&threads[i], NULL, sleeper, (void *)lengths[i]), "no thread");
+    pthread_barrier_wait(&begun);
     ready_and_wait();
     for (int i = 0; i < 4; i++)
         pthread_join(threads[i], NULL);

@@ -1,5 +1,6 @@
 //! Programs whose executable is not where it was.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -122,7 +123,10 @@ fn overlay(stage: &Stage) -> Result<()> {
 
 fn memfd(stage: &Stage) -> Result<()> {
     if std::env::var_os(SECOND).is_none() {
-        let mut file = File::from(sys::memfd(c"program", libc::MFD_CLOEXEC)?);
+        // It comes back as a file of that name in the root directory, where another instance does the same.
+        let dir = stage.dir().to_string_lossy().replace('/', ".");
+        let name = CString::new(format!("program{dir}"))?;
+        let mut file = File::from(sys::memfd(&name, libc::MFD_CLOEXEC)?);
         file.write_all(&fs::read("/proc/self/exe")?)?;
         let name = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         live_again(stage, "odd/memfd-executable", &name)?;

@@ -29,12 +29,16 @@ pub static FULL: Workload = Workload::new(
     "task/full-address-space",
     "a soft limit of address space that is reached",
     full_address_space,
-);
+)
+// Another user's limit is raised for a moment with CAP_SYS_RESOURCE only; without it a dump refuses that.
+.needs(&[Need::Root]);
 pub static LOCKED: Workload = Workload::new(
     "task/all-locked",
     "all memory locked, that to come too, and a soft limit of locked memory that is reached",
     all_locked,
-);
+)
+// All of a debug build is more than an ordinary user may lock.
+.needs(&[Need::Root]);
 
 type Change = fn() -> Result<()>;
 
