@@ -20,7 +20,7 @@ use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::semaphores::SemaphoreDump;
 use super::status::{Stat, Status, StatusError};
-use super::{creds, ia32, notes, scheduling, shadow_stack, signals};
+use super::{connects, creds, ia32, notes, scheduling, shadow_stack, signals};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::waits;
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
@@ -269,6 +269,7 @@ fn dump_thread(
     } = means;
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
     let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
+    let regs = connects::settled(tid, regs, abi);
     let area = ptrace::xstate(tid, layout.size()).map_err(failed("the extended state"))?;
     let fpregs = layout
         .to_image(&area)

@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod child_events;
+mod connects;
 pub mod core_image;
 pub mod creds;
 pub mod ia32;

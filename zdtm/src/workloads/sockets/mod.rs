@@ -36,6 +36,7 @@ pub static ALL: &[&Workload] = &[
     &tcp::CLOSED,
     &tcp_states::ENDING,
     &tcp_states::CONNECTING,
+    &tcp_states::CONNECTED,
     &tcp_states::OPTIONS,
     &tcp_states::CLOSE,
     &tcp_states::WAITING,

@@ -22,6 +22,11 @@ pub static CONNECTING: Workload = Workload::new(
 .needs(&[Need::Root])
 .dump_options(&["--tcp-established"])
 .restore_options(&["--tcp-established"]);
+pub static CONNECTED: Workload = Workload::new(
+    "sockets/tcp-connected-meanwhile",
+    "a task stopped in a call that has connected its socket since",
+    connected,
+);
 pub static OPTIONS: Workload = Workload::new(
     "sockets/tcp-options",
     "a connection with options of all levels",
@@ -184,6 +189,36 @@ fn connecting(stage: &Stage) -> Result<()> {
     let mut heard = [0; 11];
     accepted.read_exact(&mut heard)?;
     ensure!(&heard == b"here we are", "heard {heard:?}");
+    Ok(())
+}
+
+/// The server takes no more connections until the caller has stopped.
+fn connected(stage: &Stage) -> Result<()> {
+    let server = sys::socket_of(libc::AF_INET, libc::SOCK_STREAM, 0)?;
+    sys::listen(&server, 0)?;
+    let name = sys::socket_name(&server)?;
+    let [first, client] = [(); 2].map(|()| sys::socket_of(libc::AF_INET, libc::SOCK_STREAM, 0));
+    let (first, client) = (first?, client?);
+    sys::connect(&first, &name)?;
+    let child = stage.child(|stage| {
+        stage.ready()?;
+        sys::connect(&client, &name).context("the call that was under way")?;
+        sys::write(&client, b"connected")?;
+        Ok(())
+    })?;
+    reaches(&client, SYN_SENT)?;
+    sys::kill(child.pid, libc::SIGSTOP)?;
+    sys::wait_status(child.pid, libc::WUNTRACED)?;
+    let _first = sys::accept(&server)?;
+    // Its first packet went lost; it comes again after a second.
+    let mut accepted = std::fs::File::from(sys::accept(&server)?);
+    reaches(&client, ESTABLISHED)?;
+    stage.ready_and_wait()?;
+    sys::kill(child.pid, libc::SIGCONT)?;
+    child.finish()?;
+    let mut heard = [0; 9];
+    accepted.read_exact(&mut heard)?;
+    ensure!(&heard == b"connected", "heard {heard:?}");
     Ok(())
 }
 
