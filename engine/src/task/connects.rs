@@ -56,6 +56,7 @@ fn is_connected(tid: Pid, fd: i32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::regs::tests::stopped;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
 
@@ -66,10 +67,8 @@ mod tests {
         let stream = TcpStream::connect(there).expect("it listens");
         let ax = |rax, nr, fd: i32| {
             let regs = GeneralRegs {
-                orig_rax: nr,
-                rax: i64::cast_unsigned(rax),
                 rdi: i64::from(fd).cast_unsigned(),
-                ..GeneralRegs::default()
+                ..stopped(rax, nr)
             };
             settled(Pid::this(), regs, Abi::Native).rax.cast_signed()
         };

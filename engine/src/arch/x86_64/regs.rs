@@ -172,7 +172,7 @@ pub fn syscall_result(regs: &GeneralRegs) -> i64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn stopped(rax: i64, orig: i64) -> GeneralRegs {
