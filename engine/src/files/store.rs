@@ -242,12 +242,17 @@ impl FileStore {
         Ok(lost)
     }
 
-    /// Frees the network and lets TCP connections go on; for the moment before the tasks do.
+    /// Makes TCP connections complete, while the network lock still drops what they send.
     ///
     /// # Errors
-    /// A connection could not go on.
-    pub fn resume_connections(&mut self) -> Result<(), FileRestoreError> {
-        self.network.resume(&self.opened)
+    /// A connection could not go on. The lock stays for another restore.
+    pub fn wake_connections(&mut self) -> Result<(), FileRestoreError> {
+        self.network.wake(&self.opened)
+    }
+
+    /// Lifts the network lock, for the moment when the tasks no longer die with this process.
+    pub fn free_network(&mut self) {
+        self.network.free(&self.opened);
     }
 
     /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in the

@@ -3,7 +3,7 @@
 use firn_sys::file::{S_IFBLK, S_IFCHR, S_IFSOCK};
 
 use super::open_file::{OpenFile, Trouble};
-use super::sockets::{is_internet, is_socket, protocol_name};
+use super::sockets::{is_internet, protocol_name};
 
 /// What links of dma-bufs begin with.
 const DMA_BUF: &[u8] = b"/dmabuf:";
@@ -12,7 +12,7 @@ const DMA_BUF: &[u8] = b"/dmabuf:";
 pub(super) fn trouble(file: &OpenFile) -> Trouble {
     let (kind, reason) = describe(file);
     let mut hint = hint_for(kind.as_deref()).to_owned();
-    if is_socket(file) && is_internet(file) {
+    if is_internet(file) {
         let link = file.link_text();
         hint += &format!(
             ", or add --external '{link}' here and --inherit-fd 'fd[N]:{link}' to the restore, which gives it another"

@@ -61,7 +61,7 @@ pub fn unlock_run(run_id: &str) -> Result<bool, NetworkLockError> {
     if !nft::is_locked(run_id) {
         return Ok(false);
     }
-    nft::unlock(run_id).map_err(NetworkLockError::Nftables)?;
+    let _done = nft::unlock(run_id).map_err(NetworkLockError::Nftables)?;
     Ok(true)
 }
 

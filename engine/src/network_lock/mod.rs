@@ -148,6 +148,16 @@ pub struct LockedNetwork {
     method: u32,
     held_off: HeldOff,
     lifted_on_drop: bool,
+    /// What has locked, while it lasts.
+    transaction: Option<nft::Transaction>,
+}
+
+/// What is left of a lock that was lifted or left to a restore. To drop it takes up to 20 ms (see
+/// `nft::Transaction`), so that comes when the tasks run.
+#[derive(Debug)]
+#[must_use = "to drop it takes time"]
+pub struct Leftover {
+    _transactions: [Option<nft::Transaction>; 2],
 }
 
 impl LockedNetwork {
@@ -162,16 +172,19 @@ impl LockedNetwork {
     ) -> Result<LockedNetwork, NetworkLockError> {
         let held_off = held_off.on_the_wire();
         let by_nft = || nft::lock(run_id, &held_off).map_err(NetworkLockError::Nftables);
-        let method = match way {
-            NetworkLock::Skip => METHOD_SKIP,
-            NetworkLock::Nftables => by_nft().map(|()| METHOD_NFTABLES)?,
-            NetworkLock::Iptables => iptables::lock(&held_off).map(|()| METHOD_IPTABLES)?,
+        let (method, transaction) = match way {
+            NetworkLock::Skip => (METHOD_SKIP, None),
+            NetworkLock::Nftables => (METHOD_NFTABLES, Some(by_nft()?)),
+            NetworkLock::Iptables => {
+                iptables::lock(&held_off)?;
+                (METHOD_IPTABLES, None)
+            }
             NetworkLock::Automatic => match by_nft() {
-                Ok(()) => METHOD_NFTABLES,
+                Ok(transaction) => (METHOD_NFTABLES, Some(transaction)),
                 Err(error) => {
                     tracing::info!("{error}: trying iptables");
                     iptables::lock(&held_off).map_err(|_| error)?;
-                    METHOD_IPTABLES
+                    (METHOD_IPTABLES, None)
                 }
             },
         };
@@ -180,6 +193,7 @@ impl LockedNetwork {
             method,
             held_off,
             lifted_on_drop: true,
+            transaction,
         })
     }
 
@@ -206,6 +220,7 @@ impl LockedNetwork {
             method,
             held_off: wire,
             lifted_on_drop: false,
+            transaction: None,
         })
     }
 
@@ -214,37 +229,48 @@ impl LockedNetwork {
         self.method
     }
 
+    /// Lets the lock stay when this is dropped, for another attempt, until [`LockedNetwork::lift`].
+    pub fn stay(&mut self) {
+        self.lifted_on_drop = false;
+    }
+
     /// Leaves the lock for a restore.
-    pub fn keep(mut self) {
+    pub fn keep(mut self) -> Leftover {
         self.lifted_on_drop = false;
+        Leftover {
+            _transactions: [self.transaction.take(), None],
+        }
     }
 
-    /// Lifts the lock.
-    pub fn lift(mut self) {
+    /// Lifts the lock. Packets flow when it returns.
+    pub fn lift(mut self) -> Leftover {
         self.lifted_on_drop = false;
-        self.unlock();
+        Leftover {
+            _transactions: [self.transaction.take(), self.unlock()],
+        }
     }
 
-    fn unlock(&self) {
+    fn unlock(&self) -> Option<nft::Transaction> {
         let result = match self.method {
             METHOD_NFTABLES => nft::unlock(&self.run_id).map_err(NetworkLockError::Nftables),
-            METHOD_IPTABLES => iptables::unlock(&self.held_off).map(drop),
-            _ => Ok(()),
+            METHOD_IPTABLES => iptables::unlock(&self.held_off).map(|_| None),
+            _ => Ok(None),
         };
-        if let Err(error) = result {
+        result.unwrap_or_else(|error| {
             tracing::error!(
                 "the network lock of run {} could not be lifted: {error}; until `firn unlock` takes it \
                  away the connections stay silent",
                 self.run_id
             );
-        }
+            None
+        })
     }
 }
 
 impl Drop for LockedNetwork {
     fn drop(&mut self) {
         if self.lifted_on_drop {
-            self.unlock();
+            drop(self.unlock());
         }
     }
 }

@@ -8,10 +8,14 @@
 //! fork        the root jumps into its program; the tree makes itself
 //! fill        memory, as soon as a task has mapped it
 //! take over   ptrace gives every thread its registers; the arena goes
+//! release     from here on the tree lives without this process
+//! free        the network lock goes
 //! let go
 //! ```
 //!
-//! Until the last step an error kills what was made and removes it.
+//! Until the release an error kills what was made and removes it, and so does the death of this process.
+//! Before it the network lock is up, and stays, so that no connection is ended; after it nothing is left to
+//! do that a task could miss for good.
 
 mod births;
 mod calls;
@@ -184,9 +188,11 @@ impl Operation<'_> {
         self.script(ScriptAction::PostRestore, Some(root))?;
         self.check_cancel()?;
         self.gentle_script(ScriptAction::PreResume, root);
-        files.resume_connections()?;
+        files.wake_connections()?;
         prepared.shared.keep();
-        taken.let_go(self.options.leave_stopped);
+        let released = taken.release(self.options.leave_stopped);
+        files.free_network();
+        released.let_go();
         files.remove_link_remaps();
         self.gentle_script(ScriptAction::PostResume, root);
         let report = self.report(&prepared, root, pages, fork_time, warnings);

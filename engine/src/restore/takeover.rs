@@ -8,6 +8,7 @@
 //! unmap the arena       one call by each leader, through the executor's own instruction
 //! shadow stacks         their contents, which only a tracer may write
 //! registers, masks      as dumped; a thread that sleeps on keeps the kernel's restart code (`calls.rs`)
+//! release               they no longer die with the coordinator
 //! let go
 //! ```
 
@@ -40,6 +41,12 @@ const MAX_TRIES: u32 = 10_000;
 /// All threads of a finished tree, stopped and complete; they run when this is let go.
 pub(super) struct TakenOver<'a> {
     pub(super) tree: NewTree<'a>,
+    threads: Vec<Pid>,
+}
+
+/// Threads of a tree that lives on whatever happens; they stand still until this is let go.
+#[must_use = "the tree stands still"]
+pub(super) struct Released {
     threads: Vec<Pid>,
 }
 
@@ -301,8 +308,8 @@ impl TakenOver<'_> {
         Ok(())
     }
 
-    /// Lets the tree run, or leaves it stopped.
-    pub fn let_go(self, leave_stopped: bool) {
+    /// Ends the hold of the coordinator's life on the tree's: if it dies now, the tasks run.
+    pub fn release(self, leave_stopped: bool) -> Released {
         for (_, task, _) in self.living() {
             if leave_stopped && !matches!(task.state, TaskState::Stopped(_)) {
                 // Pending before the first instruction.
@@ -310,13 +317,21 @@ impl TakenOver<'_> {
             }
         }
         for tid in &self.threads {
-            // The last hold of the coordinator's life on theirs.
             let _ = ptrace::set_options(*tid, 0);
         }
-        for tid in &self.threads {
-            let _ = ptrace::detach(*tid, 0);
-        }
         self.tree.keep();
+        Released {
+            threads: self.threads,
+        }
+    }
+}
+
+impl Released {
+    /// Lets the tree run, or stop where it was told to.
+    pub fn let_go(self) {
+        for tid in self.threads {
+            let _ = ptrace::detach(tid, 0);
+        }
     }
 }
 

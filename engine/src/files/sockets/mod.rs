@@ -38,7 +38,7 @@ use super::external::Inherited;
 use super::kind::Dumping;
 use super::open_file::{OpenFile, Trouble};
 use super::shelf::{OpenedFiles, Room};
-use crate::network_lock::{self, HeldOff, LockedNetwork};
+use crate::network_lock::{self, HeldOff, Leftover, LockedNetwork};
 
 /// Number of the network namespace in images: all tasks have the same one.
 const NET_NS_ID: u32 = 2;
@@ -56,6 +56,11 @@ pub(super) fn protocol_name(file: &OpenFile) -> Option<String> {
     let name = file::xattr(&file.proc_path(), c"system.sockprotoname").ok()?;
     let name = name.strip_suffix(b"\0").unwrap_or(&name);
     Some(String::from_utf8_lossy(name).into_owned())
+}
+
+/// True for a socket that is held by a descriptor and of one of these protocols.
+fn is_of_protocol(file: &OpenFile, protocols: &[&str]) -> bool {
+    is_socket(file) && protocol_name(file).is_some_and(|name| protocols.contains(&name.as_str()))
 }
 
 /// The inode number, which is a socket's number in images.
@@ -218,6 +223,8 @@ fn held_off_of(entries: &Entries) -> HeldOff {
 #[derive(Debug, Default)]
 pub(super) struct RestoredNetwork {
     lock: Option<LockedNetwork>,
+    /// What is left of it.
+    leftover: Option<Leftover>,
     resting: Vec<inet::Resting>,
     losses: Vec<String>,
 }
@@ -279,24 +286,42 @@ impl RestoredNetwork {
         self.losses = finished.losses;
     }
 
-    /// Lifts the lock and lets all connections go on. The tasks do not run yet, so that nothing of theirs
-    /// comes before what had been sent.
-    pub(super) fn resume(&mut self, opened: &OpenedFiles) -> Result<(), FileRestoreError> {
+    /// Ends repair mode and queues what had been sent, while the lock still drops all of it. From here on the
+    /// lock stays if the restore fails, as connections that are closed are no longer silent.
+    pub(super) fn wake(&mut self, opened: &OpenedFiles) -> Result<(), FileRestoreError> {
+        if let Some(lock) = &mut self.lock {
+            lock.stay();
+        }
+        self.each(opened, inet::Resting::wake)?;
+        self.each(opened, inet::Resting::queue)
+    }
+
+    /// Lifts the lock and has the kernel send what is queued. The tasks live without this process already,
+    /// so nothing of this may fail.
+    pub(super) fn free(&mut self, opened: &OpenedFiles) {
         if let Some(lock) = self.lock.take() {
-            lock.lift();
+            self.leftover = Some(lock.lift());
         }
-        let find = |one: &inet::Resting| opened.get(&(FdTypes::Inetsk, one.id()));
-        for one in &self.resting {
-            if let Some(fd) = find(one)? {
-                one.wake(fd.as_fd())?;
-            }
-        }
-        for one in &self.resting {
-            if let Some(fd) = find(one)? {
-                one.resume(fd.as_fd())?;
-            }
+        let pushed = self.each(opened, |one, fd| {
+            one.push(fd);
+            Ok(())
+        });
+        if let Err(error) = pushed {
+            tracing::warn!("what was unsent waits for the kernel's timer: {error}");
         }
         self.resting.clear();
+    }
+
+    fn each(
+        &self,
+        opened: &OpenedFiles,
+        act: impl Fn(&inet::Resting, BorrowedFd<'_>) -> Result<(), FileRestoreError>,
+    ) -> Result<(), FileRestoreError> {
+        for one in &self.resting {
+            if let Some(fd) = opened.get(&(FdTypes::Inetsk, one.id()))? {
+                act(one, fd.as_fd())?;
+            }
+        }
         Ok(())
     }
 }

@@ -20,8 +20,7 @@ use firn_sys::socket::{
 use firn_sys::{Errno, Result};
 
 use super::extra::kind_of;
-use super::{DumpedSockets, NET_NS_ID, inode_of, is_socket, options, protocol_name};
-use crate::files::FileDumpOptions;
+use super::{DumpedSockets, NET_NS_ID, inode_of, is_of_protocol, options, protocol_name};
 use crate::files::dump::{DumpState, query};
 use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
@@ -44,11 +43,7 @@ impl FileKind for NetlinkSocketKind {
     }
 
     fn recognises(&self, file: &OpenFile) -> bool {
-        is_socket(file) && protocol_name(file).as_deref() == Some("NETLINK")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
+        is_of_protocol(file, &["NETLINK"])
     }
 
     fn dump(
@@ -70,8 +65,8 @@ impl FileKind for NetlinkSocketKind {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> std::result::Result<OwnedFd, FileRestoreError> {
-        let missing = || FileRestoreError::corrupt(entry.id, "its netlink part is missing");
-        let entry = entry.nlsk.as_ref().ok_or_else(missing)?;
+        let part = entry.nlsk.as_deref();
+        let entry = FileRestoreError::expect_member(entry, part, "a netlink socket")?;
         open_again(entry, &mut opener.sockets.losses)
     }
 }

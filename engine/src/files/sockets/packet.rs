@@ -23,10 +23,7 @@ use firn_sys::{Errno, Result};
 use super::extra::SocketKind;
 use super::packet_ring::{self, Side};
 use super::packets::Packet;
-use super::{
-    DumpedSockets, NET_NS_ID, foreign_namespace, inode_of, is_socket, options, protocol_name,
-};
-use crate::files::FileDumpOptions;
+use super::{DumpedSockets, NET_NS_ID, foreign_namespace, inode_of, is_of_protocol, options};
 use crate::files::dump::{Collected, DumpState, query};
 use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
@@ -49,11 +46,7 @@ impl FileKind for PacketSocketKind {
     }
 
     fn recognises(&self, file: &OpenFile) -> bool {
-        is_socket(file) && protocol_name(file).as_deref() == Some("PACKET")
-    }
-
-    fn trouble(&self, _: &OpenFile, _: &FileDumpOptions) -> Option<Trouble> {
-        None
+        is_of_protocol(file, &["PACKET"])
     }
 
     fn dump(
@@ -74,8 +67,8 @@ impl FileKind for PacketSocketKind {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> std::result::Result<OwnedFd, FileRestoreError> {
-        let missing = || FileRestoreError::corrupt(entry.id, "its packet part is missing");
-        let entry = entry.psk.as_ref().ok_or_else(missing)?;
+        let part = entry.psk.as_deref();
+        let entry = FileRestoreError::expect_member(entry, part, "a packet socket")?;
         let waiting = opener.sockets.packets.take(entry.id);
         open_again(entry, &waiting, &mut opener.sockets.losses)
     }

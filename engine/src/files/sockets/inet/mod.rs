@@ -6,6 +6,7 @@ mod describe;
 mod groups;
 mod inject;
 mod listed;
+mod orphans;
 mod restore;
 mod tcp_dump;
 mod tcp_restore;
@@ -19,7 +20,7 @@ use std::os::fd::OwnedFd;
 use firn_proto::{FdTypes, FileEntry, InetSkEntry};
 use firn_sys::socket::{IPPROTO_TCP, SOCK_STREAM};
 
-use super::{is_socket, protocol_name};
+use super::is_of_protocol;
 use crate::files::dump::DumpState;
 use crate::files::error::{FileDumpError, FileRestoreError};
 use crate::files::kind::{Dumping, FileKind};
@@ -49,8 +50,7 @@ impl FileKind for InetSocketKind {
     }
 
     fn recognises(&self, file: &OpenFile) -> bool {
-        is_socket(file)
-            && protocol_name(file).is_some_and(|name| PROTOCOLS.contains(&name.as_str()))
+        is_of_protocol(file, &PROTOCOLS)
     }
 
     fn dump(
@@ -88,9 +88,8 @@ impl FileKind for InetSocketKind {
 
 /// True for a socket of an internet family, also of protocols that are not saved.
 pub(in crate::files) fn is_internet(file: &OpenFile) -> bool {
-    let others = ["MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "DCCP", "DCCPv6"];
-    let is_known = |name: &str| PROTOCOLS.contains(&name) || others.contains(&name);
-    protocol_name(file).is_some_and(|name| is_known(&name))
+    const OTHERS: [&str; 6] = ["MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "DCCP", "DCCPv6"];
+    is_of_protocol(file, &PROTOCOLS) || is_of_protocol(file, &OTHERS)
 }
 
 /// True for TCP, and not for a raw socket of its protocol.

@@ -21,6 +21,7 @@ use firn_sys::{Errno, Result};
 
 use super::super::options;
 use super::super::packets::PacketRestore;
+use super::orphans::Orphans;
 use super::tcp_restore::{self, Resting, connection_of};
 use super::{address, datagrams, groups, is_connection, is_tcp, local_of, remote_of, shown};
 use crate::files::FileRestoreOptions;
@@ -81,9 +82,10 @@ impl<'a> RestoredInet<'a> {
         // Connections come last: in repair mode they may share an address with a listener.
         let (connected, plain): (Vec<&InetSkEntry>, Vec<&InetSkEntry>) =
             entries.into_iter().partition(|entry| is_connection(entry));
+        let orphans = Orphans::of(here.keys().copied());
         for entry in plain {
             let fd = create(entry)?;
-            set_up(&fd, entry, &mut set.losses)?;
+            set_up(&fd, entry, &orphans, &mut set.losses)?;
             set.made.insert(entry.id, fd)?;
         }
         for entry in connected {
@@ -101,7 +103,7 @@ impl<'a> RestoredInet<'a> {
                     });
                 }
                 set.resting
-                    .push(tcp_restore::make(&fd, entry, images, peer)?);
+                    .push(tcp_restore::make(&fd, entry, images, peer, &orphans)?);
             }
             set.made.insert(entry.id, fd)?;
         }
@@ -160,7 +162,12 @@ fn set_v6only(fd: impl AsFd, value: bool) -> Result<()> {
 }
 
 /// Gives a socket without a connection its addresses.
-fn set_up(fd: &OwnedFd, entry: &InetSkEntry, losses: &mut Vec<String>) -> Outcome<()> {
+fn set_up(
+    fd: &OwnedFd,
+    entry: &InetSkEntry,
+    orphans: &Orphans,
+    losses: &mut Vec<String>,
+) -> Outcome<()> {
     let name = shown(entry);
     let refused = |action| FileRestoreError::refused(action, name.clone());
     let corrupt = || FileRestoreError::corrupt(entry.id, "its address is not possible");
@@ -174,7 +181,8 @@ fn set_up(fd: &OwnedFd, entry: &InetSkEntry, losses: &mut Vec<String>) -> Outcom
         local.set_port(0);
     }
     if local.port() != 0 || !local.ip().is_unspecified() {
-        socket::bind(fd, &address::to_raw(local)).map_err(refused("bind"))?;
+        let bound = orphans.end_for(|| socket::bind(fd, &address::to_raw(local)));
+        bound.map_err(refused("bind"))?;
     }
     for membership in entry.firn.iter().flat_map(|firn| &firn.membership) {
         if let Err(errno) = groups::join(fd, entry.family, membership) {

@@ -27,7 +27,7 @@ use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
-use crate::network_lock::{Connection, HeldOff, LockedNetwork, Port};
+use crate::network_lock::{Connection, HeldOff, Leftover, LockedNetwork, Port};
 use crate::obstacle::Obstacle;
 
 /// States by the kernel's numbers.
@@ -67,6 +67,8 @@ pub(in crate::files) struct DumpedTcp {
     held: Vec<Held>,
     listeners: Vec<Listener>,
     lock: Option<LockedNetwork>,
+    /// What is left of it when it has been lifted, or is the restore's.
+    leftover: Option<Leftover>,
     streams: Vec<Stream>,
     is_killed: bool,
 }
@@ -289,14 +291,14 @@ impl DumpedTcp {
     /// for them is held off until they are restored.
     pub(in crate::files) fn give_up(&mut self) {
         self.is_killed = true;
-        if let Some(lock) = self.lock.take() {
-            lock.keep();
-        }
+        self.leftover = self.lock.take().map(LockedNetwork::keep);
     }
 
     /// The tasks go on: so do the connections.
     pub(in crate::files) fn go_on(&mut self) {
-        drop(self.lock.take());
+        if let Some(lock) = self.lock.take() {
+            self.leftover = Some(lock.lift());
+        }
         for held in self.held.iter_mut().filter(|held| held.in_repair) {
             held.in_repair = false;
             let ended = tcp::set_repair(&held.fd, Repair::Off);

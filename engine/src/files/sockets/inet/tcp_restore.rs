@@ -4,15 +4,21 @@
 //! repair    a socket in repair mode is connected without a handshake, with the old sequence numbers
 //! receive   what had been received is put into the queue
 //! end       a closed direction of a peer outside is told by a packet of our own making
-//! resume    the lock is lifted, repair mode ends; what was not acknowledged is sent, as new data: in
-//!           repair mode it would count as sent and wait for a retransmission timeout
+//! wake      repair mode ends; the network lock drops what the socket says from here on
+//! queue     what was not acknowledged is queued, as new data: in repair mode it would count as sent and
+//!           wait for a retransmission timeout. What the lock drops counts as not sent
+//! push      the lock is lifted; the peer is probed, and the kernel sends what is queued
 //! ```
+//!
+//! A restorer that dies before the tasks live without it takes all sockets with it. Their last words, a reset
+//! or the end of the stream, are dropped by the lock, which stays. The end is repeated for a while by a
+//! socket that nobody has any more; the next restore ends that one ([`super::orphans`]).
 //!
 //! What the peer has got already it drops as a duplicate, and acknowledges. An acknowledgement of bytes
 //! that count as never sent would be ignored, though, and with it all that the peer says, so this is done only for
 //! as much as the first flight takes, and its last segment holds nothing new, for which the peer's window may be full.
-//! More of it goes into the queue in repair mode; how much of it has arrived the peer answers to the window probe that
-//! ends that mode. A peer that is restored, too, tells what it has.
+//! More of it goes into the queue in repair mode; how much of it has arrived the peer answers to the window probe. A
+//! peer that is restored, too, tells what it has.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -25,6 +31,7 @@ use firn_sys::socket::{
 };
 use firn_sys::{Errno, Result};
 
+use super::orphans::Orphans;
 use super::tcp_dump::{
     OPT_SACK, OPT_TIMESTAMPS, OPT_WSCALE, SYN_SENT, has_received_fin, has_sent_fin,
 };
@@ -67,6 +74,7 @@ pub(super) fn make(
     entry: &InetSkEntry,
     images: &ImageDir,
     peer: Option<&InetSkEntry>,
+    orphans: &Orphans,
 ) -> std::result::Result<Resting, FileRestoreError> {
     let name = shown(entry);
     let refused = |action| FileRestoreError::refused(action, name.clone());
@@ -77,7 +85,8 @@ pub(super) fn make(
     let received = reader.payload(stream.inq_len.into())?;
     let mut unsent = reader.payload(stream.outq_len.into())?;
     tcp::set_repair(fd, Repair::On).map_err(refused("repair"))?;
-    socket::bind(fd, &address::to_raw(ends.local)).map_err(refused("bind"))?;
+    let bound = orphans.end_for(|| socket::bind(fd, &address::to_raw(ends.local)));
+    bound.map_err(refused("bind"))?;
     if entry.state == SYN_SENT {
         // It connects when packets flow again.
         return Ok(Resting::new(entry, unsent));
@@ -94,7 +103,7 @@ pub(super) fn make(
             snd_una = snd_una.wrapping_add(has);
         }
     }
-    connect(fd, &stream, ends, rcv_nxt, snd_una).map_err(refused("connect"))?;
+    connect(fd, &stream, ends, rcv_nxt, snd_una, orphans).map_err(refused("connect"))?;
     fill(fd, &received).map_err(refused("fill the queue of"))?;
     set_window(fd, &stream, got_end).map_err(refused("set the windows of"))?;
     sync_mss(fd, entry, ends);
@@ -185,13 +194,14 @@ fn connect(
     ends: Connection,
     rcv_nxt: u32,
     snd_una: u32,
+    orphans: &Orphans,
 ) -> Result<()> {
     let fd = fd.as_fd();
     tcp::choose_queue(fd, Some(Queue::Receive))?;
     tcp::set_sequence(fd, rcv_nxt.wrapping_sub(stream.inq_len))?;
     tcp::choose_queue(fd, Some(Queue::Send))?;
     tcp::set_sequence(fd, snd_una)?;
-    socket::connect(fd, &address::to_raw(ends.remote))?;
+    orphans.end_for(|| socket::connect(fd, &address::to_raw(ends.remote)))?;
     tcp::set_handshake(fd, &handshake(stream))?;
     match stream.timestamp {
         Some(value) if stream.opt_mask & OPT_TIMESTAMPS != 0 => tcp::set_timestamp(fd, value),
@@ -294,15 +304,17 @@ impl Resting {
         ))
     }
 
-    /// Ends repair mode, which sends a window probe, and undoes what it has changed.
+    /// Ends repair mode, which sends a window probe, also where it has ended already; and undoes what it has changed.
+    ///
+    /// Source: linux net/ipv4/tcp.c, do_tcp_setsockopt, TCP_REPAIR_OFF.
     fn end_repair(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let reuse = self.entry.opts.reuseaddr == Some(true);
         tcp::set_repair(fd, Repair::Off)?;
         socket::set_number(fd, SOL_SOCKET, SO_REUSEADDR, reuse.into())
     }
 
-    /// Sends what was not acknowledged, and closes the direction that was closed.
-    pub(in crate::files::sockets) fn resume(
+    /// Queues what was not acknowledged, and closes the direction that was closed.
+    pub(in crate::files::sockets) fn queue(
         &self,
         fd: BorrowedFd<'_>,
     ) -> std::result::Result<(), FileRestoreError> {
@@ -327,12 +339,29 @@ impl Resting {
         }
         if !self.unsent.is_empty() {
             self.send(fd)
-                .map_err(refused("send what was not acknowledged of"))?;
+                .map_err(refused("queue what was not acknowledged of"))?;
         }
         if has_sent_fin(self.state) {
             socket::shutdown(fd, socket::SHUT_WR).map_err(refused("close our direction of"))?;
         }
         Ok(())
+    }
+
+    /// Asks the peer for its window and for what it has received, and has the kernel send what it could not while
+    /// packets were dropped.
+    pub(in crate::files::sockets) fn push(&self, fd: BorrowedFd<'_>) {
+        if self.state == SYN_SENT {
+            return;
+        }
+        let is_corked = self.entry.tcp_opts.as_ref().and_then(|opts| opts.cork) == Some(true);
+        let pushed = self.end_repair(fd).and_then(|()| match is_corked {
+            // The peer's answer makes whole segments go, and no others.
+            true => Ok(()),
+            false => socket::set_number(fd, SOL_TCP, tcp::TCP_CORK, 0),
+        });
+        if let Err(errno) = pushed {
+            tracing::debug!("{} waits for a timer: {errno}", shown(&self.entry));
+        }
     }
 
     fn send(&self, fd: BorrowedFd<'_>) -> Result<()> {

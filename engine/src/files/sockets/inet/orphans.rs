@@ -1,0 +1,56 @@
+//! What a killed restore has left of TCP connections.
+//!
+//! When the last descriptor of a socket is closed, the kernel goes on for a while to tell the peer of the end. The
+//! network lock drops that, but until the kernel gives up the addresses are taken.
+
+use std::cell::Cell;
+
+use firn_sys::{Errno, Result, sock_diag};
+
+use crate::network_lock::Connection;
+
+/// The connections of a restore whose addresses others may have.
+#[derive(Debug)]
+pub(super) struct Orphans {
+    connections: Vec<Connection>,
+    ended: Cell<bool>,
+}
+
+impl Orphans {
+    /// Of these connections, as they travel.
+    pub(super) fn of(connections: impl Iterator<Item = Connection>) -> Orphans {
+        Orphans {
+            connections: connections.collect(),
+            ended: Cell::new(false),
+        }
+    }
+
+    /// Does what needs an address; where that is taken, once more after all orphans have been ended.
+    pub(super) fn end_for(&self, act: impl Fn() -> Result<()>) -> Result<()> {
+        match act() {
+            Err(errno @ (Errno::EADDRINUSE | Errno::EADDRNOTAVAIL))
+                if !self.ended.replace(true) =>
+            {
+                match self.end()? {
+                    0 => Err(errno),
+                    nr => {
+                        tracing::info!("ended {nr} connections that an earlier restore has left");
+                        act()
+                    }
+                }
+            }
+            result => result,
+        }
+    }
+
+    fn end(&self) -> Result<usize> {
+        let mut nr = 0;
+        for connection in &self.connections {
+            nr += usize::from(sock_diag::destroy_orphan(
+                connection.local,
+                connection.remote,
+            )?);
+        }
+        Ok(nr)
+    }
+}
