@@ -47,7 +47,8 @@ pub struct InheritedFd {
     pub key: String,
 }
 
-fn tty_key(rdev: u64, dev: u64) -> String {
+/// How --external and --inherit-fd call a terminal.
+pub(super) fn tty_key(rdev: u64, dev: u64) -> String {
     format!("tty[{rdev:x}:{dev:x}]")
 }
 

@@ -2,6 +2,7 @@
 
 use firn_sys::file::{S_IFBLK, S_IFCHR, S_IFSOCK};
 
+use super::external;
 use super::open_file::{OpenFile, Trouble};
 use super::sockets::{is_internet, protocol_name};
 
@@ -18,7 +19,13 @@ pub(super) fn trouble(file: &OpenFile) -> Trouble {
             ", or add --external '{link}' here and --inherit-fd 'fd[N]:{link}' to the restore, which gives it another"
         );
     }
-    if is_driver_file(file) {
+    if is_terminal(file) {
+        let key = external::tty_key(file.stat.rdev, file.stat.dev);
+        hint += &format!(
+            ", or add --external '{key}' here and --inherit-fd 'fd[N]:{key}' to the restore, which gives it this \
+             terminal or another"
+        );
+    } else if is_driver_file(file) {
         hint += ", or dump by a program that gives the engine a plugin for it (firn_engine::files::plugin)";
     }
     Trouble {
@@ -42,6 +49,21 @@ fn hint_for(protocol: Option<&str>) -> &'static str {
 /// Whether a driver has made the file, so that somebody else may know how to save it.
 fn is_driver_file(file: &OpenFile) -> bool {
     file.stat.file_type() == S_IFCHR || file.link.starts_with(DMA_BUF)
+}
+
+/// Whether the file is a terminal of hardware: a serial line, or a console of the screen.
+fn is_terminal(file: &OpenFile) -> bool {
+    if file.stat.file_type() != S_IFCHR || !file.link.starts_with(b"/") {
+        return false;
+    }
+    let (major, _) = file.stat.device();
+    let drivers = std::fs::read_to_string("/proc/tty/drivers").unwrap_or_default();
+    // A name, a path, a major number, and more.
+    let majors = drivers
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2));
+    let mut terminals = majors.filter_map(|number| number.parse::<u32>().ok());
+    terminals.any(|terminal| terminal == major)
 }
 
 fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
@@ -68,6 +90,12 @@ fn describe(file: &OpenFile) -> (Option<String>, &'static str) {
         return (
             Some("dma-buf".to_owned()),
             "buffers of devices are not saved",
+        );
+    }
+    if is_terminal(file) {
+        return (
+            device(file),
+            "serial lines and virtual consoles are not opened by themselves",
         );
     }
     if link.starts_with('/') {
