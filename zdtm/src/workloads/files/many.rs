@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 
 use anyhow::{Context, Result, ensure};
 
@@ -154,17 +155,24 @@ fn moving(stage: &Stage) -> Result<()> {
     }
     let (over, dir) = (AtomicBool::new(false), stage.path(""));
     let numbers: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    // By then the thread has all the memory that it is going to have.
+    let (moves, begun) = mpsc::channel();
     std::thread::scope(|scope| {
-        let mover = scope.spawn(|| -> Result<()> {
+        let (over, done) = (&over, &mut done);
+        let mover = scope.spawn(move || -> Result<()> {
             let mut round = 0;
             while !over.load(Ordering::Relaxed) {
                 round += 1;
                 for (n, number) in numbers.iter().enumerate() {
                     change(&dir, round + n, n, *number, &mut done[n])?;
                 }
+                // Nobody listens any more after the first ones.
+                let _ = moves.send(());
             }
             Ok(())
         });
+        for () in begun.iter().take(4) {}
+        drop(begun);
         let waited = stage.ready_and_wait();
         over.store(true, Ordering::Relaxed);
         let moved = mover.join().expect("the mover does not panic");
