@@ -10,15 +10,15 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use firn_proto::BpfmapFileEntry;
 use firn_sys::bpf::{self, MapInfo};
 use firn_sys::{Errno, Pid, Result};
 
-use super::FileRestoreOptions;
 use super::open::local_path;
+use super::{FileRestoreOptions, mounts};
 
 /// More names than any machine has.
 const MAX_NAMES: usize = 1 << 16;
@@ -60,12 +60,12 @@ impl MapUsers {
 }
 
 fn pins(task: Pid) -> HashMap<u32, Vec<PathBuf>> {
-    let text = std::fs::read(format!("/proc/{task}/mountinfo")).unwrap_or_default();
+    let mounts = mounts::of_task(task).into_iter();
     let root = PathBuf::from(format!("/proc/{task}/root"));
     let mut found: HashMap<u32, Vec<PathBuf>> = HashMap::new();
     let mut nr_names = 0;
-    for mount_point in text.split(|byte| *byte == b'\n').filter_map(bpf_mount) {
-        walk(&root, &mount_point, 0, &mut nr_names, &mut |name| {
+    for mount in mounts.filter(|mount| mount.kind == b"bpf") {
+        walk(&root, &mount.path, 0, &mut nr_names, &mut |name| {
             if let Some(info) = map_at(&inside(&root, name)) {
                 let pins = found.entry(info.id).or_default();
                 if !pins.iter().any(|pin| pin == name) {
@@ -100,33 +100,6 @@ fn walk(root: &Path, dir: &Path, depth: usize, nr_names: &mut usize, take: &mut 
             _ => {}
         }
     }
-}
-
-/// The mount point of a line of mountinfo, if a filesystem of type bpf is mounted there.
-fn bpf_mount(line: &[u8]) -> Option<PathBuf> {
-    let separator = line.windows(3).position(|part| part == b" - ")?;
-    let (mount, filesystem) = line.split_at(separator);
-    if filesystem[3..].split(|byte| *byte == b' ').next() != Some(b"bpf") {
-        return None;
-    }
-    let escaped = mount.split(|byte| *byte == b' ').nth(4)?;
-    Some(PathBuf::from(std::ffi::OsString::from_vec(unescaped(
-        escaped,
-    ))))
-}
-
-/// Blanks and the like stand as `\040`.
-fn unescaped(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, tail @ ..] = rest {
-        let digits = tail.get(..3).filter(|_| *first == b'\\');
-        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        out.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[3..] } else { tail };
-    }
-    out
 }
 
 /// Opens what is pinned at a path, if it is a map.
@@ -210,21 +183,5 @@ pub(super) fn pin(
                 path.display()
             ));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mounts_of_maps_are_told_from_others() {
-        let line = b"31 23 0:28 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700";
-        assert_eq!(bpf_mount(line), Some(PathBuf::from("/sys/fs/bpf")));
-        let line = b"99 23 0:41 / /tmp/a\\040b\\134 rw - bpf none rw";
-        assert_eq!(bpf_mount(line), Some(PathBuf::from("/tmp/a b\\")));
-        assert_eq!(bpf_mount(b"31 23 0:28 / /bpf rw - tmpfs bpf rw"), None);
-        assert_eq!(bpf_mount(b""), None);
-        assert_eq!(unescaped(b"\\99"), b"\\99");
     }
 }

@@ -39,6 +39,7 @@ mod lock_watch;
 mod locks;
 mod memfd;
 mod message_queue;
+mod mounts;
 mod moves;
 mod namespace;
 mod open;

@@ -16,6 +16,8 @@ use firn_proto::FhEntry;
 use firn_sys::file::{self, O_NOFOLLOW, O_NONBLOCK, O_PATH, Stat};
 use firn_sys::{Errno, fsnotify};
 
+use super::mounts::{self, Mount};
+
 /// Words that CRIU gives a handle at least.
 const HANDLE_WORDS: usize = 16;
 /// Names that a walk looks at before it gives up.
@@ -149,7 +151,7 @@ impl Finder {
     }
 
     fn mounts_of(&mut self, dev: u32) -> Vec<PathBuf> {
-        let mounts = self.mounts.get_or_insert_with(read_mounts).iter();
+        let mounts = self.mounts.get_or_insert_with(mounts::here).iter();
         let here = mounts.filter(|mount| mount.dev == dev);
         here.map(|mount| mount.path.clone()).collect()
     }
@@ -168,73 +170,14 @@ fn path_behind(fd: &OwnedFd, watched: &Watched) -> Option<Found> {
     Some(Found::Nameless(OsString::from_vec(old.to_vec()).into()))
 }
 
-/// A mount of this process.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) id: u32,
-    /// Device in the kernel's encoding.
-    pub(super) dev: u32,
-    pub(super) path: PathBuf,
-}
-
-impl Mount {
-    /// Its mount point without the leading slash.
-    pub(super) fn relative(&self) -> Vec<u8> {
-        let path = self.path.as_os_str().as_bytes();
-        path.strip_prefix(b"/").unwrap_or(path).to_vec()
-    }
-}
-
 /// The mount with that number.
 pub(super) fn mount_by_id(id: u32) -> Option<Mount> {
-    read_mounts().into_iter().find(|mount| mount.id == id)
+    mounts::here().into_iter().find(|mount| mount.id == id)
 }
 
 /// A mount of the filesystem on that device.
 pub(super) fn mount_by_device(dev: u32) -> Option<Mount> {
-    read_mounts().into_iter().find(|mount| mount.dev == dev)
-}
-
-fn read_mounts() -> Vec<Mount> {
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let lines = text.split(|&byte| byte == b'\n');
-    lines.filter_map(parse_mount).collect()
-}
-
-/// Source: man 5 proc_pid_mountinfo: fields 1, 3 and 5.
-fn parse_mount(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&byte| byte == b' ');
-    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let dev = std::str::from_utf8(fields.nth(1)?).ok()?;
-    let (major, minor) = dev.split_once(':')?;
-    let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
-    let path = unescape(fields.nth(1)?);
-    Some(Mount {
-        id,
-        dev: (major << 20) | minor,
-        path: OsString::from_vec(path).into(),
-    })
-}
-
-/// Blanks and the like are written as three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while at < text.len() {
-        let digits = text.get(at + 1..at + 4);
-        let octal = digits.and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        match (text[at], octal) {
-            (b'\\', Some(byte)) => {
-                out.push(byte);
-                at += 4;
-            }
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    out
+    mounts::here().into_iter().find(|mount| mount.dev == dev)
 }
 
 /// Names of a filesystem by inode, nearest to its roots first.
@@ -307,16 +250,5 @@ mod tests {
         let names = walk(&[dir.path().to_owned()]);
         assert_eq!(names.get(&stat.ino), Some(&path));
         assert!(leads_to(&path, &watched));
-    }
-
-    #[test]
-    fn mount_points_are_unescaped() {
-        let line = br"36 35 98:0 /mnt1 /a\040b rw,noatime master:1 - ext3 /dev/root rw";
-        let expected = Mount {
-            id: 36,
-            dev: 98 << 20,
-            path: PathBuf::from("/a b"),
-        };
-        assert_eq!(parse_mount(line), Some(expected));
     }
 }
