@@ -21,11 +21,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{
-    FdTypes, FileEntry, FirnInetSkEntry, InetSkEntry, MemfdInodeEntry, PipeEntry, RegFileEntry,
-    SkOptsEntry, TtyFileEntry, TtyType,
+    FdTypes, FileEntry, InetSkEntry, MemfdInodeEntry, PipeEntry, RegFileEntry, TtyFileEntry,
+    TtyType,
 };
 use firn_sys::file::{self, S_IFCHR, S_IFIFO, S_IFSOCK};
-use firn_sys::{Errno, Pid, pidfd, socket};
+use firn_sys::{Errno, Pid, pidfd};
 
 use super::dump::{DumpState, query};
 use super::error::{FileDumpError, FileRestoreError};
@@ -196,39 +196,7 @@ impl FileKind for ExternalInternetSocket {
         dumping: &Dumping<'_>,
         _: &mut DumpState<'_>,
     ) -> Result<FileEntry, FileDumpError> {
-        let file = dumping.file;
-        let failed = |source| query(file, "the socket", source);
-        let fd = dumping.duplicate.ok_or(Errno::EBADF).map_err(failed)?;
-        let kind = sockets::kind_of(fd).map_err(failed)?;
-        let words = if kind.family == socket::AF_INET6 {
-            4
-        } else {
-            1
-        };
-        let entry = InetSkEntry {
-            id: dumping.id,
-            ino: sockets::inode_of(file),
-            family: kind.family.cast_unsigned(),
-            r#type: kind.kind.cast_unsigned(),
-            proto: kind.protocol.cast_unsigned(),
-            state: socket::TCP_CLOSE,
-            src_addr: vec![0; words],
-            dst_addr: vec![0; words],
-            flags: file.image_flags(),
-            fown: dumping.fown,
-            opts: SkOptsEntry::default(),
-            firn: Some(FirnInetSkEntry {
-                external: Some(true),
-                ..FirnInetSkEntry::default()
-            }),
-            ..InetSkEntry::default()
-        };
-        Ok(FileEntry {
-            r#type: FdTypes::Inetsk.into(),
-            id: dumping.id,
-            isk: Some(Box::new(entry)),
-            ..FileEntry::default()
-        })
+        sockets::describe_external(dumping)
     }
 
     fn open(

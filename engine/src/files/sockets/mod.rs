@@ -15,8 +15,7 @@ mod packets;
 mod settings;
 mod unix;
 
-pub(super) use extra::kind_of;
-pub(super) use inet::{InetSocketKind, is_internet};
+pub(super) use inet::{InetSocketKind, describe_external, is_internet};
 pub(super) use netlink::NetlinkSocketKind;
 pub(super) use packet::PacketSocketKind;
 pub(super) use packets::{PacketRestore, files_in_flight};

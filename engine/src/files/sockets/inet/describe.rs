@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use firn_proto::{
-    FirnInetSkEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkShutdown, TcpOptsEntry,
+    FileEntry, FirnInetSkEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkShutdown, TcpOptsEntry,
 };
 use firn_sys::socket::{
     self, AF_INET6, ICMP_FILTER, ICMPV6_FILTER, IP_FREEBIND, IP_HDRINCL, IP_NODEFRAG, IP_PKTINFO,
@@ -17,7 +17,7 @@ use firn_sys::{Errno, Result};
 use super::super::extra::{Defaults, SocketKind, kind_of};
 use super::super::{NET_NS_ID, inode_of, options};
 use super::tcp_dump::SYN_SENT;
-use super::{address, groups, listed};
+use super::{address, file_entry, groups, listed};
 use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
@@ -64,11 +64,6 @@ pub(super) fn describe(
         _ => local.port().into(),
     };
     let mut entry = InetSkEntry {
-        id: dumping.id,
-        ino: inode_of(file),
-        family: kind.family.cast_unsigned(),
-        r#type: kind.kind.cast_unsigned(),
-        proto: kind.protocol.cast_unsigned(),
         state: if is_tcp {
             state.state
         } else {
@@ -76,7 +71,6 @@ pub(super) fn describe(
         },
         src_port,
         dst_port: remote.port().into(),
-        flags: file.image_flags(),
         backlog: if state.state == socket::TCP_LISTEN {
             state.backlog
         } else {
@@ -84,14 +78,13 @@ pub(super) fn describe(
         },
         src_addr: address::to_words(local.ip()),
         dst_addr: address::to_words(remote.ip()),
-        fown: dumping.fown,
         opts,
         ip_opts: Some(ip_options(fd, kind)),
         ns_id: Some(NET_NS_ID),
         shutdown: shutdown.map(Into::into),
         tcp_opts: is_tcp.then(|| tcp_options(fd)),
         firn: extension(fd, kind, local, remote).map_err(failed)?,
-        ..InetSkEntry::default()
+        ..unconnected(dumping, kind)
     };
     if kind.family == AF_INET6 {
         let v6only = socket::number(fd, SOL_IPV6, IPV6_V6ONLY).map_err(failed)?;
@@ -104,6 +97,43 @@ pub(super) fn describe(
         }
     }
     Ok(entry)
+}
+
+/// What is said of any socket.
+fn unconnected(dumping: &Dumping<'_>, kind: SocketKind) -> InetSkEntry {
+    let nowhere = match kind.family {
+        AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    InetSkEntry {
+        id: dumping.id,
+        ino: inode_of(dumping.file),
+        family: kind.family.cast_unsigned(),
+        r#type: kind.kind.cast_unsigned(),
+        proto: kind.protocol.cast_unsigned(),
+        state: TCP_CLOSE,
+        src_addr: address::to_words(nowhere),
+        dst_addr: address::to_words(nowhere),
+        flags: dumping.file.image_flags(),
+        fown: dumping.fown,
+        ..InetSkEntry::default()
+    }
+}
+
+/// The entry of a socket that the restore will be given.
+pub(in crate::files) fn describe_external(
+    dumping: &Dumping<'_>,
+) -> std::result::Result<FileEntry, FileDumpError> {
+    let failed = |source| query(dumping.file, "the socket", source);
+    let fd = dumping.duplicate.ok_or(Errno::EBADF).map_err(failed)?;
+    let kind = kind_of(fd).map_err(failed)?;
+    Ok(file_entry(InetSkEntry {
+        firn: Some(FirnInetSkEntry {
+            external: Some(true),
+            ..FirnInetSkEntry::default()
+        }),
+        ..unconnected(dumping, kind)
+    }))
 }
 
 /// What an unconnected socket that is not TCP would say.

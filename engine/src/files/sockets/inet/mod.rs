@@ -11,6 +11,7 @@ mod restore;
 mod tcp_dump;
 mod tcp_restore;
 
+pub(in crate::files) use describe::describe_external;
 pub(in crate::files) use restore::{RestoredInet, connections, ports};
 pub(in crate::files) use tcp_dump::DumpedTcp;
 pub(in crate::files) use tcp_restore::Resting;
@@ -69,12 +70,7 @@ impl FileKind for InetSocketKind {
         } else {
             datagrams::dump(dumping, &entry, sockets)?;
         }
-        Ok(FileEntry {
-            r#type: FdTypes::Inetsk.into(),
-            id: dumping.id,
-            isk: Some(Box::new(entry)),
-            ..FileEntry::default()
-        })
+        Ok(file_entry(entry))
     }
 
     fn open(
@@ -83,6 +79,15 @@ impl FileKind for InetSocketKind {
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
         opener.sockets.take(FdTypes::Inetsk, entry.id)
+    }
+}
+
+fn file_entry(entry: InetSkEntry) -> FileEntry {
+    FileEntry {
+        r#type: FdTypes::Inetsk.into(),
+        id: entry.id,
+        isk: Some(Box::new(entry)),
+        ..FileEntry::default()
     }
 }
 
