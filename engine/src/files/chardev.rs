@@ -17,8 +17,10 @@ use super::regular::{self, Regular};
 const MEMORY: u32 = 1;
 /// null, zero, full, random, urandom.
 const STATELESS: [u32; 5] = [3, 5, 7, 8, 9];
+/// Major and minor number of /dev/autofs, which only passes commands on.
+const AUTOFS: (u32, u32) = (10, 235);
 
-/// Memory devices, and any node that was opened with O_PATH only.
+/// Devices without a state, and any node that was opened with O_PATH only.
 pub(super) struct CharDevice;
 
 impl FileKind for CharDevice {
@@ -34,6 +36,7 @@ impl FileKind for CharDevice {
         match file.stat.file_type() {
             // Nothing but the path matters of a node that no driver has opened.
             S_IFCHR | S_IFBLK | S_IFIFO | S_IFSOCK if file.is_path_only() => true,
+            S_IFCHR if (major, minor) == AUTOFS => true,
             S_IFCHR => major == MEMORY && STATELESS.contains(&minor),
             _ => false,
         }

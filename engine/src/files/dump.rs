@@ -212,10 +212,12 @@ impl FileTable {
         self.add_messages(shared)?;
         let mut half_open = self.collected.pipes.half_open()?;
         half_open.retain(|_, file| !self.collected.options.has_external(file));
+        let groups = tree.tasks.iter().map(|task| task.pgid).collect();
+        let held = autofs::settle(&mut half_open, &groups, &mut self.collected);
+        self.obstacles.extend(held);
         let held = outside::obstacles_beside(&half_open, &inside, &self.in_flight);
         self.warn_of_unseen_ends(&half_open, &held);
         self.obstacles.extend(held);
-        self.obstacles.extend(autofs::obstacles(&half_open));
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
         inside.push(Pid::this());
         self.settle_sockets(&inside)?;

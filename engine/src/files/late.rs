@@ -5,7 +5,7 @@
 //! pidfd_getfd and puts them where the placeholders were.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use firn_proto::{FdTypes, FdinfoEntry, PidfdEntry, RegFileEntry};
 use firn_sys::file::{self, O_CLOEXEC, O_PATH};
@@ -15,7 +15,7 @@ use super::error::FileRestoreError;
 use super::open::{self, Opener};
 use super::pidfd;
 use super::store::FileStore;
-use crate::program::{Program, Rule};
+use crate::program::{Arg, Program, Rule, Slot};
 
 /// A file to be opened late.
 #[derive(Debug, Clone)]
@@ -99,46 +99,72 @@ impl FileStore {
             } else {
                 0
             };
-            let put = |program: &mut Program, from| {
-                program.call(
-                    nr::DUP3,
-                    &[from, fd.fd.into(), flags.into()],
-                    Rule::Exact(i64::from(fd.fd)),
-                    format!("fd {}", fd.fd),
-                );
-            };
+            let what = format!("fd {}", fd.fd);
             if let Some(&first) = fetched.get(&(fd.r#type, fd.id)) {
-                put(program, u32::into(first));
+                put(program, u32::into(first), fd.fd, flags, &what);
                 continue;
             }
-            let coordinator = *coordinator.get_or_insert_with(|| {
-                program.call_to_slot(
-                    nr::PIDFD_OPEN,
-                    &[Pid::this().to_image().into(), 0.into()],
-                    Rule::Ok,
-                    "reaching the coordinator",
-                )
-            });
             let source = self.opened.number_here(&(fd.r#type(), fd.id));
             let source = source.expect("it stays here");
-            let got = program.call_to_slot(
-                nr::PIDFD_GETFD,
-                &[coordinator.into(), source.into(), 0.into()],
-                Rule::Ok,
-                format!("fetching fd {}", fd.fd),
-            );
-            put(program, got.into());
-            program.call(
-                nr::CLOSE,
-                &[got.into()],
-                Rule::Ok,
-                "closing the second number",
-            );
+            let coordinator = coordinator.get_or_insert_with(|| Coordinator::reach(program));
+            coordinator.fetch(program, source, fd.fd, flags, &what);
             fetched.insert((fd.r#type, fd.id), fd.fd);
         }
         if let Some(coordinator) = coordinator {
-            let args = [coordinator.into()];
-            program.call(nr::CLOSE, &args, Rule::Ok, "letting the coordinator go");
+            coordinator.let_go(program);
         }
     }
+}
+
+/// This process as a task of the tree reaches it.
+pub(super) struct Coordinator(Slot);
+
+impl Coordinator {
+    /// Appends the record that reaches it.
+    pub(super) fn reach(program: &mut Program) -> Coordinator {
+        Coordinator(program.call_to_slot(
+            nr::PIDFD_OPEN,
+            &[Pid::this().to_image().into(), 0.into()],
+            Rule::Ok,
+            "reaching the coordinator",
+        ))
+    }
+
+    /// Appends the records that fetch what has the number `source` in this process and put it in a place.
+    pub(super) fn fetch(
+        &self,
+        program: &mut Program,
+        source: RawFd,
+        place: u32,
+        flags: i32,
+        what: &str,
+    ) {
+        let got = program.call_to_slot(
+            nr::PIDFD_GETFD,
+            &[self.0.into(), source.into(), 0.into()],
+            Rule::Ok,
+            format!("fetching {what}"),
+        );
+        put(program, got.into(), place, flags, what);
+        close(program, got.into(), "closing the second number");
+    }
+
+    /// Appends the record that lets it go.
+    pub(super) fn let_go(self, program: &mut Program) {
+        close(program, self.0.into(), "letting the coordinator go");
+    }
+}
+
+fn put(program: &mut Program, from: Arg, place: u32, flags: i32, what: &str) {
+    program.call(
+        nr::DUP3,
+        &[from, place.into(), flags.into()],
+        Rule::Exact(i64::from(place)),
+        what.to_owned(),
+    );
+}
+
+/// Appends the record that closes a descriptor.
+pub(super) fn close(program: &mut Program, fd: Arg, why: &'static str) {
+    program.call(nr::CLOSE, &[fd], Rule::Ok, why);
 }

@@ -55,6 +55,7 @@ impl FileKind for Pipe {
                 firn: (packet_mode != 0 || external).then_some(FirnPipeEntry {
                     flags: (packet_mode != 0).then_some(packet_mode),
                     external: external.then_some(true),
+                    ..FirnPipeEntry::default()
                 }),
             }),
             ..FileEntry::default()
@@ -119,10 +120,7 @@ impl Pipes {
 
     fn open(&mut self, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
         let id = entry.pipe_id;
-        if !self.ends.contains(&(id, Side::Reader)) {
-            let (reader, writer) = create(id)?;
-            self.put(id, reader, writer)?;
-        }
+        self.make(id)?;
         let access = entry.flags & (O_ACCMODE | O_PATH).cast_unsigned();
         let side = match access == O_WRONLY.cast_unsigned() {
             true => Side::Writer,
@@ -139,6 +137,23 @@ impl Pipes {
         }?;
         self.count_off(id)?;
         Ok(fd)
+    }
+
+    /// A writing end for whoever has it without a descriptor of the tree.
+    pub(super) fn writer(&mut self, id: u32) -> Result<OwnedFd, FileRestoreError> {
+        self.make(id)?;
+        let end = self.ends.get(&(id, Side::Writer))?.expect("it was made");
+        let copy = end.as_fd().try_clone_to_owned();
+        copy.map_err(|error| FileRestoreError::refused("duplicate", "a pipe")(error.into()))
+    }
+
+    /// Makes a pipe that is not there yet.
+    fn make(&mut self, id: u32) -> Result<(), FileRestoreError> {
+        if !self.ends.contains(&(id, Side::Reader)) {
+            let (reader, writer) = create(id)?;
+            self.put(id, reader, writer)?;
+        }
+        Ok(())
     }
 
     fn put(&mut self, id: u32, reader: OwnedFd, writer: OwnedFd) -> Result<(), FileRestoreError> {

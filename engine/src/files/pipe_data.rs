@@ -102,6 +102,13 @@ impl PipeContents {
         Ok(found)
     }
 
+    /// Bytes that wait in a pipe.
+    pub(super) fn waiting(&self, inode: u64) -> u64 {
+        let pipe = u32::try_from(inode).ok();
+        pipe.and_then(|id| self.pipes.get(&id))
+            .map_or(0, |pipe| pipe.waiting)
+    }
+
     /// Writes the contents; returns the number of bytes.
     pub(super) fn write(
         &mut self,

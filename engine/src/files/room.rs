@@ -107,14 +107,18 @@ impl FileStore {
 
 /// The lowest number that a table leaves free; it is sorted.
 pub(super) fn free_number(table: &[FdinfoEntry]) -> u32 {
-    let mut free = 0;
-    for fd in table {
-        if fd.fd != free {
-            break;
-        }
-        free += 1;
-    }
-    free
+    free_numbers(table)
+        .next()
+        .expect("numbers are more than files")
+}
+
+/// The numbers that a table leaves free, ascending; it is sorted.
+pub(super) fn free_numbers(table: &[FdinfoEntry]) -> impl Iterator<Item = u32> {
+    let mut taken = table.iter().map(|fd| fd.fd).peekable();
+    (0..).filter(move |number| {
+        while taken.next_if(|taken| taken < number).is_some() {}
+        taken.peek() != Some(number)
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use firn_proto::{
 use firn_sys::rlimit::RaisedDescriptorLimit;
 use firn_sys::{Pid, file};
 
+use super::autofs::Automounts;
 use super::bpf::Maps;
 use super::entries::{self, Entries};
 use super::error::FileRestoreError;
@@ -59,6 +60,7 @@ pub struct FileStore {
     inherited: Inherited,
     /// What BPF maps have lost.
     map_losses: Vec<String>,
+    pub(super) automounts: Automounts,
 }
 
 /// What stands in for the path of an entry.
@@ -101,6 +103,7 @@ impl FileStore {
             network: RestoredNetwork::default(),
             inherited: Inherited::default(),
             map_losses: Vec::new(),
+            automounts: Automounts::default(),
         };
         store.check_watches()?;
         Ok(store)
@@ -177,6 +180,9 @@ impl FileStore {
         self.network = RestoredNetwork::lock(&self.entries, &inventory, options)?;
         self.inherited = Inherited::take(&options.inherit, &self.images)?;
         let inherited = &self.inherited;
+        let mut pipes = Pipes::load(&self.images, inherited, self.nr_ends(&keys), &room)?;
+        // Other files may be beneath the mounts.
+        self.automounts = Automounts::open(&self.entries, &keys, &mut pipes, inherited, options)?;
         let mut opener = Opener {
             inherited,
             root_ids: inventory.root_ids,
@@ -184,7 +190,7 @@ impl FileStore {
             options,
             shared,
             stand_ins: self.make_stand_ins(options)?,
-            pipes: Pipes::load(&self.images, inherited, self.nr_ends(&keys), &room)?,
+            pipes,
             fifos: Fifos::new(&room),
             terminals: &self.terminals,
             sockets: SocketSet::make(

@@ -82,7 +82,7 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurv
     }
     found.extend(surveyor.locked(&unasked));
     pipes.retain(|_, file| !options.has_external(file));
-    found.extend(autofs::obstacles(&pipes));
+    found.extend(autofs::obstacles(&pipes, pids));
     found.extend(lasting_holders(&pipes, pids));
     found.extend(tty::unpaired(&terminals, options));
     FileSurvey {

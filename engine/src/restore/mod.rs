@@ -192,6 +192,7 @@ impl Operation<'_> {
         prepared.shared.keep();
         let released = taken.release(self.options.leave_stopped);
         files.free_network();
+        files.keep_mounts();
         released.let_go();
         files.remove_link_remaps();
         self.gentle_script(ScriptAction::PostResume, root);

@@ -221,6 +221,7 @@ pub(super) fn build(
         let program_id = builder.out.of_birth[id];
         builder.out.set.set(program_id, program);
     }
+    builder.files.check_automounts()?;
     Ok(builder.out)
 }
 
@@ -432,7 +433,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Files that describe tasks come when all tasks are there, and only then all targets of epoll sets.
-    fn plan_late_files(&self, p: &mut Program, id: BirthId, nth: usize) {
+    fn plan_late_files(&mut self, p: &mut Program, id: BirthId, nth: usize) {
         if self.files.has_late() {
             p.post(self.out.words.born, "saying that its threads are there");
         }
@@ -447,6 +448,8 @@ impl<'a> Builder<'a> {
             p.wait(self.out.words.described, 1, why);
             self.files.plan_late(files_id, p);
         }
+        let pgid = self.from.checkpoint.tree.tasks[nth].pgid;
+        self.files.plan_automounts(pgid, files_id, p);
         // What is watched must be there.
         if !self.files.makes_rings(self.pid(nth)) {
             self.files.plan_watches(files_id, p);

@@ -6,6 +6,7 @@
 mod errno;
 mod pid;
 
+pub mod autofs;
 pub mod bpf;
 pub mod clock;
 pub mod clone3;

@@ -3413,7 +3413,7 @@ const NAME: &'static str = "firn_pipe_data_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_pipe_data_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_pipe_data_entry".into() }}
 /// One end of a pipe; both ends have the same pipe_id.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PipeEntry {
     #[prost(uint32, required, tag = "1")]
     pub id: u32,
@@ -3432,7 +3432,7 @@ const NAME: &'static str = "pipe_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "pipe_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/pipe_entry".into() }}
 /// More about an end of a pipe.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnPipeEntry {
     /// O_DIRECT, which is not among the other flags.
     #[prost(uint32, optional, tag = "1")]
@@ -3440,11 +3440,33 @@ pub struct FirnPipeEntry {
     /// Somebody outside of the tree holds an end, too, so that the restore must be given it.
     #[prost(bool, optional, tag = "2")]
     pub external: ::core::option::Option<bool>,
+    /// The other end is the kernel's, which tells an automounter through it what to mount.
+    #[prost(message, optional, tag = "3")]
+    pub autofs: ::core::option::Option<FirnAutofsEntry>,
 }
 impl ::prost::Name for FirnPipeEntry {
 const NAME: &'static str = "firn_pipe_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_pipe_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_pipe_entry".into() }}
+/// A mount of type autofs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FirnAutofsEntry {
+    #[prost(bytes = "vec", required, tag = "1")]
+    pub mount_point: ::prost::alloc::vec::Vec<u8>,
+    /// What it is mounted from, a name of the automounter's choice.
+    #[prost(bytes = "vec", required, tag = "2")]
+    pub source: ::prost::alloc::vec::Vec<u8>,
+    /// Its options, without those that name the pipe and the group.
+    #[prost(string, required, tag = "3")]
+    pub options: ::prost::alloc::string::String,
+    /// Process group of the automounter.
+    #[prost(uint32, required, tag = "4")]
+    pub pgrp: u32,
+}
+impl ::prost::Name for FirnAutofsEntry {
+const NAME: &'static str = "firn_autofs_entry";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_autofs_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_autofs_entry".into() }}
 /// A process: pids as its namespace sees them, and its threads, leader first.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PstreeEntry {

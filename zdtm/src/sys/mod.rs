@@ -5,6 +5,7 @@
 
 mod aio;
 mod anonymous;
+mod autofs;
 mod bpf;
 mod cpu;
 mod files;
@@ -29,6 +30,7 @@ mod vdso;
 
 pub use aio::*;
 pub use anonymous::*;
+pub use autofs::*;
 pub use bpf::*;
 pub use cpu::*;
 pub use files::*;

@@ -54,13 +54,6 @@ pub static FOREIGN_NAMESPACE: Workload = Workload::new(
 )
 .needs(&[Need::Root])
 .refused(&["uts namespace", "does not run in"]);
-pub static AUTOFS: Workload = Workload::new(
-    "files/autofs",
-    "the pipe that the kernel writes to for an automounter",
-    autofs,
-)
-.needs(&[Need::Root, Need::FileSystem("autofs")])
-.refused(&["autofs", "stop the automounter"]);
 
 fn read_start(file: impl AsFd, len: usize) -> Result<String> {
     sys::seek(&file, 0, libc::SEEK_SET)?;
@@ -194,21 +187,4 @@ fn foreign_namespace(stage: &Stage) -> Result<OwnedFd> {
     let namespace = sys::open(format!("/proc/{}/ns/uts", child.pid), libc::O_RDONLY)?;
     child.finish()?;
     Ok(namespace)
-}
-
-fn autofs(stage: &Stage) -> Result<()> {
-    let (reader, writer) = sys::pipe(libc::O_CLOEXEC)?;
-    let dir = stage.path("auto");
-    fs::create_dir(&dir)?;
-    let (group, _) = sys::group_and_session();
-    let number = writer.as_raw_fd();
-    let options = format!("fd={number},pgrp={group},minproto=5,maxproto=5,indirect");
-    let options = std::ffi::CString::new(options)?;
-    let target = sys::c_path(&dir)?;
-    sys::mount_with(Some(c"auto"), &target, Some(c"autofs"), 0, Some(&options))
-        .context("mounting autofs")?;
-    drop(writer);
-    stage.ready_and_wait()?;
-    drop(reader);
-    sys::unmount(&target).context("unmounting autofs")
 }

@@ -1,5 +1,6 @@
 //! Descriptors and what they lead to.
 
+mod autofs;
 mod bpf;
 mod crowd;
 mod device;
@@ -57,6 +58,9 @@ pub static ALL: &[&Workload] = &[
     &pipe::REOPENED,
     &pipe::PACKETS,
     &pipe::BUSY,
+    &autofs::SERVED,
+    &autofs::TWO,
+    &autofs::WAITED_FOR,
     &fifo::NAMED,
     &fifo::ONE_END,
     &fifo::REMOVED,
@@ -131,7 +135,6 @@ pub static ALL: &[&Workload] = &[
     &made_up::SYSTEM,
     &made_up::NAMESPACES,
     &made_up::FOREIGN_NAMESPACE,
-    &made_up::AUTOFS,
     &bpf::HASH,
     &bpf::ARRAY,
     &bpf::PINNED,
