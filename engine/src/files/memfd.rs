@@ -4,7 +4,7 @@
 //! keeps them (`SharedDump`, [`MemfdRestore`]). Here are the open files on top of it, with their flags
 //! and positions.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use firn_proto::{FdTypes, FileEntry, FownEntry, MemfdFileEntry};
 use firn_sys::file::S_IFREG;
@@ -23,7 +23,25 @@ pub trait MemfdRestore {
     ///
     /// # Errors
     /// There is no such file, or it could not be made.
-    fn memfd(&self, inode_id: u32) -> Result<BorrowedFd<'_>, MemfdSourceError>;
+    fn memfd(&self, inode_id: u32) -> Result<MemfdSource<'_>, MemfdSourceError>;
+}
+
+/// A descriptor of a memory file.
+#[derive(Debug)]
+pub enum MemfdSource<'a> {
+    /// Of one that is kept open.
+    Kept(BorrowedFd<'a>),
+    /// Of one that is kept by other means.
+    Opened(OwnedFd),
+}
+
+impl AsFd for MemfdSource<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            MemfdSource::Kept(fd) => *fd,
+            MemfdSource::Opened(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// Memory files.

@@ -77,7 +77,7 @@ pub use dump::{FileStats, FileTable};
 pub use error::{FileDumpError, FileRestoreError};
 pub use external::InheritedFd;
 pub(crate) use lock_watch::LockWatch;
-pub use memfd::MemfdRestore;
+pub use memfd::{MemfdRestore, MemfdSource};
 pub use open_file::{ProcLink, ProcReadError};
 pub use policy::FilePolicy;
 pub use pty::MasterReceiver;

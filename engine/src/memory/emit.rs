@@ -261,8 +261,8 @@ impl MemoryPlan {
         };
         let (fd, opened): (Arg, _) = match source {
             MappingSource::Fd(fd) => (fd.into(), None),
-            MappingSource::Path(path) => {
-                let opened = sources::open(p, &path, vma);
+            MappingSource::Path(path, flags) => {
+                let opened = sources::open(p, &path, flags, vma);
                 (opened.into(), Some(opened))
             }
         };

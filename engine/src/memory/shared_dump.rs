@@ -18,6 +18,7 @@ use super::copy::{self, PageCopy};
 use super::error::MemoryDumpError;
 use super::names;
 use super::range::{AddressRange, PAGE_SIZE};
+use super::shared_restore::nr_open;
 use super::smaps::Mapping;
 use super::sysv::{self, Attached};
 use crate::obstacle::Obstacle;
@@ -32,6 +33,8 @@ pub struct SharedDump {
     shmids: HashSet<u32>,
     /// System V segments, by id.
     segments: BTreeMap<u32, Attached>,
+    /// So many objects are kept open. What is beyond them is opened once more when it is written.
+    nr_open: usize,
 }
 
 #[derive(Debug)]
@@ -45,13 +48,9 @@ struct Object {
 enum Source {
     /// Open.
     File(File),
-    /// By a link of /proc to a mapping of a task that is stopped.
+    /// By a link of /proc to what a stopped task maps or has open.
     Link(PathBuf),
 }
-
-/// So many objects are kept open. What is beyond them is opened once more when it is written, since a tree may have more of
-/// them than a process may have descriptors.
-const MAX_OPEN: usize = 1024;
 
 impl SharedDump {
     /// Starts with no objects.
@@ -68,6 +67,7 @@ impl SharedDump {
             objects: Vec::new(),
             shmids: HashSet::new(),
             segments: BTreeMap::new(),
+            nr_open: nr_open(),
         })
     }
 
@@ -93,25 +93,23 @@ impl SharedDump {
             Some(_) => b"/dev/zero",
             None => mapping.name.as_slice(),
         };
-        let index = self.add_path(Path::new(&link), name)?;
-        if self.objects.len() > MAX_OPEN
-            && let Some(newest) = self.objects.last_mut()
-            && u64::from(index) == newest.entry.inode_id
-        {
-            newest.place = Source::Link(link.into());
-        }
-        Ok(index)
+        self.add_path(Path::new(&link), name)
     }
 
-    /// Notes the object that a link of /proc leads to, such as `/proc/7/fd/3`. `name` is as the link
-    /// shows it.
+    /// Notes the object that a link of /proc leads to, such as `/proc/7/fd/3`, as long as its task is stopped.
+    /// `name` is as the link shows it.
     ///
     /// # Errors
     /// The object can't be opened.
     pub fn add_path(&mut self, link: &Path, name: &[u8]) -> Result<u32, MemoryDumpError> {
         let shown = String::from_utf8_lossy(name).into_owned();
         let file = File::open(link).map_err(|source| shared_error(&shown, source.into()))?;
-        self.add_file(file, object_name(name))
+        let known = self.objects.len();
+        let index = self.add_file(file, object_name(name))?;
+        if let Some(newest) = self.objects.get_mut(known.max(self.nr_open)) {
+            newest.place = Source::Link(link.to_owned());
+        }
+        Ok(index)
     }
 
     /// Notes the object behind a descriptor open for reading. `name` is its bare name.

@@ -6,15 +6,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::fs::{File, OpenOptions, Permissions};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::sync::OnceLock;
 
 use firn_images::{ImageDir, ImageKind, ImageReadError, PageSource, PageSourceError};
 use firn_proto::MemfdInodeEntry;
+use firn_sys::file::{O_RDONLY, O_RDWR};
 use firn_sys::mm::map;
 use firn_sys::window::SharedObject;
-use firn_sys::{Errno, Pid, memfd};
+use firn_sys::{Errno, Pid, memfd, rlimit};
 
 use super::error::SourceError;
 use super::fill::PageFill;
@@ -23,11 +24,13 @@ use super::range::PAGE_SIZE;
 use super::sources::MappingSource;
 use super::sysv::{self, Segment};
 use super::vma::status;
-use crate::files::MemfdRestore;
+use crate::files::{MemfdRestore, MemfdSource};
 
-/// So many objects are kept by a descriptor. What shared anonymous memory there is beyond them is kept by a mapping, since
-/// a tree may have more of it than a process may have descriptors.
+/// So many objects are kept by a descriptor at most. What there is beyond them is kept by a mapping, since a tree may
+/// have more of it than a process may have descriptors.
 const MAX_DESCRIPTORS: usize = 1024;
+/// One of so many descriptors that this process may have keeps an object.
+const SHARE: u64 = 16;
 
 /// Failure to restore shared memory.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +86,8 @@ pub struct SharedRestore {
     by_inode: HashMap<u32, usize>,
     by_shmid: HashMap<u64, usize>,
     segments: Vec<Segment>,
+    /// So many objects are kept by a descriptor.
+    nr_open: usize,
 }
 
 /// An object, or the contents of a segment.
@@ -99,8 +104,6 @@ pub(super) struct Object {
     /// Its contents. Those of objects that are not kept open are not, either.
     pages: Option<PageSource>,
     held: Held,
-    /// A descriptor of what is held by a mapping, where somebody has it open.
-    opened: OnceLock<File>,
     /// The same, open for reading only, where a mapping needs it so.
     read_only: OnceLock<File>,
 }
@@ -128,6 +131,7 @@ impl SharedRestore {
         let tasks: Vec<&MemoryImage> = tasks.into_iter().collect();
         let mut shared = SharedRestore {
             segments: sysv::load(images, &tasks)?,
+            nr_open: nr_open(),
             ..SharedRestore::default()
         };
         let entries: Vec<MemfdInodeEntry> = images.read_all(ImageKind::MemfdInode, 0)?;
@@ -144,14 +148,13 @@ impl SharedRestore {
                 shmid,
                 pages: Some(pages),
                 held: Held::Nothing,
-                opened: OnceLock::new(),
                 read_only: OnceLock::new(),
             };
             object.check()?;
             shared.by_shmid.insert(shmid, shared.objects.len());
             object.pages = object
                 .pages
-                .filter(|_| shared.objects.len() < MAX_DESCRIPTORS);
+                .filter(|_| shared.objects.len() < shared.nr_open);
             shared.objects.push(object);
         }
         Ok(shared)
@@ -170,7 +173,6 @@ impl SharedRestore {
             shmid: entry.shmid.into(),
             pages: Some(pages),
             held: Held::Nothing,
-            opened: OnceLock::new(),
             read_only: OnceLock::new(),
             entry: Some(entry.clone()),
         };
@@ -180,9 +182,7 @@ impl SharedRestore {
         if self.by_inode.insert(number, self.objects.len()).is_some() {
             return Err(object.corrupt("has the number of another one"));
         }
-        object.pages = object
-            .pages
-            .filter(|_| self.objects.len() < MAX_DESCRIPTORS);
+        object.pages = object.pages.filter(|_| self.objects.len() < self.nr_open);
         self.objects.push(object);
         Ok(())
     }
@@ -215,9 +215,9 @@ impl SharedRestore {
                     object.fill(&file, &pages, how)?;
                 }
             }
-            object.held = match mapping {
-                Some(mapping) if nth >= MAX_DESCRIPTORS => Held::Mapping(mapping),
-                _ => Held::File(file),
+            object.held = match nth < self.nr_open {
+                true => Held::File(file),
+                false => object.held_by_mapping(file, mapping),
             };
         }
         self.segments
@@ -231,17 +231,14 @@ impl SharedRestore {
     }
 
     /// Descriptor, for reading and writing, of the memory file with that number in memfd.img.
-    pub fn memfd_inode(&self, inode_id: u32) -> Option<BorrowedFd<'_>> {
+    fn memfd_inode(&self, inode_id: u32) -> Option<std::io::Result<MemfdSource<'_>>> {
         let object = &self.objects[*self.by_inode.get(&inode_id)?];
         match &object.held {
             Held::Nothing => None,
-            Held::File(file) => Some(file.as_fd()),
+            Held::File(file) => Some(Ok(MemfdSource::Kept(file.as_fd()))),
             Held::Mapping(mapping) => {
-                if object.opened.get().is_none() {
-                    let file = open_mapping(mapping).ok()?;
-                    let _ = object.opened.set(file);
-                }
-                object.opened.get().map(AsFd::as_fd)
+                let opened = open_mapping(mapping);
+                Some(opened.map(|file| MemfdSource::Opened(file.into())))
             }
         }
     }
@@ -260,12 +257,14 @@ impl SharedRestore {
         let Some(object) = self.by_inode.get(&inode_id).map(|at| &self.objects[*at]) else {
             return Ok(None);
         };
-        let Held::File(file) = &object.held else {
-            return Ok(object.source());
+        let is_writable = open_flags.is_none_or(|flags| flags & ACCESS_MODE != 0);
+        let file = match &object.held {
+            Held::File(file) if !is_writable => file,
+            Held::Mapping(mapping) if !is_writable => {
+                return Ok(Some(source_of(mapping, O_RDONLY)));
+            }
+            _ => return Ok(object.source()),
         };
-        if open_flags.is_none_or(|flags| flags & ACCESS_MODE != 0) {
-            return Ok(object.source());
-        }
         if object.read_only.get().is_none() {
             let link = format!("/proc/self/fd/{}", file.as_raw_fd());
             let opened = File::open(link).map_err(|error| object.failed("reopen")(error.into()))?;
@@ -281,8 +280,13 @@ impl SharedRestore {
     /// The kernel refuses a seal.
     pub fn seal(&self) -> Result<(), SharedRestoreError> {
         for object in &self.objects {
-            if let (Some(entry), Held::File(file)) = (&object.entry, &object.held) {
-                object.seal(entry, file)?;
+            match (&object.entry, &object.held) {
+                (Some(entry), Held::File(file)) => object.seal(entry, file)?,
+                (Some(entry), Held::Mapping(mapping)) if entry.seals != 0 => {
+                    let file = open_mapping(mapping).map_err(Errno::from);
+                    object.seal(entry, &file.map_err(object.failed("open"))?)?;
+                }
+                _ => {}
             }
         }
         self.segments.iter().try_for_each(Segment::settle)
@@ -295,9 +299,9 @@ impl SharedRestore {
 }
 
 impl MemfdRestore for SharedRestore {
-    fn memfd(&self, inode_id: u32) -> Result<BorrowedFd<'_>, SourceError> {
+    fn memfd(&self, inode_id: u32) -> Result<MemfdSource<'_>, SourceError> {
         let missing = || format!("memfd.img has no memory file {inode_id}");
-        Ok(self.memfd_inode(inode_id).ok_or_else(missing)?)
+        Ok(self.memfd_inode(inode_id).ok_or_else(missing)??)
     }
 }
 
@@ -305,6 +309,19 @@ impl MemfdRestore for SharedRestore {
 fn mapping_link(who: &str, mapping: &SharedObject) -> String {
     let range = mapping.address_range();
     format!("/proc/{who}/map_files/{:x}-{:x}", range.0, range.1)
+}
+
+/// What a mapping keeps, as tasks open it.
+fn source_of(mapping: &SharedObject, flags: i32) -> MappingSource {
+    let pid = Pid::this();
+    MappingSource::Path(mapping_link(&pid.to_string(), mapping), flags)
+}
+
+/// How many objects a dump or a restore keeps by a descriptor each.
+pub(super) fn nr_open() -> usize {
+    let share = rlimit::descriptor_limit().map(|limit| limit / SHARE);
+    let share = share.and_then(|share| usize::try_from(share).ok());
+    share.map_or(MAX_DESCRIPTORS, |share| share.min(MAX_DESCRIPTORS))
 }
 
 fn open_mapping(mapping: &SharedObject) -> std::io::Result<File> {
@@ -357,7 +374,6 @@ impl Object {
             shmid: 0,
             pages: Some(pages),
             held: Held::Nothing,
-            opened: OnceLock::new(),
             read_only: OnceLock::new(),
         }
     }
@@ -416,10 +432,7 @@ impl Object {
         match &self.held {
             Held::Nothing => None,
             Held::File(file) => Some(MappingSource::Fd(file.as_raw_fd())),
-            Held::Mapping(mapping) => {
-                let pid = Pid::this();
-                Some(MappingSource::Path(mapping_link(&pid.to_string(), mapping)))
-            }
+            Held::Mapping(mapping) => Some(source_of(mapping, O_RDWR)),
         }
     }
 
@@ -473,6 +486,21 @@ impl Object {
             .map_err(Errno::from)
             .map_err(self.failed("give its size to"))?;
         Ok(file)
+    }
+
+    /// Lets a mapping keep the object, where the kernel opens what it is of.
+    fn held_by_mapping(&self, file: File, mapping: Option<SharedObject>) -> Held {
+        if let Some(mapping) = mapping {
+            return Held::Mapping(mapping);
+        }
+        let read_only = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let mapping = read_only
+            .map_err(Errno::from)
+            .and_then(SharedObject::of_file);
+        match mapping {
+            Ok(mapping) if open_mapping(&mapping).is_ok() => Held::Mapping(mapping),
+            _ => Held::File(file),
+        }
     }
 
     fn seal(&self, entry: &MemfdInodeEntry, file: &File) -> Result<(), SharedRestoreError> {

@@ -13,8 +13,8 @@ const AT_FDCWD: i32 = -100;
 pub enum MappingSource {
     /// A descriptor that is open in the coordinator, and so in every task it forks.
     Fd(i32),
-    /// A path that leads to it as long as the coordinator lives, to be opened for reading and writing.
-    Path(String),
+    /// A path that leads to it as long as the coordinator lives, to be opened with these flags.
+    Path(String, i32),
 }
 
 /// What mappings are of.
@@ -60,8 +60,8 @@ pub struct MappingFdError {
 }
 
 /// Opens what a mapping is of, for the one call.
-pub(super) fn open(p: &mut Program, path: &str, vma: &Vma) -> Slot {
-    let flags = file::O_RDWR | file::O_CLOEXEC;
+pub(super) fn open(p: &mut Program, path: &str, flags: i32, vma: &Vma) -> Slot {
+    let flags = flags | file::O_CLOEXEC;
     let text = p.string(path.as_bytes());
     let args = [AT_FDCWD.into(), text.into(), flags.into()];
     let why = format!("opening {path} for {}", vma.title());

@@ -319,6 +319,24 @@ impl SharedObject {
         })
     }
 
+    /// Keeps a file of shared memory by a mapping of its first page, which may be none of the file's. It is open for
+    /// reading only, so that a seal against writing finds no mapping that could be written.
+    ///
+    /// # Errors
+    /// ENOMEM: too many mappings. ENODEV: files of huge pages may not be mapped by their beginning.
+    pub fn of_file(read_only: impl AsFd) -> Result<SharedObject> {
+        const LEN: usize = 4096;
+        let (prot, flags) = (ProtFlags::READ, MapFlags::SHARED);
+        // SAFETY: a fresh mapping at an address of the kernel's choice, which nobody reads.
+        let got = unsafe { mmap(std::ptr::null_mut(), LEN, prot, flags, read_only, 0) }?;
+        // SAFETY: the range is the mapping just made. A refusal only costs forked children a mapping.
+        let _ = unsafe { madvise(got, LEN, Advice::LinuxDontFork) };
+        Ok(SharedObject {
+            start: non_null(got),
+            len: LEN,
+        })
+    }
+
     /// First address and address after the last, as map_files names them.
     pub fn address_range(&self) -> (u64, u64) {
         let number = |value: usize| u64::try_from(value).expect("addresses fit 64 bits");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use std::time::{Duration, Instant};
 use firn_engine::arch::Abi;
 use firn_engine::files::{
     FileDumpError, FileDumpOptions, FileRestoreError, FileRestoreOptions, FileStats, FileStore,
-    FileTable, MemfdRestore,
+    FileTable, MemfdRestore, MemfdSource,
 };
 use firn_engine::memory::SharedDump;
 use firn_engine::program::{Arena, Program, ProgramSet, Rule, WaitOutcome};
@@ -131,7 +130,7 @@ pub fn dump(tree: &Tree, dir: &Path, options: &FileDumpOptions) -> Result<Dumped
 pub struct NoMemfds;
 
 impl MemfdRestore for NoMemfds {
-    fn memfd(&self, _: u32) -> Result<BorrowedFd<'_>, Box<dyn std::error::Error + Send + Sync>> {
+    fn memfd(&self, _: u32) -> Result<MemfdSource<'_>, Box<dyn std::error::Error + Send + Sync>> {
         Err("no memory files in this test".into())
     }
 }

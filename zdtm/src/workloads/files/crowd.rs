@@ -2,10 +2,11 @@
 //! process may have. The engine gets no higher limit than the tasks have.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::sys::Region;
 use crate::{Child, Stage, Workload, sys};
 
 /// What a process has besides, and what the engine needs.
@@ -54,6 +55,19 @@ pub static MOST_APART: Workload = Workload::new(
     "files/most-apart",
     "ten processes with 5,000 descriptors each, which none may have together",
     |stage| apart(stage, 10, 5000),
+)
+.heavy();
+
+pub static MEMORY_FILES: Workload = Workload::new(
+    "files/crowd-memory",
+    "memory files of three processes, sealed, empty, mapped, more than one may have open",
+    |stage| memory_files(stage, 3, 1000),
+)
+.descriptor_limit(1000 + OTHERS);
+pub static MOST_MEMORY_FILES: Workload = Workload::new(
+    "files/most-memory-files",
+    "22,500 memory files of five processes",
+    |stage| memory_files(stage, 5, 4500),
 )
 .heavy();
 
@@ -304,6 +318,93 @@ fn apart(stage: &Stage, nr_processes: usize, nr_descriptors: usize) -> Result<()
             let objects = make(stage, nr_descriptors)?;
             stage.ready_and_wait()?;
             check(&objects)
+        })
+    };
+    let children: Vec<Child> = (0..nr_processes).map(child).collect::<Result<_>>()?;
+    stage.ready_and_wait()?;
+    children.into_iter().try_for_each(Child::finish)
+}
+
+/// A memory file with a number in it, or with nothing.
+struct MemoryFile {
+    file: OwnedFd,
+    text: String,
+    seals: i32,
+    mapped: Option<Region>,
+}
+
+impl MemoryFile {
+    fn new(number: usize) -> Result<MemoryFile> {
+        let file = sys::memfd(c"number", libc::MFD_ALLOW_SEALING)?;
+        let text = match number % 5 {
+            0 => String::new(),
+            _ => number.to_string(),
+        };
+        sys::write(&file, text.as_bytes())?;
+        let seals = match number % 3 {
+            0 => libc::F_SEAL_WRITE | libc::F_SEAL_GROW,
+            1 => libc::F_SEAL_SHRINK,
+            _ => 0,
+        };
+        if seals != 0 {
+            sys::fcntl(&file, libc::F_ADD_SEALS, i64::from(seals))?;
+        }
+        let mapped = match number % 50 {
+            3 => Some((
+                sys::open(
+                    format!("/proc/self/fd/{}", file.as_raw_fd()),
+                    libc::O_RDONLY,
+                )?,
+                libc::PROT_READ,
+            )),
+            4 if !number.is_multiple_of(3) => Some((sys::dup(&file)?, sys::RW)),
+            _ => None,
+        };
+        let map = |(file, prot): (OwnedFd, i32)| {
+            Region::map(
+                None,
+                sys::PAGE,
+                prot,
+                libc::MAP_SHARED,
+                Some(file.as_fd()),
+                0,
+            )
+        };
+        let mapped = mapped.map(map).transpose().context("mapping")?;
+        Ok(MemoryFile {
+            file,
+            text,
+            seals,
+            mapped,
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        at(&self.file, self.text.len())?;
+        sys::seek(&self.file, 0, libc::SEEK_SET)?;
+        holds(&self.file, &self.text)?;
+        ended(&self.file)?;
+        let seals = sys::fcntl(&self.file, libc::F_GET_SEALS, 0)?;
+        ensure!(seals == self.seals, "the seals are {seals:#x}");
+        if let Some(mapped) = &self.mapped {
+            let found = mapped.get(0, self.text.len());
+            ensure!(found == self.text.as_bytes(), "{found:?} is mapped");
+        }
+        Ok(())
+    }
+}
+
+fn memory_files(stage: &Stage, nr_processes: usize, nr_files: usize) -> Result<()> {
+    limit(nr_files + OTHERS)?;
+    let child = |nth: usize| {
+        stage.child(move |stage| {
+            let numbers = nth * nr_files..(nth + 1) * nr_files;
+            let files: Vec<MemoryFile> = numbers.map(MemoryFile::new).collect::<Result<_>>()?;
+            stage.ready_and_wait()?;
+            for (n, file) in files.iter().enumerate() {
+                file.check().with_context(|| format!("memory file {n}"))?;
+            }
+            Ok(())
         })
     };
     let children: Vec<Child> = (0..nr_processes).map(child).collect::<Result<_>>()?;

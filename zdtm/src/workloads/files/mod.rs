@@ -71,6 +71,8 @@ pub static ALL: &[&Workload] = &[
     &crowd::MOST_SHARED,
     &crowd::APART,
     &crowd::MOST_APART,
+    &crowd::MEMORY_FILES,
+    &crowd::MOST_MEMORY_FILES,
     &sharing::DUPLICATES,
     &sharing::INHERITED,
     &sharing::TABLE,
