@@ -131,7 +131,7 @@ pub(super) fn open(
     options: &FileRestoreOptions,
     losses: &mut Vec<String>,
 ) -> Option<OwnedFd> {
-    let name = String::from_utf8_lossy(&entry.map_name);
+    let name = shown(entry);
     for path in paths_of(entry, options) {
         let shown = path.display();
         let found = open_map(&path, 0).and_then(|fd| Ok((bpf::map_info(&fd)?, fd)));
@@ -139,20 +139,31 @@ pub(super) fn open(
             Ok((info, fd)) if is_alike(&info, entry) => {
                 if info.id != entry.map_id {
                     losses.push(format!(
-                        "BPF map {name}: another map is pinned at {shown} by now; the tasks have that one, with \
+                        "{name}: another map is pinned at {shown} by now; the tasks have that one, with \
                          what it holds"
                     ));
                 }
                 return Some(fd);
             }
             Ok(_) => losses.push(format!(
-                "BPF map {name}: the map that is pinned at {shown} by now is of another shape; the tasks have one \
+                "{name}: the map that is pinned at {shown} by now is of another shape; the tasks have one \
                  of their own"
             )),
-            Err(_) => {}
+            Err(Errno::ENOENT) => {}
+            Err(errno) => losses.push(format!(
+                "{name}: what is at {shown} by now is no map to be had ({errno}); the tasks have one of their own"
+            )),
         }
     }
     None
+}
+
+/// The map of an entry, for messages.
+fn shown(entry: &BpfmapFileEntry) -> String {
+    match &entry.map_name[..] {
+        [] => format!("BPF map {}", entry.map_id),
+        name => format!("BPF map {}", String::from_utf8_lossy(name)),
+    }
 }
 
 fn is_alike(info: &MapInfo, entry: &BpfmapFileEntry) -> bool {
@@ -177,9 +188,9 @@ pub(super) fn pin(
             Errno::EEXIST => Ok(()),
             errno => Err(errno),
         }) {
-            let name = String::from_utf8_lossy(&entry.map_name);
             losses.push(format!(
-                "BPF map {name} can't be pinned at {} again: {errno}",
+                "{} can't be pinned at {} again: {errno}",
+                shown(entry),
                 path.display()
             ));
         }
