@@ -41,7 +41,7 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
     let engine = play.find_engine()?.map(|program| Engine {
         program,
         output_dir: dir.to_owned(),
-        timeout: play.timeout(),
+        timeout: play.timeout(workload),
         shell_job: workload.shell_job,
         dump_options: workload.dump_options,
         restore_options: workload.restore_options,
@@ -155,12 +155,14 @@ impl Case<'_> {
 
     fn wait_ready(&mut self) -> Result<()> {
         let (ready, root) = (self.dir.join("ready"), self.root);
-        let ended = self.reaper.until("start", self.play.timeout(), |reaper| {
-            if ready.exists() {
-                return Some(None);
-            }
-            reaper.end_of(root).map(Some)
-        })?;
+        let ended = self
+            .reaper
+            .until("start", self.play.timeout(self.workload), |reaper| {
+                if ready.exists() {
+                    return Some(None);
+                }
+                reaper.end_of(root).map(Some)
+            })?;
         match ended {
             None => {
                 self.let_settle();
@@ -368,7 +370,9 @@ impl Case<'_> {
         let root = self.root;
         let exit = self
             .reaper
-            .until("verdict", self.play.timeout(), |reaper| reaper.end_of(root))
+            .until("verdict", self.play.timeout(self.workload), |reaper| {
+                reaper.end_of(root)
+            })
             .with_context(|| format!("the log ends with: {}", self.own_words()))?;
         match fs::read_to_string(self.dir.join("result")) {
             Ok(line) if line.trim() == "PASS" && exit == Exit::Code(0) => Ok(()),

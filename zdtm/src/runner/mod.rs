@@ -107,8 +107,11 @@ impl Play {
         Ok(Some(engine.canonicalize().context("finding the engine")?))
     }
 
-    fn timeout(&self) -> Duration {
-        Duration::from_secs(self.step_timeout)
+    /// How long a step of that workload may take.
+    fn timeout(&self, workload: &Workload) -> Duration {
+        const TIMES_LONGER: u64 = 10;
+        let factor = if workload.heavy { TIMES_LONGER } else { 1 };
+        Duration::from_secs(self.step_timeout * factor)
     }
 
     /// The flags that make the same value again in another process.
@@ -144,8 +147,8 @@ impl Play {
     }
 
     /// More than all steps of a case can take together.
-    fn case_timeout(&self) -> Duration {
-        self.timeout() * (3 * self.rounds + 3)
+    fn case_timeout(&self, workload: &Workload) -> Duration {
+        self.timeout(workload) * (3 * self.rounds + 3)
     }
 }
 

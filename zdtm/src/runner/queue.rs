@@ -238,7 +238,7 @@ fn play_apart(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
         if let Some(status) = child.try_wait().context("waiting for the case")? {
             break status;
         }
-        let late = start.elapsed() > play.case_timeout();
+        let late = start.elapsed() > play.case_timeout(workload);
         if late || INTERRUPTED.load(Ordering::SeqCst) {
             end_tree(pid);
             let _ = child.wait();
