@@ -36,7 +36,7 @@ use crate::crew;
 use crate::files::{self, Depth, FileTable, LockWatch, ProcLink, Told};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::kernel::LazyKernel;
-use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump};
+use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump, policies};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -80,6 +80,7 @@ struct Captured {
     shared_pages: PageStats,
     memory_time: Duration,
     files: FileTable,
+    warnings: Vec<String>,
 }
 
 /// Runs a dump.
@@ -162,6 +163,7 @@ impl Operation<'_> {
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
         warnings.extend_from_slice(captured.files.warnings());
+        warnings.extend_from_slice(&captured.warnings);
         self.finish(frozen, images, captured, &mut increment, warnings)
     }
 
@@ -280,12 +282,15 @@ impl Operation<'_> {
         let (pages, shared_pages) = self.dump_memory(described, &shared, images)?;
         let memory_time = begun.elapsed();
         files.write(images)?;
+        let policies = tree.alive().zip(&answers);
+        let policies = policies.map(|(task, answers)| (task.pid, answers.policies.as_slice()));
         Ok(Captured {
             trackable: increment.trackable(&spaces, &files),
             pages,
             shared_pages,
             memory_time,
             files,
+            warnings: policies::home_warning(policies).into_iter().collect(),
         })
     }
 

@@ -61,6 +61,28 @@ impl PolicyQuestions {
     }
 }
 
+/// What is to be said of memory of tasks that may be tried first on a node that nothing tells of; matters only where
+/// there are several.
+pub fn home_warning<'a>(tasks: impl Iterator<Item = (Pid, &'a [Governed])>) -> Option<String> {
+    let may_have_home = |(_, governed): &(Pid, &[Governed])| {
+        let mut policies = governed.iter().map(|(_, policy)| policy);
+        policies.any(Policy::may_have_home)
+    };
+    let pids: Vec<String> = tasks
+        .filter(may_have_home)
+        .map(|(pid, _)| pid.to_string())
+        .collect();
+    if pids.is_empty() || !Nodes::usable().are_several() {
+        return None;
+    }
+    Some(format!(
+        "memory of task{} {} has NUMA policies of several nodes; which of these is tried first \
+         (set_mempolicy_home_node) can't be seen and is lost, if it was set",
+        if pids.len() == 1 { "" } else { "s" },
+        pids.join(", ")
+    ))
+}
+
 /// The policies as images have them.
 pub fn to_image(governed: &[Governed]) -> Vec<FirnVmaPolicy> {
     let entry = |(range, policy): &Governed| FirnVmaPolicy {

@@ -3,7 +3,7 @@
 //! Only the thread itself can ask for its policy, with the nodes as they were given, also where the mode keeps
 //! them apart from those in use (MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES). A home node
 //! (set_mempolicy_home_node), which of several nodes is tried first, is told by no interface of the kernel that
-//! leaves the memory alone, and is lost.
+//! leaves the memory alone, and is lost; a dump says so of memory that may have one.
 //!
 //! A thread without a policy gets that of the restorer, so that `numactl ... firn restore` can move it. The
 //! process has its policy before its memory is filled; threads with another one set that themselves.
@@ -18,6 +18,10 @@ use firn_sys::{nr, procfs};
 use crate::program::{Arena, Arg, Data, Program, ProgramId, Rule};
 
 const MPOL_DEFAULT: u32 = 0;
+const MPOL_BIND: u32 = 2;
+const MPOL_PREFERRED_MANY: u32 = 5;
+/// Where flags begin in a mode.
+const MODE_BITS: u32 = 13;
 const MPOL_F_RELATIVE_NODES: u32 = 1 << 14;
 const MPOL_F_STATIC_NODES: u32 = 1 << 15;
 const WORD_BITS: usize = 64;
@@ -90,6 +94,11 @@ impl Nodes {
         Nodes(words)
     }
 
+    /// Whether there is more than one.
+    pub fn are_several(&self) -> bool {
+        self.0.iter().map(|word| word.count_ones()).sum::<u32>() > 1
+    }
+
     fn has(&self, word: usize) -> u64 {
         self.0.get(word).copied().unwrap_or(0)
     }
@@ -111,6 +120,14 @@ impl Policy {
     /// False for what every thread and mapping has that was given none.
     pub fn is_some(&self) -> bool {
         *self != Policy::none()
+    }
+
+    /// Whether one of its nodes may have been chosen to be tried first.
+    pub fn may_have_home(&self) -> bool {
+        matches!(
+            self.mode & ((1 << MODE_BITS) - 1),
+            MPOL_BIND | MPOL_PREFERRED_MANY
+        )
     }
 
     /// The form that images have.
@@ -245,6 +262,14 @@ mod tests {
         assert_eq!(Nodes::parse(""), Nodes(vec![]));
         assert_eq!(Nodes::parse("0-99999999999").0.len(), MAX_WORDS);
         assert!(Nodes::usable().has(0) & 1 == 1);
+    }
+
+    #[test]
+    fn only_some_policies_have_a_node_that_is_tried_first() {
+        let may = |mode| Policy::new(mode, vec![3]).may_have_home();
+        assert!(may(BIND | MPOL_F_STATIC_NODES) && may(MPOL_PREFERRED_MANY));
+        assert!(!may(0) && !may(1) && !may(3));
+        assert!(Nodes::parse("0,64").are_several() && !Nodes::parse("3").are_several());
     }
 
     #[test]
