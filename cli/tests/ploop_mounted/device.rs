@@ -8,6 +8,11 @@ fn the_kind_of_device_can_be_chosen_and_is_told() {
     place.ploop(&["init", "-s", "16M", "d"]).good();
     let mounted = place.json(&["mount", "--json", "--device", "fuse", "d"]);
     assert_eq!(mounted["via"], "fuse+loop");
+    let told = place.ploop(&["stat", "d"]).good().out;
+    assert!(
+        told.contains("\nerrors: 0\n") && told.contains("\nwrite_bytes: 0 B\n"),
+        "{told}"
+    );
     place.ploop(&["umount", "d"]).good();
     let mounted = place.json(&["mount", "--json", "d"]);
     assert!(["ublk", "nbd", "fuse+loop"].contains(&mounted["via"].as_str().unwrap()));

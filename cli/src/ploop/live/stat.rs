@@ -63,6 +63,10 @@ pub fn run(args: &StatArgs) -> Result<u8, Failure> {
         let _ = writeln!(text, "layer: {layer}");
     }
     for (name, value) in &stat.counters {
+        let value = match name.ends_with("_bytes") {
+            true => bytes(*value),
+            false => value.to_string(),
+        };
         let _ = writeln!(text, "{name}: {value}");
     }
     for (spec, pending) in &stat.listeners {
