@@ -297,6 +297,8 @@ impl Operation<'_> {
     fn check_frozen(&self, frozen: &FrozenTree) -> Result<(), DumpError> {
         let tree = frozen.tree();
         let mut found = survey::survey_frozen(tree, &self.namespaces);
+        let with_segments = frozen.with_local_segments().iter();
+        found.extend(with_segments.map(|(pid, tid)| ia32::local_segments(*pid, *tid)));
         if !frozen.is_seccomp_suspended() {
             found.extend(survey::survey_seccomp(tree));
         }

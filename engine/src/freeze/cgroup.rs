@@ -39,14 +39,10 @@ pub struct FrozenGroup {
     thawed: bool,
 }
 
-/// Freezes the group that was asked for, or else the one that holds the tree and nothing else.
+/// Finds the group to be frozen: the one that was asked for, or else the one that holds the tree and nothing else.
 ///
 /// Returns None where there is no such group, or where somebody else has frozen it already.
-pub fn freeze_for(
-    root: Pid,
-    options: &FreezeOptions,
-    deadline: Instant,
-) -> Result<Option<FrozenGroup>, CgroupFreezeError> {
+pub fn find(root: Pid, options: &FreezeOptions) -> Result<Option<PathBuf>, CgroupFreezeError> {
     let path = match &options.cgroup {
         Some(path) => path.clone(),
         None => match own_group(root) {
@@ -54,19 +50,21 @@ pub fn freeze_for(
             None => return Ok(None),
         },
     };
-    if is_set(&path.join("cgroup.freeze"))? {
-        return Ok(None);
-    }
-    write(&path.join("cgroup.freeze"), "1")?;
-    let group = FrozenGroup {
-        path,
-        thawed: false,
-    };
-    group.wait_frozen(deadline)?;
-    Ok(Some(group))
+    Ok((!is_set(&path.join("cgroup.freeze"))?).then_some(path))
 }
 
 impl FrozenGroup {
+    /// Freezes a group.
+    pub fn freeze(path: PathBuf, deadline: Instant) -> Result<FrozenGroup, CgroupFreezeError> {
+        write(&path.join("cgroup.freeze"), "1")?;
+        let group = FrozenGroup {
+            path,
+            thawed: false,
+        };
+        group.wait_frozen(deadline)?;
+        Ok(group)
+    }
+
     fn wait_frozen(&self, deadline: Instant) -> Result<(), CgroupFreezeError> {
         loop {
             let events = read(&self.path.join("cgroup.events"))?;

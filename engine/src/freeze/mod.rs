@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use firn_sys::{Errno, Pid, task as sys_task};
 
+use self::cgroup::FrozenGroup;
 use self::stop::{Deadline, Setback};
 use crate::task::status::StatusError;
 use crate::tree::{Task, TaskState, Tree};
@@ -127,6 +128,8 @@ pub struct FrozenTree {
     freezing: Duration,
     /// False where this process may not suspend the seccomp filters of others.
     seccomp_suspended: bool,
+    /// Threads that use segments of their process's own table, with their processes.
+    with_local_segments: Vec<(Pid, Pid)>,
     released: bool,
 }
 
@@ -145,6 +148,7 @@ impl FrozenTree {
             timeout: options.timeout,
         };
         loop {
+            let group = cgroup::find(root, options)?;
             let begun = Instant::now();
             let mut frozen = FrozenTree {
                 tree: Tree { tasks: Vec::new() },
@@ -152,9 +156,11 @@ impl FrozenTree {
                 since: begun,
                 freezing: Duration::ZERO,
                 seccomp_suspended: true,
+                with_local_segments: Vec::new(),
                 released: false,
             };
-            let group = cgroup::freeze_for(root, options, deadline.at)?;
+            let freeze = |path| FrozenGroup::freeze(path, deadline.at);
+            let group = group.map(freeze).transpose()?;
             match stop::stop_all(&mut frozen, root, group, deadline) {
                 Ok(()) => {
                     frozen.freezing = begun.elapsed();
@@ -182,6 +188,11 @@ impl FrozenTree {
     /// Whether seccomp filters don't see what is done in the tasks.
     pub fn is_seccomp_suspended(&self) -> bool {
         self.seccomp_suspended
+    }
+
+    /// Threads that use segments of their process's own table, each behind its process.
+    pub fn with_local_segments(&self) -> &[(Pid, Pid)] {
+        &self.with_local_segments
     }
 
     /// When freezing began; the tree has been held since then or later.

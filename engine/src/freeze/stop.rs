@@ -4,12 +4,14 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use firn_sys::kcmp::{Resource, kcmp};
+use firn_sys::ptrace::GeneralRegs;
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
 use super::cgroup::FrozenGroup;
 use super::seize::{self, Deputy, Seized};
 use super::{FreezeError, FrozenTree, walk};
+use crate::arch;
 use crate::task::ia32;
 use crate::task::status::{Stat, Status};
 use crate::tree::{Task, TaskState, Tree};
@@ -24,6 +26,8 @@ const VFORK_INTERVAL: Duration = Duration::from_millis(25);
 const CATCH_PATIENCE: Duration = Duration::from_millis(200);
 /// How long threads of a large tree on a busy machine may take, one after the other, beyond the deadline.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
+/// Looks at a few threads that have not stopped yet before the first pause.
+const QUICK_LOOKS: u32 = 64;
 const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
@@ -225,7 +229,7 @@ impl Stopper<'_> {
         let (begun, mut progress) = (Instant::now(), Instant::now());
         let mut next_look = begun + VFORK_INTERVAL;
         let mut groups = Vec::new();
-        let mut pause = SHORTEST_PAUSE;
+        let (mut pause, mut nr_looks) = (SHORTEST_PAUSE, 0);
         loop {
             let before = pending.len();
             pending.retain(|(nth, tid)| match poll_stop(*tid) {
@@ -244,7 +248,7 @@ impl Stopper<'_> {
                 return Ok(groups);
             }
             if pending.len() < before {
-                pause = SHORTEST_PAUSE;
+                (pause, nr_looks) = (SHORTEST_PAUSE, 0);
                 progress = Instant::now();
                 continue;
             }
@@ -255,6 +259,12 @@ impl Stopper<'_> {
             if self.deadline.has_passed() && progress.elapsed() > LAST_PATIENCE {
                 let (_, tid) = pending[0];
                 return Err(Setback::Failed(wont_stop(tid, self.deadline.timeout)));
+            }
+            nr_looks += 1;
+            if nr_looks < QUICK_LOOKS {
+                // Most stop within microseconds; any sleep is longer than that.
+                std::thread::yield_now();
+                continue;
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -274,16 +284,30 @@ impl Stopper<'_> {
         Ok(())
     }
 
-    /// Gives workers of io_uring free, where the kernel has let them be traced at all. They are no threads of the
-    /// program's, and what they work on has to end before the rings can be dumped.
-    fn let_workers_go(&mut self, process: &Open) {
-        let others = process.known.iter().filter(|tid| **tid != process.pid);
-        let workers: Vec<Pid> = others.copied().filter(|tid| is_io_worker(*tid)).collect();
+    /// Reads the registers of the threads of a process, which shows that they have stopped, the leader first.
+    ///
+    /// Workers of io_uring are given free, where the kernel has let them be traced at all. They are no threads of
+    /// the program's, and what they work on has to end before the rings can be dumped.
+    fn stopped_threads(&mut self, process: &Open) -> Result<Vec<(Pid, GeneralRegs)>, Setback> {
+        let is_traced = |tid: &&Pid| self.traced.contains(tid);
+        let mut tids: Vec<Pid> = process.known.iter().filter(is_traced).copied().collect();
+        tids.sort_by_key(|tid| (*tid != process.pid, *tid));
+        let mut threads = Vec::with_capacity(tids.len());
+        let mut workers = Vec::new();
+        for tid in tids {
+            // Something killed it, or a thread that nobody knew yet has executed a program.
+            let regs = ptrace::general_regs(tid).map_err(|_| Setback::Changed)?;
+            match tid != process.pid && is_io_worker(tid, &regs) {
+                true => workers.push(tid),
+                false => threads.push((tid, regs)),
+            }
+        }
         for tid in &workers {
             let _ = ptrace::detach(*tid, 0);
             self.traced.remove(tid);
         }
         self.frozen.seized.retain(|tid| !workers.contains(tid));
+        Ok(threads)
     }
 
     /// Enters a process whose threads have all stopped, or which has died, into the tree.
@@ -293,15 +317,18 @@ impl Stopper<'_> {
         let Ok(stat) = Stat::read(pid) else {
             return Ok(());
         };
-        self.let_workers_go(process);
-        let is_traced = |tid: &Pid| self.traced.contains(tid);
-        let mut threads: Vec<Pid> = process.known.iter().copied().filter(is_traced).collect();
-        // Something killed one of them, or a thread that nobody knew yet has executed a program.
-        let is_stopped = |tid: &Pid| ptrace::signal_mask(*tid).is_ok();
-        if threads.len() > listed.len() || !threads.iter().all(is_stopped) {
+        let stopped = self.stopped_threads(process)?;
+        if stopped.len() > listed.len() {
             return Err(Setback::Changed);
         }
-        threads.sort_by_key(|tid| (*tid != pid, *tid));
+        let abi = ia32::abi(&stopped);
+        let has_segments = |(_, regs): &&(Pid, GeneralRegs)| arch::uses_local_segments(regs);
+        let with_segments = stopped
+            .iter()
+            .filter(has_segments)
+            .map(|(tid, _)| (pid, *tid));
+        self.frozen.with_local_segments.extend(with_segments);
+        let mut threads: Vec<Pid> = stopped.iter().map(|(tid, _)| *tid).collect();
         let state = match threads.is_empty() {
             true => TaskState::Zombie(stat.exit_code),
             false => process.state,
@@ -309,7 +336,6 @@ impl Stopper<'_> {
         if threads.is_empty() {
             threads.push(pid);
         }
-        let abi = ia32::abi(&threads);
         self.known.insert(pid);
         self.frozen.add(Task {
             pid,
@@ -326,8 +352,8 @@ impl Stopper<'_> {
 
 /// Whether a stopped thread is one that the kernel has made to work for io_uring: it has never been in user space,
 /// so nothing can be run in it.
-fn is_io_worker(tid: Pid) -> bool {
-    let is_nowhere = ptrace::general_regs(tid).is_ok_and(|regs| regs.rip == 0 && regs.rsp == 0);
+fn is_io_worker(tid: Pid, regs: &GeneralRegs) -> bool {
+    let is_nowhere = regs.rip == 0 && regs.rsp == 0;
     is_nowhere && Stat::read(tid).is_ok_and(|stat| stat.is_io_worker())
 }
 

@@ -5,18 +5,19 @@ use std::fs;
 use std::sync::OnceLock;
 
 use firn_sys::Pid;
-use firn_sys::procfs;
 
 use super::FreezeError;
 use crate::crew;
 use crate::task::status::{Stat, Status, StatusError};
+use crate::task::threads::ThreadsDir;
 
 /// Threads of a process that are worth a thread of our own to ask for their children.
 const THREADS_PER_THREAD: usize = 64;
 
 /// Tids of a process, the leader first; empty when it is gone.
 pub fn threads(pid: Pid) -> Vec<Pid> {
-    let mut tids = numbers_in(&format!("/proc/{pid}/task"));
+    let tids = ThreadsDir::open(pid).and_then(|dir| dir.tids());
+    let mut tids = tids.unwrap_or_default();
     tids.sort_by_key(|tid| (*tid != pid, *tid));
     tids
 }
@@ -32,11 +33,15 @@ pub fn speaker(pid: Pid) -> Pid {
 
 /// Children of a process, of all its threads; empty when it is gone.
 pub fn children(pid: Pid, threads: &[Pid]) -> Vec<Pid> {
+    let Ok(dir) = ThreadsDir::open(pid) else {
+        return Vec::new();
+    };
     // Unreadable for a thread that has just exited, and on kernels without CONFIG_PROC_CHILDREN.
-    let read = |tid: &Pid| procfs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
+    let read = |tid: &Pid| dir.read(*tid, "children");
     let texts = crew::share_out(threads, THREADS_PER_THREAD, read);
     let mut all: Vec<Pid> = (texts.iter().flatten())
-        .flat_map(|text| text.split_whitespace())
+        .filter_map(|text| str::from_utf8(text).ok())
+        .flat_map(str::split_whitespace)
         .filter_map(|number| number.parse().ok())
         .map(Pid::from_raw)
         .collect();

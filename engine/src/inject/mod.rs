@@ -22,10 +22,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use firn_sys::mapping::SharedMapping;
-use firn_sys::ptrace::{DispatchConfig, GeneralRegs};
+use firn_sys::ptrace::{DispatchConfig, GeneralRegs, RseqConfig};
 use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task, wait};
 
-use crate::arch::{self, Abi};
+use crate::arch::{self, Abi, regs};
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
 pub use remote::{CallSpec, RemoteCall, call_all, find_syscall_instruction};
@@ -119,42 +119,73 @@ impl Job {
     }
 }
 
+/// How a stopped thread was found, and is left.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadStop {
+    /// General registers; out of a critical section that the stop has ended.
+    pub regs: GeneralRegs,
+    /// Blocked signals.
+    pub mask: u64,
+    /// Where its rseq area is; None where the kernel does not tell.
+    pub rseq: Option<RseqConfig>,
+    /// Its syscall user dispatch; None where the kernel does not tell.
+    pub dispatch: Option<DispatchConfig>,
+}
+
+/// What has answered in a process: the programs' memory, and its threads as they were found.
+#[derive(Debug)]
+pub struct Answered {
+    /// The arena with the answers.
+    pub arena: Arena,
+    /// The threads, in the order of the job's.
+    pub stops: Vec<ThreadStop>,
+}
+
 /// A thread's state before it was touched, put back on drop.
 #[derive(Debug)]
 struct Saved {
     tid: Pid,
-    regs: GeneralRegs,
-    mask: u64,
-    /// Syscall user dispatch, where it is on.
-    dispatch: Option<DispatchConfig>,
+    stop: ThreadStop,
+    /// Syscall user dispatch was on.
+    has_dispatched: bool,
     restored: bool,
 }
 
 impl Saved {
     fn save(tid: Pid) -> Result<Saved, InjectError> {
         let mut regs = ptrace::general_regs(tid).map_err(trace(tid, "read the registers"))?;
-        leave_critical_section(tid, &mut regs);
+        let rseq = ptrace::rseq_config(tid).ok();
+        // Critical sections make no calls.
+        if let Some(rseq) = rseq
+            && regs::call_instruction(&regs).is_none()
+        {
+            leave_critical_section(tid, rseq, &mut regs);
+        }
         let mask = ptrace::signal_mask(tid).map_err(trace(tid, "read the signal mask"))?;
         ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(trace(tid, "set the signal mask"))?;
-        let dispatch = stop_dispatch(tid);
+        let dispatch = ptrace::syscall_dispatch(tid).ok();
         Ok(Saved {
             tid,
-            regs,
-            mask,
-            dispatch,
+            stop: ThreadStop {
+                regs,
+                mask,
+                rseq,
+                dispatch,
+            },
+            has_dispatched: dispatch.is_some_and(|config| stop_dispatch(tid, config)),
             restored: false,
         })
     }
 
     fn restore(&mut self) -> Result<(), InjectError> {
         self.restored = true;
-        if let Some(config) = self.dispatch {
+        if let Some(config) = self.stop.dispatch.filter(|_| self.has_dispatched) {
             ptrace::set_syscall_dispatch(self.tid, config)
                 .map_err(trace(self.tid, "put back the syscall user dispatch"))?;
         }
-        ptrace::set_general_regs(self.tid, &self.regs)
+        ptrace::set_general_regs(self.tid, &self.stop.regs)
             .map_err(trace(self.tid, "put back the registers"))?;
-        ptrace::set_signal_mask(self.tid, self.mask)
+        ptrace::set_signal_mask(self.tid, self.stop.mask)
             .map_err(trace(self.tid, "put back the signal mask"))
     }
 }
@@ -185,10 +216,7 @@ fn trace(tid: Pid, what: &'static str) -> impl Fn(Errno) -> InjectError {
 /// the kernel does at any preemption.
 ///
 /// Source: linux include/uapi/linux/rseq.h, struct rseq and struct rseq_cs.
-fn leave_critical_section(tid: Pid, regs: &mut GeneralRegs) {
-    let Ok(config) = ptrace::rseq_config(tid) else {
-        return;
-    };
+fn leave_critical_section(tid: Pid, config: RseqConfig, regs: &mut GeneralRegs) {
     if config.address == 0 {
         return;
     }
@@ -207,12 +235,11 @@ fn leave_critical_section(tid: Pid, regs: &mut GeneralRegs) {
     }
 }
 
-/// Switches syscall user dispatch off, which would hand our calls to the task's SIGSYS handler.
-fn stop_dispatch(tid: Pid) -> Option<DispatchConfig> {
-    let config = ptrace::syscall_dispatch(tid).ok()?;
+/// Switches syscall user dispatch off, which would hand our calls to the task's SIGSYS handler. Returns whether it was
+/// on.
+fn stop_dispatch(tid: Pid, config: DispatchConfig) -> bool {
     let off = DispatchConfig::default();
-    let is_on = config.mode != 0 && ptrace::set_syscall_dispatch(tid, off).is_ok();
-    is_on.then_some(config)
+    config.mode != 0 && ptrace::set_syscall_dispatch(tid, off).is_ok()
 }
 
 fn read_u64(tid: Pid, address: u64) -> Option<u64> {
@@ -238,6 +265,18 @@ struct Entered {
 /// # Preconditions
 /// Every thread is in a ptrace stop of the calling thread.
 pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
+    let answered = run_and_tell(jobs)?;
+    Ok(answered.into_iter().map(|task| task.arena).collect())
+}
+
+/// Does what [`run`] does, and returns as well how the threads were found, so that nobody has to ask the kernel again.
+///
+/// # Errors
+/// See [`InjectError`]; registers and masks are put back in any case.
+///
+/// # Preconditions
+/// Every thread is in a ptrace stop of the calling thread.
+pub fn run_and_tell(jobs: &[Job]) -> Result<Vec<Answered>, InjectError> {
     let mut saved = Vec::with_capacity(jobs.len());
     for job in jobs {
         let threads: Result<Vec<Saved>, _> = job
@@ -260,7 +299,11 @@ pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
     for pid in held_back {
         let _ = sys_task::kill(pid, remote::SIGSTOP);
     }
-    Ok(entered.into_iter().map(|task| task.arena).collect())
+    let answered = entered.into_iter().map(|task| Answered {
+        arena: task.arena,
+        stops: task.saved.iter().map(|saved| saved.stop).collect(),
+    });
+    Ok(answered.collect())
 }
 
 /// Maps an arena into every task and here.
@@ -269,13 +312,14 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     let mut calls = Vec::with_capacity(jobs.len());
     for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
         let leader = &threads[0];
-        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.regs, job.abi) {
+        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.stop.regs, job.abi)
+        {
             Some(address) => address,
             None => find_syscall_instruction(leader.tid, job.abi)?,
         };
         calls.push(RemoteCall::new(
             leader.tid,
-            leader.regs,
+            leader.stop.regs,
             syscall_at,
             CallSpec::map_arena(job.abi, *len),
         ));
@@ -359,7 +403,7 @@ fn see(pid: Pid, address: u64, len: usize) -> Result<SharedMapping, InjectError>
 fn start(job: &Job, task: &Entered) -> Result<(), InjectError> {
     for (saved, (tid, program)) in task.saved.iter().zip(&job.threads) {
         let (record, context) = task.arena.entry(*program);
-        let regs = arch::at_executor(&saved.regs, task.address, record, context);
+        let regs = arch::at_executor(&saved.stop.regs, task.address, record, context);
         ptrace::set_general_regs(*tid, &regs).map_err(trace(*tid, "set the registers"))?;
         ptrace::cont(*tid, 0).map_err(trace(*tid, "start the program"))?;
     }
@@ -418,7 +462,7 @@ fn leave(jobs: &[Job], entered: &mut [Entered]) -> Result<Vec<Pid>, InjectError>
             let len = u64::try_from(task.arena.placed().len()).expect("lengths fit 64 bits");
             let leader = &task.saved[0];
             let munmap = CallSpec::unmap(job.abi, task.address, len);
-            RemoteCall::new(leader.tid, leader.regs, task.syscall_at, munmap)
+            RemoteCall::new(leader.tid, leader.stop.regs, task.syscall_at, munmap)
         })
         .collect();
     call_all(&mut calls)?;

@@ -68,6 +68,11 @@ impl fmt::Display for ProgramFailure {
     }
 }
 
+/// Increments of a word that are waited for one by one.
+const FEW: u32 = 4;
+/// Between two looks while more are missing.
+const WHILE_MANY_RUN: Duration = Duration::from_micros(100);
+
 /// How a wait on a word ended.
 #[derive(Debug)]
 pub enum WaitOutcome<E> {
@@ -218,6 +223,7 @@ impl Arena {
         mut alive: impl FnMut() -> Result<(), E>,
     ) -> WaitOutcome<E> {
         let deadline = Instant::now() + timeout;
+        let mut looked = Instant::now();
         loop {
             let seen = self.load_at(offset);
             if self.load_at(self.placed.failed_offset()) > 0
@@ -228,9 +234,15 @@ impl Arena {
             if seen >= value {
                 return WaitOutcome::Reached;
             }
-            let slept_out =
-                !futex::wait_timeout(self.mapping.word(offset), seen, LIVENESS_INTERVAL);
+            let slept_out = if value - seen > FEW {
+                // Each of many that come would wake this thread, and it would take their processor.
+                std::thread::sleep(WHILE_MANY_RUN);
+                looked.elapsed() >= LIVENESS_INTERVAL
+            } else {
+                !futex::wait_timeout(self.mapping.word(offset), seen, LIVENESS_INTERVAL)
+            };
             if slept_out {
+                looked = Instant::now();
                 if let Err(dead) = alive() {
                     return WaitOutcome::Dead(dead);
                 }

@@ -10,12 +10,12 @@ use firn_proto::{
     CoreEntry, FirnDispatchEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, TaskCoreEntry,
     ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
 };
-use firn_sys::ptrace::{GeneralRegs, SignalQueue};
-use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task};
+use firn_sys::ptrace::{DispatchConfig, GeneralRegs, RseqConfig, SignalQueue};
+use firn_sys::{Errno, Pid, process_vm, ptrace};
 
 use super::attributes::ThreadAnswers;
 use super::child_events::ChildEvent;
-use super::outside::Outside;
+use super::outside::{Called, Outside};
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::semaphores::SemaphoreDump;
@@ -24,6 +24,7 @@ use super::{connects, creds, ia32, notes, scheduling, shadow_stack, signals};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::waits;
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
+use crate::inject::ThreadStop;
 use crate::kernel::LazyKernel;
 use crate::tree::{Task, TaskState};
 
@@ -80,6 +81,14 @@ pub enum CoreDumpError {
     /// An image could not be written.
     #[error(transparent)]
     Write(#[from] ImageWriteError),
+}
+
+/// What is known of a thread before its image is made.
+struct FoundOut<'a> {
+    answers: &'a ThreadAnswers,
+    stop: &'a ThreadStop,
+    status: &'a Status,
+    called: &'a Called,
 }
 
 /// Everything about one thread that other modules want to know, too.
@@ -147,12 +156,18 @@ fn describe_threads(
     let threads = task
         .threads
         .iter()
-        .zip(&answers.threads)
+        .zip(answers.threads.iter().zip(&answers.stops))
         .zip(&outside.threads);
     let uses = |status: &Status| status.shadow_stack.uses_shadow_stack();
     let has_shadow_stacks = outside.threads.iter().any(uses);
-    for (nth, ((tid, thread), status)) in threads.enumerate() {
-        let mut state = dump_thread(*tid, task.abi, thread, status, means)?;
+    for (nth, ((tid, (thread, stop)), status)) in threads.enumerate() {
+        let found = FoundOut {
+            answers: thread,
+            stop,
+            status,
+            called: &outside.called[nth],
+        };
+        let mut state = dump_thread(*tid, task.abi, &found, means)?;
         outside.labels[nth].describe(&mut state.core);
         if has_shadow_stacks {
             let extension = state.core.firn.get_or_insert_default();
@@ -257,8 +272,7 @@ pub fn dump_zombie(pid: Pid, status: i32, images: &ImageSetWriter) -> Result<(),
 fn dump_thread(
     tid: Pid,
     abi: Abi,
-    answers: &ThreadAnswers,
-    status: &Status,
+    found: &FoundOut<'_>,
     means: Means<'_>,
 ) -> Result<ThreadState, CoreDumpError> {
     let Means {
@@ -268,20 +282,31 @@ fn dump_thread(
         ..
     } = means;
     let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
-    let regs = ptrace::general_regs(tid).map_err(failed("the registers"))?;
+    let FoundOut {
+        answers,
+        stop,
+        status,
+        called,
+    } = found;
+    let ThreadStop { regs, mask, .. } = **stop;
     let regs = connects::settled(tid, regs, abi);
     let area = ptrace::xstate(tid, layout.size()).map_err(failed("the extended state"))?;
     let fpregs = layout
         .to_image(&area)
         .map_err(|source| CoreDumpError::Xsave { tid, source })?;
-    let mask = ptrace::signal_mask(tid).map_err(failed("the signal mask"))?;
-    let queue =
-        ptrace::pending_signals(tid, SignalQueue::Thread).map_err(failed("the pending signals"))?;
+    let queue = match status.pending {
+        0 => Vec::new(),
+        _ => ptrace::pending_signals(tid, SignalQueue::Thread)
+            .map_err(failed("the pending signals"))?,
+    };
     let (robust, robust_len) = match answers.ia32_robust_list {
         Some(list) => list,
-        None => sys_task::robust_list(tid).map_err(failed("the robust futex list"))?,
+        None => called
+            .robust_list
+            .map_err(failed("the robust futex list"))?,
     };
     let (sp, flags, size) = answers.altstack;
+    let scheduling = called.scheduling.clone();
     let mut core = ThreadCoreEntry {
         futex_rla: robust,
         futex_rla_len: u32::try_from(robust_len.min(ROBUST_LIST_LEN)).unwrap_or(0),
@@ -295,15 +320,14 @@ fn dump_thread(
         signals_p: Some(signals::queue_to_image(&queue)),
         creds: Some(creds::to_image(status, answers.securebits)),
         comm: Some(status.name.clone()),
-        rseq_entry: dump_rseq(tid),
+        rseq_entry: stop.rseq.and_then(dump_rseq),
         cg_set: Some(ROOT_CG_SET),
         firn_restart: restart(tid, &regs, abi, kernel),
-        ..ThreadCoreEntry::default()
+        ..scheduling.map_err(failed("the scheduling"))?
     };
-    scheduling::dump(tid, &mut core).map_err(failed("the scheduling"))?;
     let extension = core.firn.get_or_insert_default();
     answers.modes.describe(extension);
-    extension.dispatch = dump_dispatch(tid);
+    extension.dispatch = stop.dispatch.and_then(dump_dispatch);
     seccomp.describe(tid, &mut core);
     let mut info = ThreadInfoX86 {
         clear_tid_addr: answers.tid_address,
@@ -315,9 +339,8 @@ fn dump_thread(
     Ok(ThreadState { core, info })
 }
 
-fn dump_dispatch(tid: Pid) -> Option<FirnDispatchEntry> {
-    // EIO before Linux 6.4, where nobody but the task knows.
-    let config = ptrace::syscall_dispatch(tid).ok()?;
+/// Before Linux 6.4 nobody but the task knows.
+fn dump_dispatch(config: DispatchConfig) -> Option<FirnDispatchEntry> {
     (config.mode != 0).then_some(FirnDispatchEntry {
         mode: config.mode,
         selector: config.selector,
@@ -326,12 +349,9 @@ fn dump_dispatch(tid: Pid) -> Option<FirnDispatchEntry> {
     })
 }
 
-fn dump_rseq(tid: Pid) -> Option<RseqEntry> {
-    // EIO on kernels that can't tell; there a restored thread has no rseq, which libc tolerates.
-    let config = ptrace::rseq_config(tid)
-        .ok()
-        .filter(|config| config.address != 0)?;
-    Some(RseqEntry {
+/// On kernels that can't tell, a restored thread has no rseq, which libc tolerates.
+fn dump_rseq(config: RseqConfig) -> Option<RseqEntry> {
+    (config.address != 0).then_some(RseqEntry {
         rseq_abi_pointer: config.address,
         rseq_abi_size: config.len,
         signature: config.signature,

@@ -24,13 +24,12 @@ use std::fs::File;
 use std::io::Read;
 
 use firn_proto::{ThreadInfoX86, UserDescT};
-use firn_sys::ptrace::SegmentDescriptor;
+use firn_sys::ptrace::{GeneralRegs, SegmentDescriptor};
 use firn_sys::{Pid, Result, nr, ptrace};
 
-use crate::arch::{self, Abi};
+use crate::arch::Abi;
 use crate::obstacle::Obstacle;
 use crate::program::{Arena, Program, ProgramId, Rule, Slot};
-use crate::tree::Task;
 
 /// Beginning of an ELF file for 32-bit programs.
 const ELF32: [u8; 5] = *b"\x7fELF\x01";
@@ -61,12 +60,9 @@ pub fn survey(pid: Pid) -> Option<Obstacle> {
     })
 }
 
-/// The obstacle that a stopped thread with segments of its own is.
-pub fn survey_frozen(task: &Task) -> Option<Obstacle> {
-    let uses =
-        |tid: &&Pid| ptrace::general_regs(**tid).is_ok_and(|regs| arch::uses_local_segments(&regs));
-    let tid = task.threads.iter().find(uses)?;
-    Some(local_table(task.pid, format!("thread {tid}")))
+/// The obstacle that a stopped thread with segments of its process's own table is.
+pub fn local_segments(pid: Pid, tid: Pid) -> Obstacle {
+    local_table(pid, format!("thread {tid}"))
 }
 
 fn local_table(pid: Pid, object: String) -> Obstacle {
@@ -78,12 +74,11 @@ fn local_table(pid: Pid, object: String) -> Obstacle {
     }
 }
 
-/// Which kind of program a stopped task runs.
-pub fn abi(threads: &[Pid]) -> Abi {
+/// Which kind of program a stopped task runs, by its threads and their registers.
+pub fn abi(threads: &[(Pid, GeneralRegs)]) -> Abi {
     // The executable costs more to look at than registers, and few tasks need it.
-    let is_there_now =
-        |tid: &Pid| ptrace::general_regs(*tid).is_ok_and(|regs| Abi::of_code(&regs) == Abi::Ia32);
-    let is_ia32 = || executable(threads[0]).is_some_and(|begin| begin.starts_with(&ELF32));
+    let is_there_now = |(_, regs): &(Pid, GeneralRegs)| Abi::of_code(regs) == Abi::Ia32;
+    let is_ia32 = || executable(threads[0].0).is_some_and(|begin| begin.starts_with(&ELF32));
     match threads.iter().any(is_there_now) && is_ia32() {
         true => Abi::Ia32,
         false => Abi::Native,
@@ -204,6 +199,6 @@ mod tests {
     #[test]
     fn this_program_is_no_32_bit_one() {
         assert_eq!(survey(Pid::this()), None);
-        assert_eq!(abi(&[Pid::this()]), Abi::Native);
+        assert_eq!(abi(&[]), Abi::Native);
     }
 }

@@ -23,3 +23,4 @@ pub mod shadow_stack;
 pub mod signals;
 pub mod status;
 pub mod survey;
+pub mod threads;

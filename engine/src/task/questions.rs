@@ -14,7 +14,7 @@ use super::status::StatusError;
 use super::{itimers, signals};
 use crate::crew;
 use crate::files::{self, FlagQuestions, Told};
-use crate::inject::{self, InjectError, Job};
+use crate::inject::{self, InjectError, Job, ThreadStop};
 use crate::memory::AddressRange;
 use crate::memory::policies::{self, Governed, PolicyQuestions};
 use crate::obstacle::Obstacle;
@@ -25,7 +25,7 @@ use crate::tree::{Task, Tree};
 const TASKS_PER_THREAD: usize = 16;
 
 /// What one process answered.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct TaskAnswers {
     /// About the process.
     pub process: ProcessAnswers,
@@ -37,6 +37,8 @@ pub struct TaskAnswers {
     pub obstacle: Option<Obstacle>,
     /// About each thread, in the order of the task's threads.
     pub threads: Vec<ThreadAnswers>,
+    /// How they were found, in the same order.
+    pub stops: Vec<ThreadStop>,
     /// NUMA policies of the threads, in the same order.
     pub mempolicies: Vec<Policy>,
     /// Those of its memory.
@@ -87,11 +89,14 @@ pub fn know_host() {
 /// All threads are in ptrace stops of the calling thread.
 pub fn ask(tree: &Tree, told: &Told) -> Result<Vec<TaskAnswers>, AskError> {
     let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree, told)?;
-    let arenas = inject::run(&jobs)?;
-    let answered = || questions.iter().zip(&arenas);
+    let told = inject::run_and_tell(&jobs)?;
+    let answered = || (questions.iter()).zip(told.iter().map(|task| &task.arena));
     let events = answered().flat_map(|(asked, arena)| asked.children.answers(arena, asked.leader));
     let events: HashMap<Pid, ChildEvent> = events.collect();
-    let answers = (tree.alive().zip(answered())).map(|(task, (asked, arena))| TaskAnswers {
+    let stops = told.iter().map(|task| task.stops.clone());
+    let answers = tree.alive().zip(answered()).zip(stops);
+    let answers = answers.map(|((task, (asked, arena)), stops)| TaskAnswers {
+        stops,
         process: asked.process.answers(arena, asked.leader),
         actions: arena.read(asked.leader, asked.actions),
         timers: TaskTimersEntry {

@@ -8,6 +8,7 @@ use firn_sys::Pid;
 use firn_sys::procfs;
 
 use super::shadow_stack::Features;
+use super::threads::ThreadsDir;
 
 /// Failure to read or understand a task's status.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,8 @@ pub struct Status {
     pub gid: FourIds,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Signals that wait for this very thread; bit n-1 is signal n.
+    pub pending: u64,
     /// Inheritable, permitted, effective, bounding and ambient capabilities.
     pub caps: [u64; 5],
     /// no_new_privs attribute.
@@ -78,6 +81,22 @@ impl Status {
         Status::parse(&text).map_err(|field| StatusError::Field { path, field })
     }
 
+    /// Reads the status of a thread of `pid`, whose directory that is.
+    ///
+    /// # Errors
+    /// As [`Status::read`].
+    pub fn read_in(dir: &ThreadsDir, pid: Pid, tid: Pid) -> Result<Status, StatusError> {
+        let path = || PathBuf::from(format!("/proc/{pid}/task/{tid}/status"));
+        let text = dir.read(tid, "status").map_err(|errno| StatusError::Read {
+            path: path(),
+            source: errno.into(),
+        })?;
+        Status::parse(&text).map_err(|field| StatusError::Field {
+            path: path(),
+            field,
+        })
+    }
+
     fn parse(text: &[u8]) -> Result<Status, &'static str> {
         let mut lines = Lines::of(text);
         // In the order of the file, so that it is walked once.
@@ -96,6 +115,8 @@ impl Status {
             groups: lines.numbers("Groups").ok_or("Groups")?,
             nspid: lines.numbers("NSpid").ok_or("NSpid")?,
             kthread: lines.number::<u32>("Kthread") == Some(1),
+            // Whoever does not know asks for the signals themselves.
+            pending: lines.hex("SigPnd").unwrap_or(u64::MAX),
             caps: [
                 lines.hex("CapInh").ok_or("CapInh")?,
                 lines.hex("CapPrm").ok_or("CapPrm")?,
@@ -281,7 +302,7 @@ mod tests {
 
     const STATUS: &[u8] = b"Name:\ta\\nb\\\\c\nUmask:\t0022\nState:\tS (sleeping)\nTgid:\t7\n\
         TracerPid:\t0\nUid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t7\nGroups:\t10 20 \nNSpid:\t7\t1\n\
-        Kthread:\t0\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
+        Kthread:\t0\nSigPnd:\t0000000000000200\nCapInh:\t0000000000000000\nCapPrm:\t000001fffeffffff\n\
         CapEff:\t0000000000000001\nCapBnd:\t0000000000000002\nCapAmb:\t0000000000000000\n\
         NoNewPrivs:\t1\nSeccomp:\t2\n";
 
@@ -292,7 +313,7 @@ mod tests {
         assert_eq!((status.state, status.umask), (b'S', Some(0o22)));
         assert_eq!((status.uid, status.gid), ([0, 1, 2, 3], [4, 5, 6, 7]));
         assert_eq!(status.groups, [10, 20]);
-        assert_eq!(status.caps[1], 0x1ff_feff_ffff);
+        assert_eq!((status.pending, status.caps[1]), (0x200, 0x1ff_feff_ffff));
         assert!(status.no_new_privs);
         assert_eq!((status.seccomp, status.nspid.as_slice()), (2, &[7, 1][..]));
         assert_eq!(status.shadow_stack, Features::default());

@@ -1,15 +1,15 @@
 //! Per-task state that can't be dumped yet, found before anything is stopped.
 
+use std::fmt::Display;
 use std::fs;
-use std::path::PathBuf;
 
 use firn_sys::Pid;
 use firn_sys::kcmp::{Resource, kcmp};
 use firn_sys::procfs;
 
-use super::ia32;
 use super::posix_timers;
 use super::status::Status;
+use super::threads::ThreadsDir;
 use crate::crew;
 use crate::freeze;
 use crate::obstacle::Obstacle;
@@ -38,15 +38,20 @@ const OF_THREADS: &[&str] = &["net", "ipc", "uts", "cgroup"];
 /// Looks at a task, running or stopped, for state that a dump would lose.
 pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    survey_namespaces(pid, own, &mut found);
+    survey_namespaces(pid, pid, own, &mut found);
     let threads = freeze::threads(pid);
-    let of_thread = |tid: &Pid| {
-        let mut found = Vec::new();
-        survey_some(pid, *tid, own, OF_THREADS, &mut found);
-        found
-    };
     let others = threads.split_first().map_or(&[][..], |(_, others)| others);
-    found.extend(crew::share_out(others, THREADS_PER_THREAD, of_thread).concat());
+    if !others.is_empty()
+        && let Ok(dir) = ThreadsDir::open(pid)
+    {
+        let of_thread = |tid: &Pid| {
+            let mut found = Vec::new();
+            let link = |name: &str| dir.link(*tid, &format!("ns/{name}")).ok();
+            survey_some(pid, *tid, own, OF_THREADS, link, &mut found);
+            found
+        };
+        found.extend(crew::share_out(others, THREADS_PER_THREAD, of_thread).concat());
+    }
     survey_timers(pid, &mut found);
     found
 }
@@ -80,31 +85,39 @@ fn survey_timers(pid: Pid, found: &mut Vec<Obstacle>) {
 
 /// The dumper's own namespaces, looked up once for all tasks.
 #[derive(Debug)]
-pub struct OwnNamespaces([Option<PathBuf>; NAMESPACES.len()]);
+pub struct OwnNamespaces([Option<Vec<u8>>; NAMESPACES.len()]);
 
 impl OwnNamespaces {
     /// Looks them up.
     pub fn read() -> OwnNamespaces {
-        OwnNamespaces(NAMESPACES.map(|name| fs::read_link(format!("/proc/self/ns/{name}")).ok()))
+        OwnNamespaces(NAMESPACES.map(|name| namespace("self", name)))
     }
 }
 
-fn survey_namespaces(pid: Pid, own: &OwnNamespaces, found: &mut Vec<Obstacle>) {
-    survey_some(pid, pid, own, &NAMESPACES, found);
+/// What the link of a namespace in /proc says; None for those that this kernel does not have.
+fn namespace(task: impl Display, name: &str) -> Option<Vec<u8>> {
+    let link = fs::read_link(format!("/proc/{task}/ns/{name}")).ok()?;
+    Some(link.into_os_string().into_encoded_bytes())
 }
 
-/// Compares some namespaces of thread `tid` of process `pid`.
+/// Compares all namespaces of a process, by the thread that speaks for it.
+fn survey_namespaces(pid: Pid, speaker: Pid, own: &OwnNamespaces, found: &mut Vec<Obstacle>) {
+    let link = |name: &str| namespace(speaker, name);
+    survey_some(pid, speaker, own, &NAMESPACES, link, found);
+}
+
+/// Compares some namespaces of thread `tid` of process `pid`, by what their links say.
 fn survey_some(
     pid: Pid,
     tid: Pid,
     own: &OwnNamespaces,
     wanted: &[&str],
+    link: impl Fn(&str) -> Option<Vec<u8>>,
     found: &mut Vec<Obstacle>,
 ) {
     let all = NAMESPACES.iter().zip(&own.0);
     for (name, own) in all.filter(|(name, _)| wanted.contains(name)) {
-        let theirs = fs::read_link(format!("/proc/{tid}/ns/{name}"));
-        if let (Ok(theirs), Some(own)) = (theirs, own)
+        if let (Some(theirs), Some(own)) = (link(name), own)
             && theirs != *own
         {
             let whose = match tid == pid {
@@ -113,7 +126,10 @@ fn survey_some(
             };
             found.push(Obstacle {
                 pid,
-                object: format!("{name} namespace {}{whose}", theirs.display()),
+                object: format!(
+                    "{name} namespace {}{whose}",
+                    String::from_utf8_lossy(&theirs)
+                ),
                 reason: "namespaces of its own are not supported yet".to_owned(),
                 hint: Some(format!(
                     "run firn inside that namespace: nsenter -t {tid} --{} firn ...",
@@ -160,8 +176,7 @@ pub fn survey_frozen(tree: &Tree, own: &OwnNamespaces) -> Vec<Obstacle> {
         if let Some(parent) = parent {
             survey_sharing(task, parent, &mut found);
         }
-        found.extend(ia32::survey_frozen(task));
-        survey_some(task.pid, task.speaker(), own, &NAMESPACES, &mut found);
+        survey_namespaces(task.pid, task.speaker(), own, &mut found);
         found
     };
     crew::share_out(&tasks, TASKS_PER_THREAD, of_task).concat()
