@@ -18,10 +18,10 @@ mod increment;
 mod inventory;
 mod memory_images;
 mod options;
+mod reader;
 pub(crate) mod report;
 
 use std::os::fd::AsFd;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use firn_images::{ImageKind, ImageSetWriter};
@@ -36,7 +36,7 @@ use crate::crew;
 use crate::files::{self, Depth, FileTable, LockWatch, ProcLink, Told};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::kernel::LazyKernel;
-use crate::memory::{self, AddressSpace, MemoryDumpError, PageStats, SharedDump, policies};
+use crate::memory::{self, PageStats, SharedDump, policies};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -53,6 +53,7 @@ use crate::tree::{Task, TaskState, Tree};
 
 use increment::{Increment, Trackable};
 use memory_images::describe_spaces;
+use reader::Reader;
 
 pub use error::DumpError;
 pub use options::{Dump, DumpOptions, Leave};
@@ -158,8 +159,12 @@ impl Operation<'_> {
         }
         let files = files.with_lock_watch(self.lock_watch.take());
         self.reporter.phase(Phase::Freeze);
-        let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
-        let captured = self.capture(&frozen, shared, files, &increment, &images)?;
+        let (frozen, captured) = std::thread::scope(|scope| {
+            let reader = Reader::start(scope, &increment);
+            let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
+            let captured = self.capture(&frozen, shared, files, &increment, &images, reader)?;
+            Ok::<_, DumpError>((frozen, captured))
+        })?;
         self.script(ScriptAction::PostDump)?;
         self.check_cancel()?;
         warnings.extend_from_slice(captured.files.warnings());
@@ -231,46 +236,33 @@ impl Operation<'_> {
         mut files: FileTable,
         increment: &Increment,
         images: &ImageSetWriter,
+        reader: Reader<'_>,
     ) -> Result<Captured, DumpError> {
         let tree = frozen.tree();
+        reader.begin(frozen.shared_tree());
         let mut told = std::mem::take(&mut self.told);
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
-        // What /proc tells, which is about half of all, is read beside what the tracer has to do.
-        let (answers, spaces) = std::thread::scope(|scope| {
-            let (tell, outside) = mpsc::sync_channel(1);
-            let (asked, have_answered) = mpsc::channel();
-            let reader = scope.spawn(move || {
-                // If nobody is there to hear it, the dump has failed, and nobody waits for the rest.
-                tell.send(Outside::read_all(tree)).ok()?;
-                // Before, the maps would show the arena in which the tasks run the programs.
-                have_answered.recv().ok()?;
-                Some(read_address_spaces(tree, increment))
-            });
-            let mut answers = questions::ask(tree, &told)?;
-            let _ = asked.send(());
-            self.reporter.phase(Phase::Files);
-            for (task, answers) in tree.alive().zip(&mut answers) {
-                if let Some(close_on_exec) = answers.close_on_exec.take() {
-                    files.recall(task.speaker(), &mut told, close_on_exec);
-                }
+        let mut answers = questions::ask(tree, &told)?;
+        reader.go_on();
+        self.reporter.phase(Phase::Files);
+        for (task, answers) in tree.alive().zip(&mut answers) {
+            if let Some(close_on_exec) = answers.close_on_exec.take() {
+                files.recall(task.speaker(), &mut told, close_on_exec);
             }
-            files.add_tasks(tree, &mut shared)?;
-            let outside = outside.recv().expect("the reader does not panic");
-            let mut outside = outside.map_err(CoreDumpError::from)?;
-            for ((task, answers), outside) in tree.alive().zip(&answers).zip(&mut outside) {
-                if answers.limit_was_raised {
-                    outside.read_limits(task).map_err(CoreDumpError::from)?;
-                }
+        }
+        files.add_tasks(tree, &mut shared)?;
+        let mut outside = reader.outside().map_err(CoreDumpError::from)?;
+        for ((task, answers), outside) in tree.alive().zip(&answers).zip(&mut outside) {
+            if answers.limit_was_raised {
+                outside.read_limits(task).map_err(CoreDumpError::from)?;
             }
-            self.check_cancel()?;
-            self.reporter.phase(Phase::Describe);
-            self.describe(tree, &answers, &outside, &mut files, images)?;
-            let spaces = reader.join().expect("the reader does not panic");
-            let spaces = spaces.expect("the programs have ended");
-            Ok::<_, DumpError>((answers, spaces?))
-        })?;
+        }
+        self.check_cancel()?;
+        self.reporter.phase(Phase::Describe);
+        self.describe(tree, &answers, &outside, &mut files, images)?;
+        let spaces = reader.spaces()?;
         // These run programs, too, which the maps above must not show.
         files.ask_for_rings(tree)?;
         memory::settle_aio(tree, &spaces)?;
@@ -459,17 +451,6 @@ fn survey_tasks(pids: &[Pid], own: &OwnNamespaces) -> Vec<Obstacle> {
         found.into_iter().map(of_process).collect()
     };
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
-}
-
-fn read_address_spaces(
-    tree: &Tree,
-    increment: &Increment,
-) -> Result<Vec<AddressSpace>, MemoryDumpError> {
-    let tasks: Vec<&Task> = tree.alive().collect();
-    let spaces = crew::share_out(&tasks, TASKS_PER_THREAD, |task| {
-        AddressSpace::read(task.pid, task.speaker(), increment.is_tracked(task.pid))
-    });
-    spaces.into_iter().collect()
 }
 
 fn dump_fs(task: &Task, outside: &Outside, files: &mut FileTable) -> Result<FsEntry, DumpError> {

@@ -17,6 +17,8 @@ use firn_sys::file::Stat;
 const MAX_BYTES: usize = 256;
 /// The largest note segment and program header table that are read.
 const MAX_TABLE: u64 = 1 << 20;
+/// What is read of a file at once.
+const HEAD_LEN: usize = 4096;
 const PT_NOTE: u64 = 4;
 const NT_GNU_BUILD_ID: u64 = 3;
 
@@ -76,18 +78,18 @@ const ELF64: Layout = Layout {
 };
 
 fn find(file: &File) -> Option<Vec<u8>> {
-    let mut header = [0; 64];
-    file.read_exact_at(&mut header, 0).ok()?;
+    let head = Head::read(file)?;
+    let header = head.bytes.get(..64)?;
     // Little-endian only: the notes of a foreign byte order identify nothing that runs here.
     let layout = match &header[..6] {
         b"\x7fELF\x01\x01" => &ELF32,
         b"\x7fELF\x02\x01" => &ELF64,
         _ => return None,
     };
-    let entry_size = number(&header, layout.entry_size_at, 2)?;
-    let nr_entries = number(&header, layout.entry_size_at + 2, 2)?;
-    let table_at = number(&header, layout.table_at, layout.word)?;
-    let table = read_range(file, table_at, entry_size * nr_entries)?;
+    let entry_size = number(header, layout.entry_size_at, 2)?;
+    let nr_entries = number(header, layout.entry_size_at + 2, 2)?;
+    let table_at = number(header, layout.table_at, layout.word)?;
+    let table = head.range(table_at, entry_size * nr_entries)?;
     let entry_size = usize::try_from(entry_size)
         .ok()
         .filter(|size| *size >= 32)?;
@@ -97,15 +99,34 @@ fn find(file: &File) -> Option<Vec<u8>> {
         }
         let offset = number(segment, layout.segment_offset, layout.word)?;
         let size = number(segment, layout.segment_size, layout.word)?;
-        build_id_note(&read_range(file, offset, size)?)
+        build_id_note(&head.range(offset, size)?)
     })
 }
 
-fn read_range(file: &File, offset: u64, len: u64) -> Option<Vec<u8>> {
-    let len = usize::try_from(len.min(MAX_TABLE)).ok()?;
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, offset).ok()?;
-    Some(bytes)
+/// The beginning of a file, which has all that is wanted of most.
+struct Head<'a> {
+    file: &'a File,
+    bytes: Vec<u8>,
+}
+
+impl Head<'_> {
+    fn read(file: &File) -> Option<Head<'_>> {
+        let mut bytes = vec![0; HEAD_LEN];
+        let got = file.read_at(&mut bytes, 0).ok()?;
+        bytes.truncate(got);
+        Some(Head { file, bytes })
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let len = usize::try_from(len.min(MAX_TABLE)).ok()?;
+        let start = usize::try_from(offset).ok()?;
+        if let Some(bytes) = self.bytes.get(start..start.checked_add(len)?) {
+            return Some(bytes.to_vec());
+        }
+        let mut bytes = vec![0; len];
+        self.file.read_exact_at(&mut bytes, offset).ok()?;
+        Some(bytes)
+    }
 }
 
 fn build_id_note(mut notes: &[u8]) -> Option<Vec<u8>> {

@@ -17,6 +17,7 @@ mod stop;
 mod walk;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use firn_sys::{Errno, Pid, task as sys_task};
@@ -122,7 +123,7 @@ pub enum Fate {
 /// A tree whose threads are all in ptrace stops of the calling thread.
 #[derive(Debug)]
 pub struct FrozenTree {
-    tree: Tree,
+    tree: Arc<Tree>,
     seized: Vec<Pid>,
     since: Instant,
     freezing: Duration,
@@ -151,7 +152,7 @@ impl FrozenTree {
             let group = cgroup::find(root, options)?;
             let begun = Instant::now();
             let mut frozen = FrozenTree {
-                tree: Tree { tasks: Vec::new() },
+                tree: Arc::new(Tree { tasks: Vec::new() }),
                 seized: Vec::new(),
                 since: begun,
                 freezing: Duration::ZERO,
@@ -183,6 +184,11 @@ impl FrozenTree {
     /// The tasks.
     pub fn tree(&self) -> &Tree {
         &self.tree
+    }
+
+    /// The tasks, for a thread that has been there before them.
+    pub fn shared_tree(&self) -> Arc<Tree> {
+        Arc::clone(&self.tree)
     }
 
     /// Whether seccomp filters don't see what is done in the tasks.
@@ -258,7 +264,7 @@ mod libc_signal {
 
 impl FrozenTree {
     fn add(&mut self, task: Task) {
-        self.tree.tasks.push(task);
+        Arc::make_mut(&mut self.tree).tasks.push(task);
     }
 
     /// Sorts the tasks so that every parent stands before its children, depth first.
@@ -266,7 +272,8 @@ impl FrozenTree {
         let mut children: std::collections::HashMap<Pid, Vec<Task>> =
             std::collections::HashMap::new();
         let mut stack = Vec::new();
-        for task in std::mem::take(&mut self.tree.tasks) {
+        let tree = Arc::make_mut(&mut self.tree);
+        for task in std::mem::take(&mut tree.tasks) {
             if task.pid == root {
                 stack.push(task);
             } else {
@@ -277,7 +284,7 @@ impl FrozenTree {
             let mut below = children.remove(&task.pid).unwrap_or_default();
             below.sort_by_key(|child| std::cmp::Reverse(child.pid));
             stack.extend(below);
-            self.tree.tasks.push(task);
+            tree.tasks.push(task);
         }
     }
 }

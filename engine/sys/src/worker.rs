@@ -57,6 +57,7 @@ pub fn split() -> Result<Side> {
         }
         Ok(ForkResult::Child) => {
             end_with_parent()?;
+            hear_of_ends_only()?;
             session::start()?;
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
             if getppid() != front {
@@ -105,6 +106,15 @@ fn end_with_parent() -> Result<()> {
     // SAFETY: takes numbers only.
     let result = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) };
     Errno::check(i64::from(result)).map(drop)
+}
+
+/// Keeps the kernel from sending a signal for every stop of a traced task, which would wake a thread of the worker
+/// each time while others wait for that very stop.
+fn hear_of_ends_only() -> Result<()> {
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::SA_NOCLDSTOP, SigSet::empty());
+    // SAFETY: no handler is installed.
+    unsafe { sigaction(Signal::SIGCHLD, &action) }?;
+    Ok(())
 }
 
 impl Worker {
