@@ -413,6 +413,36 @@ fn lost_acknowledgements_hold_nobody_up() {
     });
 }
 
+/// The same with the end of the stream, which the peer has got, too.
+#[test]
+fn lost_acknowledgements_of_an_end_hold_nobody_up() {
+    const BYTES: usize = 14_000;
+    let name = "lost_acknowledgements_of_an_end_hold_nobody_up";
+    isolated(name, &["ip", "nsenter", "iptables-legacy"], |sandbox| {
+        let network = Network::enter(sandbox);
+        for (nr, segments) in ["2", "10"].into_iter().enumerate() {
+            set_first_flight(sandbox, "20");
+            let bytes = BYTES.to_string();
+            let (task, port) = start(sandbox, &format!("server-{nr}"), &["part", &bytes]);
+            let mut stream = connect(&network, HERE[0], port);
+            drop_acknowledgements(sandbox, "-A");
+            stream.write_all(&[0; 100]).expect("it stands");
+            let mut text = Vec::new();
+            stream.read_to_end(&mut text).expect("it stands");
+            assert_eq!(text, sequence(0, BYTES));
+            let images = sandbox.make_dir(&format!("images-{nr}"));
+            task.dump(&images, KEEP).expect_success("dump");
+            drop_acknowledgements(sandbox, "-D");
+            set_first_flight(sandbox, segments);
+            task.try_restore_with(&images, KEEP)
+                .expect_success("restore");
+            stream.write_all(b"parted").expect("it stands");
+            drop(stream);
+            assert_eq!(task.wait(30).exit_status(), Some(0), "the server");
+        }
+    });
+}
+
 /// The peer's window is full to the last byte, by segments smaller than those that carry the same bytes again: of
 /// these the last one would not fit any more.
 #[test]

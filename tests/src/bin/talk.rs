@@ -7,6 +7,8 @@
 //!
 //! `talk trickle BYTES`: the same, in segments of 100 bytes, when 100 bytes have come; ends after its peer.
 //!
+//! `talk part BYTES`: writes so many when 100 bytes have come, closes its direction, and expects `parted` in the other.
+//!
 //! `talk hold`: listens and accepts nothing until there is a file `go`.
 //!
 //! `talk ask PATH`: asks a unix socket again and again until that ends, and counts the answers in the file
@@ -15,7 +17,7 @@
 //! `talk log PATH`: sends datagrams to a unix socket for ever.
 
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::thread;
@@ -43,9 +45,10 @@ fn listen(arguments: &[&str]) -> Outcome {
         ["echo", number] => echo(&listener, number.parse()?),
         ["pour", bytes] => pour(listener.accept()?.0, bytes.parse()?),
         ["trickle", bytes] => trickle(listener.accept()?.0, bytes.parse()?),
+        ["part", bytes] => part(listener.accept()?.0, bytes.parse()?),
         ["hold"] => hold(&listener),
         _ => Err(
-            "usage: talk echo NUMBER | pour BYTES | trickle BYTES | hold | ask PATH | log PATH"
+            "usage: talk echo NUMBER | pour BYTES | trickle BYTES | part BYTES | hold | ask PATH | log PATH"
                 .into(),
         ),
     }
@@ -88,6 +91,18 @@ fn trickle(mut stream: TcpStream, bytes: u64) -> Outcome {
     // Until the peer has had enough.
     stream.read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+fn part(mut stream: TcpStream, bytes: usize) -> Outcome {
+    stream.read_exact(&mut [0; 100])?;
+    stream.write_all(&sequence(0, bytes))?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    match said.as_str() {
+        "parted" => Ok(()),
+        _ => Err(format!("the peer has said {said:?}").into()),
+    }
 }
 
 fn hold(listener: &TcpListener) -> Outcome {
