@@ -224,6 +224,9 @@ fn kill_restores(sandbox: &Sandbox, name: &str, task: &Task<'_>, goes_on: &dyn F
             let directory = images.to_str().expect("our own names are text");
             // The lock stays if it was not lifted yet.
             let _ = sandbox.firn(["unlock", "-D", directory]);
+            // Connections that nobody has pushed may wait for ever, but not for another restore.
+            let again = sandbox.make_dir(&format!("images-{name}-{step}-again"));
+            move_once(task, &again, &[]);
         } else {
             assert_eq!(
                 status.code(),
