@@ -38,7 +38,9 @@ def count(index):
         time.sleep(0.001)
 
 
-signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+# Not the event itself: its lock may be held by the very code that the handler interrupts.
+stopping = []
+signal.signal(signal.SIGTERM, lambda number, frame: stopping.append(number))
 child = subprocess.Popen(
     ["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
 )
@@ -53,13 +55,15 @@ pid = os.getpid()
 time.sleep(0.02)
 open(directory + "/ready", "w").close()
 rounds = 0
-while not stop.wait(0.005):
+while not stopping:
+    stop.wait(0.005)
     rounds += 1
     message = b"round %d\n" % rounds
     child.stdin.write(message)
     child.stdin.flush()
     answer = child.stdout.readline()
     check(answer == message, "the child answered %r to %r" % (answer, message))
+stop.set()
 for thread in threads:
     thread.join(20)
     check(not thread.is_alive(), "a thread does not end")
