@@ -67,6 +67,18 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// Checks that a range of bytes lies within a disk of that size.
+    pub(crate) fn check_range(offset: u64, len: u64, size: u64) -> Result<(), DiskError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            end => Err(DiskError::OutOfRange {
+                offset,
+                end: end.unwrap_or(u64::MAX),
+                size,
+            }),
+        }
+    }
+
     /// Wraps an answer of the host.
     pub fn io(object: &str, action: &'static str, offset: u64, source: io::Error) -> Self {
         DiskError::Io {

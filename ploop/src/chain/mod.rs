@@ -84,15 +84,7 @@ impl ChainDisk {
     }
 
     fn within(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let size = self.size_bytes();
-        match offset.checked_add(len) {
-            Some(end) if end <= size => Ok(()),
-            end => Err(DiskError::OutOfRange {
-                offset,
-                end: end.unwrap_or(u64::MAX),
-                size,
-            }),
-        }
+        DiskError::check_range(offset, len, self.size_bytes())
     }
 
     /// Says that a range is about to change, to whoever keeps books of it.

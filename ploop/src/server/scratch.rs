@@ -223,15 +223,7 @@ impl Scratch {
     }
 
     fn within(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let size = self.size_bytes();
-        match offset.checked_add(len) {
-            Some(end) if end <= size => Ok(()),
-            end => Err(DiskError::OutOfRange {
-                offset,
-                end: end.unwrap_or(u64::MAX),
-                size,
-            }),
-        }
+        DiskError::check_range(offset, len, self.size_bytes())
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use firn_tests::{HERE, Network, Sandbox, isolated, sequence};
+use firn_tests::{HERE, Network, Sandbox, Task, isolated, sequence};
 
 use super::{KEEP, connect, longest_silence, start};
 
@@ -23,6 +23,16 @@ fn set_first_flight(sandbox: &Sandbox, segments: &str) {
     let mut command = Command::new("ip");
     let command = command.args(["route", "replace"]).args(route);
     sandbox.run(command).expect_success("ip");
+}
+
+/// Moves the task to where acknowledgements come again, and connections begin with so many segments.
+fn move_task(sandbox: &Sandbox, task: &Task<'_>, images: &str, segments: &str) {
+    let images = sandbox.make_dir(images);
+    task.dump(&images, KEEP).expect_success("dump");
+    drop_acknowledgements(sandbox, "-D");
+    set_first_flight(sandbox, segments);
+    task.try_restore_with(&images, KEEP)
+        .expect_success("restore");
 }
 
 /// What the peer has got, without its acknowledgement having come, is more than the connection sends at once after
@@ -44,12 +54,7 @@ fn lost_acknowledgements_hold_nobody_up() {
             stream.write_all(&sent).expect("it stands");
             stream.read_exact(&mut text).expect("it stands");
             assert_eq!(text, sent);
-            let images = sandbox.make_dir(&format!("images-{nr}"));
-            task.dump(&images, KEEP).expect_success("dump");
-            drop_acknowledgements(sandbox, "-D");
-            set_first_flight(sandbox, segments);
-            task.try_restore_with(&images, KEEP)
-                .expect_success("restore");
+            move_task(sandbox, &task, &format!("images-{nr}"), segments);
             stream.write_all(b"end").expect("it stands");
             stream
                 .read_exact(&mut text[..3])
@@ -78,12 +83,7 @@ fn lost_acknowledgements_of_an_end_hold_nobody_up() {
             let mut text = Vec::new();
             stream.read_to_end(&mut text).expect("it stands");
             assert_eq!(text, sequence(0, BYTES));
-            let images = sandbox.make_dir(&format!("images-{nr}"));
-            task.dump(&images, KEEP).expect_success("dump");
-            drop_acknowledgements(sandbox, "-D");
-            set_first_flight(sandbox, segments);
-            task.try_restore_with(&images, KEEP)
-                .expect_success("restore");
+            move_task(sandbox, &task, &format!("images-{nr}"), segments);
             stream.write_all(b"parted").expect("it stands");
             drop(stream);
             assert_eq!(task.wait(30).exit_status(), Some(0), "the server");
@@ -112,11 +112,7 @@ fn full_windows_hold_nobody_up() {
                 std::mem::replace(&mut seen, stream.peek(&mut vec![0; 200_000]).unwrap_or(0));
             before > 0 && before == seen
         });
-        let images = sandbox.make_dir("images");
-        task.dump(&images, KEEP).expect_success("dump");
-        drop_acknowledgements(sandbox, "-D");
-        task.try_restore_with(&images, KEEP)
-            .expect_success("restore");
+        move_task(sandbox, &task, "images", "1000");
         longest_silence(&mut stream, BYTES);
         drop(stream);
         assert_eq!(task.wait(60).exit_status(), Some(0));
