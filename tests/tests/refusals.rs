@@ -456,3 +456,60 @@ fn restore_by_somebody_who_can_not_pass_on_a_capability() {
         },
     );
 }
+
+#[test]
+fn restore_by_somebody_who_can_not_raise_a_hard_limit() {
+    isolated(
+        "restore_by_somebody_who_can_not_raise_a_hard_limit",
+        &["setpriv", "prlimit"],
+        |sandbox| {
+            let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+            let (task, images) = dumped_sleeper(sandbox, &user);
+            let restore = |options: &[&str]| {
+                let mut command = Command::new("prlimit");
+                command.args(["--rss=4096:4096", "setpriv"]);
+                command.args(["--bounding-set=-sys_resource", "--inh-caps=-all"]);
+                command.arg(firn_path()).args(["restore", "-d", "-D"]);
+                sandbox.forget(task.pid());
+                sandbox.run(command.arg(&images).args(options))
+            };
+            let lost = "RLIMIT_RSS stays at 4096";
+            restore(&["--strict"]).expect_refusal(&[lost, "CAP_SYS_RESOURCE"]);
+            sandbox.assert_nothing_left();
+            let said = restore(&[]).expect_success("restore").stderr;
+            assert_eq!(said.matches(lost).count(), 1, "{said}");
+            task.kill();
+        },
+    );
+}
+
+/// Puts itself under a filter that lets everything through, and runs a program.
+const UNDER_A_FILTER: &str = r#"
+    my $allow = pack("SCCL", 6, 0, 0, 0x7fff0000);
+    syscall(157, 38, 1, 0, 0, 0) == 0 or die "no_new_privs: $!";
+    syscall(317, 1, 0, pack("Sx6P", 1, $allow)) == 0 or die "seccomp: $!";
+    exec @ARGV;
+"#;
+
+#[test]
+fn restore_by_somebody_under_seccomp_filters() {
+    isolated(
+        "restore_by_somebody_under_seccomp_filters",
+        &["setpriv", "perl"],
+        |sandbox| {
+            let (task, images) = dumped_sleeper(sandbox, &["--no-new-privs"]);
+            let restore = |options: &[&str]| {
+                let mut command = Command::new("perl");
+                command.args(["-e", UNDER_A_FILTER]).arg(firn_path());
+                command.args(["restore", "-d", "-D"]).arg(&images);
+                sandbox.forget(task.pid());
+                sandbox.run(command.args(options))
+            };
+            restore(&["--strict"]).expect_refusal(&["seccomp filters of the process"]);
+            sandbox.assert_nothing_left();
+            let said = restore(&[]).expect_success("restore").stderr;
+            assert!(said.contains("seccomp filters of the process"), "{said}");
+            task.kill();
+        },
+    );
+}

@@ -105,6 +105,17 @@ pub(super) struct Checkpoint {
     pub lsmtype: Option<i32>,
 }
 
+impl Checkpoint {
+    /// All tasks that are not zombies.
+    pub fn living(&self) -> impl Iterator<Item = (Pid, &LivingTask)> {
+        let tasks = self.tree.tasks.iter().zip(&self.tasks);
+        tasks.filter_map(|(task, loaded)| match loaded {
+            LoadedTask::Living(living) => Some((task.pid, &**living)),
+            LoadedTask::Dead(_) => None,
+        })
+    }
+}
+
 /// Reads all images of tasks.
 pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
     if !images.is_complete() {

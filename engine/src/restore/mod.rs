@@ -24,6 +24,7 @@ mod hole;
 mod leader;
 mod load;
 mod options;
+mod outside_values;
 mod pids;
 mod programs;
 mod relatives;
@@ -50,15 +51,14 @@ use crate::memory::{AddressRange, MemoryFacts, MemoryPlan, SharedRestore, TaskMe
 use crate::program::Arena;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
-use crate::task::attributes;
 use crate::task::lsm::LabelPlan;
 use crate::task::modes::{self, ThreadModes};
 use crate::task::posix_timers::TimerIds;
-use crate::task::relations::{Family, Role};
+use crate::task::relations::Family;
 use crate::task::scheduling::OwnScheduling;
 use crate::task::seccomp::SeccompPlan;
 use crate::task::status::Status;
-use crate::task::{creds, limits, scheduling, semaphores};
+use crate::task::{attributes, creds, limits, scheduling, seccomp, semaphores};
 use crate::tree::Task;
 use load::{Checkpoint, LoadedTask};
 use programs::{Ingredients, Programs};
@@ -217,19 +217,24 @@ impl Operation<'_> {
         let family = Family::plan(&checkpoint.tree, self.options.shell_job)?;
         let family = pids::with_midwife_pids(family, &checkpoint);
         let mut files = FileStore::load(images)?;
-        let executables: Vec<u32> = living(&checkpoint)
+        let executables: Vec<u32> = checkpoint
+            .living()
             .map(|(_, task)| task.memory().exe_file_id())
             .collect();
-        for (pid, task) in living(&checkpoint) {
+        for (pid, task) in checkpoint.living() {
             files.assign_table(pid, task.ids.files_id);
         }
         let tids = checkpoint.tree.tasks.iter().flat_map(Task::tids);
         let helpers = family.births.iter().filter_map(|birth| birth.pid);
         files.expect_pids(tids.chain(helpers).collect());
-        semaphores::check(living(&checkpoint).map(|(pid, task)| (pid, task.semaphores())))?;
+        semaphores::check(
+            checkpoint
+                .living()
+                .map(|(pid, task)| (pid, task.semaphores())),
+        )?;
         let mut warnings = files.check(&self.options.file_options(), &executables)?;
 
-        let memory_images = living(&checkpoint).map(|(_, task)| task.memory());
+        let memory_images = checkpoint.living().map(|(_, task)| task.memory());
         let mut shared = SharedRestore::load(images, memory_images)?;
         shared.open_all(images, &run::page_fill(written, self.cancel))?;
         files.open_all(&self.options.file_options(), &shared)?;
@@ -237,7 +242,8 @@ impl Operation<'_> {
         self.accept(&lost)?;
         warnings.extend(lost);
 
-        let mut used: Vec<AddressRange> = living(&checkpoint)
+        let mut used: Vec<AddressRange> = checkpoint
+            .living()
             .flat_map(|(_, task)| task.memory().used_ranges())
             .collect();
         used.extend(hole::own_ranges());
@@ -254,7 +260,7 @@ impl Operation<'_> {
         };
         let memory = plan_memory(&mut checkpoint, &family, hole, &facts)?;
         let own = inherited()?;
-        let seccomp = plan_seccomp(images, &checkpoint)?;
+        let filters = plan_seccomp(images, &checkpoint)?;
         let timer_ids = if firn_sys::task::can_choose_timer_ids() {
             TimerIds::Wanted
         } else {
@@ -272,17 +278,20 @@ impl Operation<'_> {
             own: &own,
             own_limits: &limits::read(Pid::this())?,
             may_raise_limits: creds::permits(&own.creds, CAP_SYS_RESOURCE),
-            seccomp: &seccomp,
+            seccomp: &filters,
             timer_ids,
             labels: &LabelPlan::new(checkpoint.lsmtype, &self.options.labels)?,
             nodes: &facts.nodes,
             is_own_root: &is_own_root,
         };
         let mut programs = programs::build(&ingredients, &mut files)?;
-        for (pid, task) in living(&checkpoint) {
+        for (pid, task) in checkpoint.living() {
             let lost = |core| scheduling::affinity_warning(thread::part(core), &own.sched);
             for what in task.cores.iter().filter_map(lost) {
                 programs.losses.add(pid, what);
+            }
+            if own.is_filtered {
+                programs.losses.add(pid, seccomp::INHERITED);
             }
             for creds in task.credentials() {
                 if let Some(capabilities) = creds::missing(creds, &own.creds) {
@@ -310,7 +319,7 @@ impl Operation<'_> {
             }
         }
         self.accept_losses(&programs.losses)?;
-        let guarded = seccomp.iter().map(Option::is_some).collect();
+        let guarded = filters.iter().map(Option::is_some).collect();
         let prepared = Prepared {
             checkpoint,
             family,
@@ -326,19 +335,7 @@ impl Operation<'_> {
 
     /// Sets what is a file in /proc; returns what could not be set.
     fn outside_values(&self, prepared: &Prepared) -> Result<Vec<String>, RestoreError> {
-        let mut losses = Losses::default();
-        let own = attributes::oom_score_adj(Pid::this());
-        for (pid, task) in living(&prepared.checkpoint) {
-            let wanted = task.process().oom_score_adj;
-            if let Some(value) = wanted.filter(|_| wanted != own)
-                && let Err(error) = attributes::set_oom_score_adj(pid, value)
-            {
-                losses.add(
-                    pid,
-                    format!("oom_score_adj stays as it is here, {value} can't be set: {error}"),
-                );
-            }
-        }
+        let losses = outside_values::set(&prepared.checkpoint);
         self.accept_losses(&losses)?;
         let planned = prepared.programs.losses.sentences();
         Ok([planned, losses.sentences(), prepared.warnings.clone()].concat())
@@ -428,18 +425,6 @@ fn has_ia32(checkpoint: &Checkpoint) -> Result<bool, RestoreError> {
     Ok(true)
 }
 
-fn living(checkpoint: &Checkpoint) -> impl Iterator<Item = (Pid, &load::LivingTask)> {
-    checkpoint
-        .tree
-        .tasks
-        .iter()
-        .zip(&checkpoint.tasks)
-        .filter_map(|(task, loaded)| match loaded {
-            LoadedTask::Living(living) => Some((task.pid, &**living)),
-            LoadedTask::Dead(_) => None,
-        })
-}
-
 fn plan_memory(
     checkpoint: &mut Checkpoint,
     family: &Family,
@@ -449,11 +434,7 @@ fn plan_memory(
     let mut tasks = Vec::new();
     let mut position = HashMap::new();
     for nth in 0..checkpoint.tasks.len() {
-        let maker = family.births[family.of_task(nth)].maker;
-        let maker = maker.and_then(|maker| match family.births[maker].role {
-            Role::Task(maker) => position.get(&maker).copied(),
-            Role::Leader | Role::Midwife => None,
-        });
+        let maker = (family.makers(nth)).find_map(|maker| position.get(&maker).copied());
         if let LoadedTask::Living(task) = &mut checkpoint.tasks[nth] {
             position.insert(nth, tasks.len());
             tasks.push(TaskMemory {
@@ -485,6 +466,7 @@ fn inherited() -> Result<Inherited, RestoreError> {
         creds,
         sched,
         modes: ThreadModes::own(),
+        is_filtered: status.seccomp != 0,
         personality,
         ignored_signals: firn_sys::signal::ignored(),
         shadow_stack: status.shadow_stack,

@@ -27,6 +27,8 @@ pub(super) struct Inherited {
     pub creds: CredsEntry,
     pub sched: OwnScheduling,
     pub modes: ThreadModes,
+    /// Whether seccomp looks at its calls.
+    pub is_filtered: bool,
     /// As images store it.
     pub personality: u32,
     /// Bit 0 is signal 1.

@@ -465,6 +465,7 @@ fn extension(answers: &TaskAnswers, outside: &Outside) -> FirnTaskEntry {
         exit_signal: Some(outside.exit_signal.cast_unsigned()),
         cmdline: outside.cmdline.clone(),
         exe: outside.exe.clone(),
+        autogroup_nice: outside.autogroup_nice,
         lock_future: Some(answers.process.lock_future).filter(|flags| *flags != 0),
         ..FirnTaskEntry::default()
     };

@@ -1,6 +1,7 @@
 //! Per-task state: one module per kind, dump and restore side by side.
 
 pub mod attributes;
+pub(crate) mod autogroup;
 pub mod child_events;
 mod connects;
 pub mod core_image;

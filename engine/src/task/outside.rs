@@ -6,7 +6,7 @@ use firn_sys::{Pid, procfs, task as sys_task};
 use super::lsm::{Labels, Module};
 use super::status::{Stat, Status, StatusError};
 use super::threads::ThreadsDir;
-use super::{attributes, limits, scheduling};
+use super::{attributes, autogroup, limits, scheduling};
 use crate::crew;
 use crate::tree::{Task, Tree};
 use firn_proto::{TaskRlimitsEntry, ThreadCoreEntry};
@@ -50,6 +50,8 @@ pub struct Outside {
     pub loginuid: u32,
     /// oom_score_adj.
     pub oom_score_adj: Option<i32>,
+    /// Nice value of its session's autogroup, where it tells of that and it is not 0.
+    pub autogroup_nice: Option<i32>,
     /// Signal to the parent at exit.
     pub exit_signal: i32,
     /// Arguments.
@@ -80,6 +82,7 @@ impl Outside {
             personality: attributes::personality(speaker).unwrap_or(0),
             loginuid: attributes::loginuid(speaker),
             oom_score_adj: attributes::oom_score_adj(speaker),
+            autogroup_nice: None,
             exit_signal: Stat::read(pid)?.exit_signal,
             cmdline: cmdline(speaker),
             exe: exe.map(|path| path.into_os_string().into_encoded_bytes()),
@@ -102,7 +105,14 @@ impl Outside {
     pub fn read_all(tree: &Tree) -> Result<Vec<Outside>, StatusError> {
         let tasks: Vec<&Task> = tree.alive().collect();
         let module = Module::of_host();
-        let read = |task: &&Task| Outside::read(task, module);
+        let of_sessions = autogroup::speakers(tree);
+        let read = |task: &&Task| {
+            let tells = of_sessions.contains(&task.pid);
+            Ok(Outside {
+                autogroup_nice: tells.then(|| autogroup::nice(task.pid)).flatten(),
+                ..Outside::read(task, module)?
+            })
+        };
         let read = crew::share_out(&tasks, TASKS_PER_THREAD, read);
         read.into_iter().collect()
     }

@@ -134,6 +134,17 @@ impl Family {
     pub fn of_task(&self, nth: usize) -> BirthId {
         self.of_task[nth]
     }
+
+    /// The tasks that made the one with that index in the tree, the nearest first. Helpers between them pass on what
+    /// they have got, such as memory.
+    pub fn makers(&self, nth: usize) -> impl Iterator<Item = usize> {
+        let maker = |id: &BirthId| self.births[*id].maker;
+        let makers = std::iter::successors(maker(&self.of_task(nth)), maker);
+        makers.filter_map(|id| match self.births[id].role {
+            Role::Task(maker) => Some(maker),
+            Role::Leader | Role::Midwife => None,
+        })
+    }
 }
 
 struct Planner<'a> {

@@ -2,7 +2,7 @@
 //!
 //! Read by the coordinator, set by the thread itself before its credentials go; records are added only
 //! for what differs from the restoring thread, which every restored one inherits. The autogroup is not
-//! a thread's but its session's, and comes as the kernel makes it.
+//! a thread's but its session's: see the module `autogroup`.
 //!
 //! Source: man 2 sched_setattr, sched_setaffinity, ioprio_set.
 

@@ -37,6 +37,10 @@ const INSTRUCTION_SIZE: usize = 8;
 /// BPF_MAXINSNS.
 const MAX_INSTRUCTIONS: usize = 4096;
 
+/// What a task takes over from a restoring process that has seccomp filters.
+pub const INHERITED: &str = "comes under the seccomp filters of the process that restores it, which nothing can take off; \
+                             restore from where there are none";
+
 /// Failure to read a thread's filters.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompDumpError {

@@ -1233,6 +1233,9 @@ pub struct FirnTaskEntry {
     /// System V semaphores that it has changed with SEM_UNDO.
     #[prost(message, repeated, tag = "21")]
     pub semaphores: ::prost::alloc::vec::Vec<FirnSemaphoreSet>,
+    /// Nice value of its session's autogroup; with one task of each session.
+    #[prost(sint32, optional, tag = "22")]
+    pub autogroup_nice: ::core::option::Option<i32>,
 }
 impl ::prost::Name for FirnTaskEntry {
 const NAME: &'static str = "firn_task_entry";

@@ -104,26 +104,36 @@ fn orphan_group(stage: &Stage) -> Result<()> {
     left.finish()
 }
 
-/// The leader of the session ends; its child stays in the session and comes to the subreaper.
 fn orphan_session(stage: &Stage) -> Result<()> {
-    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
-    let (reader, writer) = sys::pipe(libc::O_CLOEXEC)?;
-    let leader = stage.child(|stage| {
-        sys::setsid()?;
-        let left = member(stage, || Ok(()))?;
-        sys::write(&writer, &left.pid.to_le_bytes())?;
-        stage.ready()
-    })?;
-    let session = leader.pid;
-    leader.reap()?;
-    let bytes = sys::read_exact(&reader, 4)?;
-    let left = stage.adopt(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    drop((reader, writer));
+    // It has the memory of its parent, which is there before the two are made again.
+    let sibling = member(stage, || Ok(()))?;
+    let (session, left) = left_in_session(stage, |stage| member(stage, || Ok(())))?;
     stage.ready_and_wait()?;
     let found = group_and_session_of(left.pid)?;
     ensure!(
         found == (session, session),
         "(group, session) are {found:?}, were {session} both"
     );
-    left.finish()
+    [left, sibling].into_iter().try_for_each(Child::finish)
+}
+
+/// The leader of a session starts a child and ends; the child stays in the session and comes to this process as
+/// subreaper. Returns the session too.
+pub fn left_in_session(
+    stage: &Stage,
+    start: impl FnOnce(&Stage) -> Result<Child>,
+) -> Result<(i32, Child)> {
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
+    let (reader, writer) = sys::pipe(libc::O_CLOEXEC)?;
+    let leader = stage.child(|stage| {
+        sys::setsid()?;
+        let left = start(stage)?;
+        sys::write(&writer, &left.pid.to_le_bytes())?;
+        stage.ready()
+    })?;
+    let session = leader.pid;
+    leader.reap()?;
+    let bytes = sys::read_exact(&reader, 4)?;
+    let pid = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    Ok((session, stage.adopt(pid)))
 }

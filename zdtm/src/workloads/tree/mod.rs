@@ -1,5 +1,6 @@
 //! Who is whose parent, leader and member; who is a thread; who is dead or stopped.
 
+mod autogroups;
 mod exited_leader;
 mod groups;
 mod shape;
@@ -26,6 +27,7 @@ pub static ALL: &[&Workload] = &[
     &exited_leader::PLAIN,
     &exited_leader::FILTERED,
     &exited_leader::STOPPED,
+    &autogroups::AUTOGROUPS,
     &groups::GROUPS,
     &groups::SESSIONS,
     &groups::ORPHAN_GROUP,
