@@ -3,11 +3,12 @@
 //! Formats speak to a [`Storage`] and never to a file, so that tests can put a recorder or memory in
 //! its place and a server can add its own way of reading and writing.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::sys;
 
@@ -130,10 +131,10 @@ impl HostFile {
     /// # Errors
     /// The host has no locks for it.
     pub fn has_writer(&self) -> io::Result<bool> {
-        match self.file.try_lock_shared() {
+        match patiently(|| self.file.try_lock_shared()) {
             Ok(()) => self.file.unlock().map(|()| false),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
-            Err(std::fs::TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(error),
         }
     }
 
@@ -156,6 +157,23 @@ impl HostFile {
             at += len as u64;
         }
         Ok(())
+    }
+}
+
+/// How long the writer's seat may be taken by nobody: a child of this process keeps what the process has
+/// just closed until its exec.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Tries to lock a file until somebody must really have it.
+fn patiently(lock: impl Fn() -> Result<(), TryLockError>) -> Result<(), TryLockError> {
+    let begun = Instant::now();
+    loop {
+        match lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            other => return other,
+        }
     }
 }
 
@@ -245,7 +263,7 @@ impl Storage for HostFile {
         if self.access == Access::ReadOnly {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.file.try_lock().map_err(io::Error::from)
+        Ok(patiently(|| self.file.try_lock())?)
     }
 
     fn release(&self) {
