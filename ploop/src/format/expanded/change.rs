@@ -12,8 +12,14 @@ use crate::bitmap::DirtyBitmap;
 use crate::format::{Image, PendingLog};
 use crate::storage::Access;
 
-/// The file grows in steps of so many bytes, or a cluster.
-const STEP: u32 = 8 << 20;
+/// Bytes by which the file grows at a time, at least and at most, or a cluster. Few large steps: some file
+/// systems, such as ext4, let all direct I/O of the file end before each.
+const STEP: std::ops::RangeInclusive<u64> = 8 << 20..=64 << 20;
+
+/// By how much a file grows that has so many bytes.
+fn step_bytes(file_bytes: u64) -> u64 {
+    (file_bytes / 4).clamp(*STEP.start(), *STEP.end())
+}
 
 impl ExpandedImage {
     /// Marks the image as open. Only when that is durable may anything else change.
@@ -120,9 +126,9 @@ impl ExpandedImage {
         }
         let unit = u64::from(self.cluster);
         let start = u64::from(space.reserved) * unit;
-        let far = space
-            .end
-            .saturating_add((STEP / self.cluster).saturating_sub(1));
+        let more = step_bytes(start) / unit;
+        let more = u32::try_from(more).unwrap_or(u32::MAX).saturating_sub(1);
+        let far = space.end.saturating_add(more);
         let mut reserved = self.file.allocate(start..u64::from(far) * unit);
         space.reserved = far;
         if reserved.is_err() && far > space.end {
