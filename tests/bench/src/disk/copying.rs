@@ -61,6 +61,7 @@ pub fn copies(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 fn round(bench: &Bench, cluster_kib: u32, times: &mut Times) -> Result<()> {
+    bench.go_on()?;
     let dir = TrialDir(bench.dir.join("copies"));
     let (disk, target) = (dir.0.join("disk"), dir.0.join("mnt"));
     std::fs::create_dir_all(&target)?;

@@ -13,9 +13,12 @@ mod waits;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use firn_sys::signal::TerminationFlag;
 use serde_json::json;
 
 use device::{Firn, TrialDir};
@@ -51,6 +54,7 @@ impl Part {
     }
 
     fn run(self, bench: &Bench) -> Result<Vec<Row>> {
+        bench.go_on()?;
         match self {
             Part::Devices => speed::devices(bench),
             Part::Tracker => speed::tracker(bench),
@@ -95,6 +99,19 @@ pub struct Bench {
     dir: PathBuf,
     size_mib: u64,
     runs: usize,
+    told_to_end: Arc<AtomicBool>,
+}
+
+impl Bench {
+    /// Asked before each step that takes long: what is mounted and attached goes with the error.
+    ///
+    /// # Errors
+    /// A signal wants the bench to end.
+    fn go_on(&self) -> Result<()> {
+        let told = self.told_to_end.load(Ordering::Relaxed);
+        ensure!(!told, "a signal ended the bench");
+        Ok(())
+    }
 }
 
 /// Measures, prints, and fails when an aim is missed.
@@ -108,11 +125,15 @@ pub fn run(options: &DiskOptions) -> Result<ExitCode> {
     let run_dir = dir.0.join("run");
     std::fs::create_dir_all(&run_dir)
         .with_context(|| format!("cannot make {}", run_dir.display()))?;
+    let told_to_end = Arc::new(AtomicBool::new(false));
+    let _signals = TerminationFlag::install(Arc::clone(&told_to_end))
+        .context("cannot hear of signals that end it")?;
     let bench = Bench {
         firn: Firn { program, run_dir },
         dir: dir.0.clone(),
         size_mib: options.size_mib,
         runs: usize::from(options.runs),
+        told_to_end,
     };
     let groups: Vec<Group> = options
         .part

@@ -72,6 +72,7 @@ pub fn devices(bench: &Bench) -> Result<Vec<Row>> {
             .collect::<Result<Vec<Attached<'_>>>>()?;
         for (number, job) in JOBS.iter().enumerate() {
             for turn in 0..kinds.len() {
+                bench.go_on()?;
                 let at = (round + turn) % kinds.len();
                 let speed = job.run(&attached[at].device, bench.size_mib)?;
                 let key = (number, kinds[at].name());
@@ -134,6 +135,7 @@ pub fn tracker(bench: &Bench) -> Result<Vec<Row>> {
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for round in 0..2 * bench.runs {
             for listened in [round % 2 == 0, round % 2 != 0] {
+                bench.go_on()?;
                 let spec = listener();
                 if listened {
                     client.tracker_start(&spec, Begin::Clean)?;

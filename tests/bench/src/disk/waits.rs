@@ -18,6 +18,7 @@ const WRITTEN_MIB: u64 = 64;
 pub fn commands(bench: &Bench) -> Result<Vec<Row>> {
     let (mut mounts, mut quiet, mut busy, mut umounts) = (vec![], vec![], vec![], vec![]);
     for _ in 0..bench.runs {
+        bench.go_on()?;
         let dir = TrialDir(bench.dir.join("commands"));
         let (disk, target) = (dir.0.join("disk"), dir.0.join("mnt"));
         std::fs::create_dir_all(&target)?;
@@ -118,6 +119,7 @@ pub fn memory(bench: &Bench) -> Result<Vec<Row>> {
 
 /// MiB that are the server's own: no file's pages. The disk is written at places all over it.
 fn server_memory(bench: &Bench, size_gib: u32) -> Result<f64> {
+    bench.go_on()?;
     let kind = Kind::Ours { cluster_kib: 1024 };
     let size_mib = u64::from(size_gib) << 10;
     let attached = kind.attach(&bench.firn, &bench.dir.join("memory"), size_mib)?;
