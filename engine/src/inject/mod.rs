@@ -277,6 +277,21 @@ pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
 /// # Preconditions
 /// Every thread is in a ptrace stop of the calling thread.
 pub fn run_and_tell(jobs: &[Job]) -> Result<Vec<Answered>, InjectError> {
+    run_prepared(jobs, |_| {})
+}
+
+/// Does what [`run_and_tell`] does, and calls `prepare` with the arenas in the order of the jobs, when it is known where
+/// they are and before the programs start.
+///
+/// # Errors
+/// See [`InjectError`]; registers and masks are put back in any case.
+///
+/// # Preconditions
+/// Every thread is in a ptrace stop of the calling thread.
+pub fn run_prepared(
+    jobs: &[Job],
+    prepare: impl FnOnce(&[&Arena]),
+) -> Result<Vec<Answered>, InjectError> {
     let mut saved = Vec::with_capacity(jobs.len());
     for job in jobs {
         let threads: Result<Vec<Saved>, _> = job
@@ -287,6 +302,7 @@ pub fn run_and_tell(jobs: &[Job]) -> Result<Vec<Answered>, InjectError> {
         saved.push(threads?);
     }
     let mut entered = enter(jobs, saved)?;
+    prepare(&entered.iter().map(|task| &task.arena).collect::<Vec<_>>());
     for (job, task) in jobs.iter().zip(&entered) {
         start(job, task)?;
     }

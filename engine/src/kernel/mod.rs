@@ -26,6 +26,16 @@ const NAMES: &[&str] = &[
     "mm_struct",
     "pid",
     "io_ring_ctx",
+    "io_kiocb",
+    "io_poll",
+    "io_rw",
+    "io_sr_msg",
+    "io_accept",
+    "io_timeout",
+    "io_async_rw",
+    "iov_iter",
+    "io_async_msghdr",
+    "io_timeout_data",
     "socket",
     "packet_sock",
     "sem_undo",
@@ -87,11 +97,30 @@ impl Kernel {
         let of_inode = || file.follow("f_inode")?.follow_as("i_private", "pid");
         let pid = file.follow_as("private_data", "pid").or_else(of_inode)?;
         let link = pid.number("tasks.first")?;
-        let link_at = self
-            .types
-            .member(self.types.structure("task_struct")?, "pid_links")?;
-        let task = self.object("task_struct", link.checked_sub(link_at.bit_offset / 8)?)?;
+        let task = self.around("task_struct", "pid_links", link)?;
         (task.number("thread_pid")? == pid.address).then_some(task)
+    }
+
+    /// The number that a thread has for this process: each pid namespace has its own. None where it has none.
+    pub(crate) fn number_of(&self, thread: Object<'_>) -> Option<Pid> {
+        let own = self.object("task_struct", self.memory.current_task().ok()?)?;
+        let level = own.follow("thread_pid")?.word("level")?;
+        let pid = thread.follow("thread_pid")?;
+        if pid.word("level")? < level {
+            return None;
+        }
+        let seen = pid.item("numbers", level)?;
+        let is_ours = seen.number("ns")?
+            == own
+                .follow("thread_pid")?
+                .item("numbers", level)?
+                .number("ns")?;
+        is_ours.then(|| Some(Pid::from_image(seen.word("nr")?)))?
+    }
+
+    /// Values of the kernel's enumerators by name, in that order; None for one that it does not have.
+    pub(crate) fn constants(&self, names: &[&str]) -> Vec<Option<u64>> {
+        self.types.constants(names)
     }
 
     /// A structure of one of the names above.
@@ -101,6 +130,34 @@ impl Kernel {
             address,
             of: self.types.structure(name)?,
         })
+    }
+
+    /// The structure of that name whose member is at an address.
+    fn around(&self, name: &str, member: &str, address: u64) -> Option<Object<'_>> {
+        let of = self.types.structure(name)?;
+        let at = self.types.member(of, member)?.bit_offset / 8;
+        self.object(name, address.checked_sub(at)?)
+    }
+
+    /// The structures of that name that are linked by a member, whose addresses go from `next` until `end`.
+    fn linked(
+        &self,
+        name: &str,
+        link: &str,
+        mut next: u64,
+        end: u64,
+        most: usize,
+    ) -> Option<Vec<Object<'_>>> {
+        let mut found = Vec::new();
+        while next != end {
+            let entry = self.around(name, link, next)?;
+            next = entry.number(&format!("{link}.next"))?;
+            found.push(entry);
+            if found.len() > most {
+                return None;
+            }
+        }
+        Some(found)
     }
 
     /// What the pointer at an address points to; None for a null pointer.
@@ -222,23 +279,32 @@ impl<'a> Object<'a> {
         most: usize,
     ) -> Option<Vec<Object<'a>>> {
         let head = self.address + self.member(path)?.bit_offset / 8;
-        let of = self.kernel.types.structure(name)?;
-        let link_at = self.kernel.types.member(of, link)?.bit_offset / 8;
-        let mut next = self.number(&format!("{path}.next"))?;
-        let mut found = Vec::new();
-        while next != head {
-            let entry = Object {
-                address: next.checked_sub(link_at)?,
-                of,
-                ..self
-            };
-            next = entry.number(&format!("{link}.next"))?;
-            found.push(entry);
-            if found.len() > most {
-                return None;
-            }
-        }
-        Some(found)
+        let first = self.number(&format!("{path}.next"))?;
+        self.kernel.linked(name, link, first, head, most)
+    }
+
+    /// The structures of that name that a `struct hlist_head` links by their member `link`; None where there are more
+    /// than `most`, or one can't be read.
+    pub(crate) fn chain(
+        self,
+        path: &str,
+        name: &str,
+        link: &str,
+        most: usize,
+    ) -> Option<Vec<Object<'a>>> {
+        let first = self.number(&format!("{path}.first"))?;
+        self.kernel.linked(name, link, first, 0, most)
+    }
+
+    /// A member, taken for a structure of that name: that is how the kernel keeps what each operation has of its own.
+    pub(crate) fn part_as(self, path: &str, name: &str) -> Option<Object<'a>> {
+        let at = self.address + self.member(path)?.bit_offset / 8;
+        self.kernel.object(name, at)
+    }
+
+    /// The structure of that name whose member `path` begins where this one does.
+    pub(crate) fn whole_of(self, name: &str, path: &str) -> Option<Object<'a>> {
+        self.kernel.around(name, path, self.address)
     }
 
     /// Whether a `struct list_head` has no entries.
@@ -276,5 +342,6 @@ mod tests {
         let thread = kernel.thread(me).expect("this thread");
         let task = kernel.memory.current_task().expect("this thread");
         assert_eq!(thread.address(), task);
+        assert_eq!(kernel.number_of(thread), Some(me));
     }
 }

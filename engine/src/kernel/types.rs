@@ -18,6 +18,8 @@ const MAGIC: u16 = 0xeb9f;
 const HEADER_LEN: usize = 24;
 const POINTER: u32 = 2;
 const ARRAY: u32 = 3;
+const ENUM: u32 = 6;
+const ENUM64: u32 = 19;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 /// More than any kernel's description has.
@@ -132,6 +134,31 @@ impl Types {
         }
     }
 
+    /// Values of enumerators by name, in that order; None for one that no enumeration has.
+    pub(super) fn constants(&self, names: &[&str]) -> Vec<Option<u64>> {
+        let mut values = vec![None; names.len()];
+        for start in self.starts.iter().skip(1) {
+            let info = word_of(&self.bytes, start + 4).unwrap_or(0);
+            let len = match kind_of(info) {
+                ENUM => 8,
+                ENUM64 => 12,
+                _ => continue,
+            };
+            for nth in 0..index(info & 0xffff).unwrap_or(0) {
+                let at = start + 12 + len * nth;
+                let word = |nth: usize| word_of(&self.bytes, at + 4 * nth);
+                let name = word(0).and_then(|name| self.string(name));
+                let Some(place) = names.iter().position(|of| Some(of.as_bytes()) == name) else {
+                    continue;
+                };
+                let high = if len == 12 { word(2) } else { Some(0) };
+                let value = word(1).zip(high);
+                values[place] = value.map(|(low, high)| u64::from(low) | u64::from(high) << 32);
+            }
+        }
+        values
+    }
+
     fn find(&self, of: TypeId, name: &[u8], depth: usize) -> Option<Member> {
         let of = self.bare(of)?;
         let of = self.element(of).map_or(Some(of), |one| self.bare(one))?;
@@ -214,9 +241,9 @@ fn tail_len(info: u32) -> Option<usize> {
         // integer, variable, declaration tag
         1 | 14 | 17 => 4,
         ARRAY => 12,
-        STRUCT | UNION | 15 | 19 => 12 * count,
+        STRUCT | UNION | 15 | ENUM64 => 12 * count,
         // enumeration, function's parameters
-        6 | 13 => 8 * count,
+        ENUM | 13 => 8 * count,
         0..=19 => 0,
         _ => return None,
     })
@@ -235,9 +262,10 @@ fn index(number: u32) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// `struct outer { u32 a; union { u32 b; struct outer *c; }; u32 bit:1; u32 other:2; }`
+    /// `struct outer { u32 a; union { u32 b; struct outer *c; }; u32 bit:1; u32 other:2; }`,
+    /// `enum { first = 3, last = 1 << 32 }`
     fn small() -> Vec<u8> {
-        let strings = b"\0outer\0a\0b\0c\0bit\0other\0u32\0";
+        let strings = b"\0outer\0a\0b\0c\0bit\0other\0u32\0first\0last\0";
         let at = |name: &[u8]| {
             let found = strings.windows(name.len() + 2);
             let mut found = found.enumerate().filter(|(_, part)| {
@@ -257,6 +285,8 @@ mod tests {
             vec![at(b"b"), 1, 0],
             vec![at(b"c"), 4, 0],
             vec![0, 2 << 24, 2],
+            vec![0, ENUM << 24 | 1, 4, at(b"first"), 3],
+            vec![0, ENUM64 << 24 | 1, 8, at(b"last"), 0, 1],
         ]
         .concat();
         let len = u32::try_from(4 * types.len()).expect("small");
@@ -293,12 +323,20 @@ mod tests {
     }
 
     #[test]
+    fn enumerators_are_found_by_name() {
+        let types = Types::parse(small(), &[]).expect("sound");
+        let values = types.constants(&["last", "none", "first"]);
+        assert_eq!(values, [Some(1 << 32), None, Some(3)]);
+    }
+
+    #[test]
     fn cut_descriptions_do_no_harm() {
         let whole = small();
         for len in 0..whole.len() {
             if let Some(types) = Types::parse(whole[..len].to_vec(), &["outer"]) {
                 let outer = types.structure("outer");
                 let _ = outer.map(|outer| types.member(outer, "bit"));
+                let _ = types.constants(&["first"]);
             }
         }
         let mut changed = whole.clone();
@@ -307,6 +345,7 @@ mod tests {
             if let Some(types) = Types::parse(changed.clone(), &["outer"]) {
                 let outer = types.structure("outer");
                 let _ = outer.map(|outer| types.member(outer, "c"));
+                let _ = types.constants(&["last"]);
             }
             changed[at] = whole[at];
         }

@@ -151,6 +151,11 @@ impl Arena {
         self.mapping.write(self.placed.data_offset(id, data), bytes);
     }
 
+    /// Address in the tasks of a data range.
+    pub fn address(&self, id: ProgramId, data: Data) -> u64 {
+        self.placed.address(self.placed.data_offset(id, data))
+    }
+
     /// Address in the tasks of a program's first record and of its context.
     pub fn entry(&self, id: ProgramId) -> (u64, u64) {
         (

@@ -71,14 +71,23 @@ pub fn take_ready(set: impl AsFd, max: usize) -> Result<usize> {
 /// # Errors
 /// EBADF.
 pub fn is_readable(fd: impl AsFd) -> Result<bool> {
+    Ok(poll(fd, libc::POLLIN)? & libc::POLLIN != 0)
+}
+
+/// Which of some events (`POLLIN`, `POLLOUT` and so on) a descriptor is ready for now, errors and ends included; takes
+/// nothing.
+///
+/// # Errors
+/// EINTR.
+pub fn poll(fd: impl AsFd, events: i16) -> Result<i16> {
     let mut entry = libc::pollfd {
         fd: fd.as_fd().as_raw_fd(),
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
-    // SAFETY: one entry lives through the call.
+    // SAFETY: one entry lives through the call; no time is spent.
     Errno::check(i64::from(unsafe { libc::poll(&raw mut entry, 1, 0) }))?;
-    Ok(entry.revents & libc::POLLIN != 0)
+    Ok(entry.revents)
 }
 
 /// One of the targets of a set of another task.

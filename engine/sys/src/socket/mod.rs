@@ -12,7 +12,7 @@ pub use names::*;
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, epoll};
 
 /// The largest address that any family has, `struct sockaddr_storage`.
 const MAX_ADDRESS: usize = 128;
@@ -321,7 +321,7 @@ pub fn ioctl_number(fd: impl AsFd, request: u64) -> Result<i32> {
 /// # Errors
 /// EINTR.
 pub fn hang_ups(fd: impl AsFd) -> Result<(bool, bool)> {
-    let events = poll(fd, libc::POLLRDHUP)?;
+    let events = epoll::poll(fd, libc::POLLRDHUP)?;
     Ok((events & libc::POLLRDHUP != 0, events & libc::POLLHUP != 0))
 }
 
@@ -330,20 +330,8 @@ pub fn hang_ups(fd: impl AsFd) -> Result<(bool, bool)> {
 /// # Errors
 /// EINTR.
 pub fn waiting(fd: impl AsFd) -> Result<(bool, bool)> {
-    let events = poll(fd, libc::POLLIN)?;
+    let events = epoll::poll(fd, libc::POLLIN)?;
     Ok((events & libc::POLLIN != 0, events & libc::POLLERR != 0))
-}
-
-fn poll(fd: impl AsFd, events: i16) -> Result<i16> {
-    let mut poll = libc::pollfd {
-        fd: fd.as_fd().as_raw_fd(),
-        events,
-        revents: 0,
-    };
-    // SAFETY: one structure is told and given; no time is spent.
-    let result = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    Errno::check(i64::from(result))?;
-    Ok(poll.revents)
 }
 
 /// Number of the interface with that name.
