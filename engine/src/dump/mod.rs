@@ -266,6 +266,7 @@ impl Operation<'_> {
         // These run programs, too, which the maps above must not show.
         files.ask_for_rings(tree)?;
         memory::settle_aio(tree, &spaces)?;
+        files.check_rings()?;
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();

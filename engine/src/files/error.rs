@@ -115,6 +115,9 @@ fn who(pid: Option<Pid>) -> String {
 /// Why open files could not be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum FileRestoreError {
+    /// The restored tasks could not be made to do the last things.
+    #[error(transparent)]
+    Ask(#[from] InjectError),
     /// An image could not be read.
     #[error(transparent)]
     Image(#[from] ImageReadError),

@@ -189,6 +189,7 @@ impl Operation<'_> {
         self.check_cancel()?;
         self.gentle_script(ScriptAction::PreResume, root);
         files.wake_connections()?;
+        files.ask_again(&prepared.checkpoint.tree)?;
         prepared.shared.keep();
         let released = taken.release(self.options.leave_stopped);
         files.free_network();

@@ -49,14 +49,38 @@ pub mod setup {
     pub const CQE_MIXED: u32 = 1 << 18;
 }
 
-/// Bytes of the request that the kernel reads when an entry is submitted.
+/// Bytes of the request that the kernel reads when an entry is submitted: `IORING_OP_*` and `IOSQE_*`.
 pub mod request {
     /// Does nothing.
     pub const NOP: u8 = 0;
+    /// Reads into several parts of memory.
+    pub const READV: u8 = 1;
+    /// Waits for a file to become ready.
+    pub const POLL_ADD: u8 = 6;
+    /// Receives a message.
+    pub const RECVMSG: u8 = 10;
+    /// Waits for some time.
+    pub const TIMEOUT: u8 = 11;
+    /// Accepts a connection.
+    pub const ACCEPT: u8 = 13;
+    /// Reads.
+    pub const READ: u8 = 22;
+    /// Receives.
+    pub const RECV: u8 = 27;
     /// Puts a completion into another ring.
     pub const MSG_RING: u8 = 40;
     /// Flag: no completion if it succeeds.
     pub const SKIP_SUCCESS: u8 = 1 << 6;
+    /// Length of a wait that goes on after each time.
+    pub const POLL_MULTISHOT: u32 = 1;
+    /// Flag of a time that is a moment.
+    pub const TIMEOUT_MOMENT: u32 = 1;
+    /// Flag of a time on the clock that counts suspend.
+    pub const TIMEOUT_BOOTTIME: u32 = 1 << 2;
+    /// Flag of a time on the clock that tells the date.
+    pub const TIMEOUT_REALTIME: u32 = 1 << 3;
+    /// Flag of a time that is over again and again.
+    pub const TIMEOUT_MULTISHOT: u32 = 1 << 6;
 }
 
 /// `IORING_REGISTER_*` operations.

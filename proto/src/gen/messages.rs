@@ -2186,7 +2186,8 @@ impl ::prost::Name for FileLockEntry {
 const NAME: &'static str = "file_lock_entry";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "file_lock_entry".into() }fn type_url() -> ::prost::alloc::string::String { "/file_lock_entry".into() }}
-/// Extension. Memory that is registered with a ring; no length for a place that is empty.
+/// Extension. Memory that is registered with a ring, where a place that is empty has no length, or a part of the
+/// memory that a request reads into.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FirnUringBuffer {
     #[prost(uint64, required, tag = "1")]
@@ -2251,7 +2252,54 @@ impl ::prost::Name for FirnUringUser {
 const NAME: &'static str = "firn_uring_user";
 const PACKAGE: &'static str = "";
 fn full_name() -> ::prost::alloc::string::String { "firn_uring_user".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_user".into() }}
-/// Extension. An io_uring ring with nothing in flight.
+/// Extension. A request that waits for something and has done nothing yet, in the words of the entry that asks for it
+/// again (struct io_uring_sqe). It comes once more from its thread when everything else is there.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FirnUringRequest {
+    /// The thread that has asked.
+    #[prost(uint32, required, tag = "1")]
+    pub tid: u32,
+    /// IORING_OP_*, and IOSQE_* bits.
+    #[prost(uint32, required, tag = "2")]
+    pub opcode: u32,
+    #[prost(uint32, optional, tag = "3")]
+    pub flags: ::core::option::Option<u32>,
+    /// A descriptor of the thread's process; without one the request has no file.
+    #[prost(uint32, optional, tag = "4")]
+    pub fd: ::core::option::Option<u32>,
+    #[prost(uint64, required, tag = "5")]
+    pub user_data: u64,
+    #[prost(uint64, optional, tag = "6")]
+    pub offset: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "7")]
+    pub address: ::core::option::Option<u64>,
+    #[prost(uint32, optional, tag = "8")]
+    pub len: ::core::option::Option<u32>,
+    /// Flags of the operation: of rw_flags, poll32_events, msg_flags, accept_flags, timeout_flags.
+    #[prost(uint32, optional, tag = "9")]
+    pub operation_flags: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "10")]
+    pub ioprio: ::core::option::Option<u32>,
+    /// The place for an accepted connection among registered files, counted from 1.
+    #[prost(uint32, optional, tag = "11")]
+    pub file_index: ::core::option::Option<u32>,
+    /// In place of the address: parts of memory.
+    #[prost(message, repeated, tag = "12")]
+    pub parts: ::prost::alloc::vec::Vec<FirnUringBuffer>,
+    /// In place of the address: a time, relative to the restore unless the flags say that it is a moment.
+    #[prost(uint64, optional, tag = "13")]
+    pub seconds: ::core::option::Option<u64>,
+    #[prost(uint32, optional, tag = "14")]
+    pub nanoseconds: ::core::option::Option<u32>,
+    /// It has told of an event that lasts, and is not to tell of it once more when it is asked for again.
+    #[prost(bool, optional, tag = "15")]
+    pub is_told: ::core::option::Option<bool>,
+}
+impl ::prost::Name for FirnUringRequest {
+const NAME: &'static str = "firn_uring_request";
+const PACKAGE: &'static str = "";
+fn full_name() -> ::prost::alloc::string::String { "firn_uring_request".into() }fn type_url() -> ::prost::alloc::string::String { "/firn_uring_request".into() }}
+/// Extension. An io_uring ring. What is in flight are the requests of its last field and nothing else.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FirnUringEntry {
     #[prost(uint32, required, tag = "1")]
@@ -2331,6 +2379,10 @@ pub struct FirnUringEntry {
     /// The processors that work for the thread which submits, as above.
     #[prost(uint64, repeated, packed = "false", tag = "29")]
     pub worker_processors: ::prost::alloc::vec::Vec<u64>,
+    /// Requests that the kernel has taken and not ended, in the order in which they are asked for again. They are among
+    /// those that the head of submissions counts.
+    #[prost(message, repeated, tag = "30")]
+    pub requests: ::prost::alloc::vec::Vec<FirnUringRequest>,
 }
 impl ::prost::Name for FirnUringEntry {
 const NAME: &'static str = "firn_uring_entry";

@@ -40,8 +40,20 @@ pub const POLL_ADD: u8 = 6;
 pub const POLL_REMOVE: u8 = 7;
 /// Length of a wait that goes on after each time.
 pub const POLL_MULTI: u32 = 1;
+/// Reads into several parts of memory.
+pub const READV: u8 = 1;
+/// Receives a message, with its sender.
+pub const RECVMSG: u8 = 10;
 /// Waits for some time.
 pub const TIMEOUT: u8 = 11;
+/// Accepts a connection.
+pub const ACCEPT: u8 = 13;
+/// Flag of [`ACCEPT`] in `ioprio`: goes on after each.
+pub const ACCEPT_MULTI: u16 = 1;
+/// Ends what it is linked to after some time.
+pub const LINK_TIMEOUT: u8 = 15;
+/// Receives.
+pub const RECV: u8 = 27;
 /// Opens a file, for reading, whose path is at `addr`.
 pub const OPENAT: u8 = 18;
 /// Closes a descriptor.
@@ -72,6 +84,10 @@ pub struct Request {
     pub addr: usize,
     /// How much.
     pub len: u32,
+    /// Flags of the operation; for [`POLL_ADD`] the events, which are those of reading where there are none.
+    pub operation_flags: u32,
+    /// More flags of some operations.
+    pub ioprio: u16,
     /// Comes back with the completion.
     pub value: u64,
 }
@@ -155,13 +171,16 @@ impl Ring {
         let mut entry = vec![0u8; len];
         entry[0] = request.opcode;
         entry[1] = request.flags;
+        entry[2..4].copy_from_slice(&request.ioprio.to_ne_bytes());
         entry[4..8].copy_from_slice(&request.fd.to_ne_bytes());
         entry[8..16].copy_from_slice(&request.offset.to_ne_bytes());
         entry[16..24].copy_from_slice(&request.addr.to_ne_bytes());
         entry[24..28].copy_from_slice(&request.len.to_ne_bytes());
-        if request.opcode == POLL_ADD {
-            entry[28..32].copy_from_slice(&1u32.to_ne_bytes());
-        }
+        let flags = match (request.opcode, request.operation_flags) {
+            (POLL_ADD, 0) => 1,
+            (_, flags) => flags,
+        };
+        entry[28..32].copy_from_slice(&flags.to_ne_bytes());
         entry[32..40].copy_from_slice(&request.value.to_ne_bytes());
         self.entries.put(nth * len, &entry);
         if self.flags & NO_SQARRAY == 0 {

@@ -10,10 +10,13 @@ use firn_sys::pagemap::{Pagemap, entry as page};
 use firn_sys::{Errno, Pid, pidfd};
 
 use super::belongings;
+use super::dumped::Busy;
 use super::fdinfo::Shown;
+use super::in_flight::{self, Progress};
 use super::inner::Inner;
 use super::layout::{self, Layout};
 use super::memory::Memory;
+use super::operations;
 use super::probe::{self, Special};
 use super::restore::{self, KNOWN};
 use super::settings;
@@ -31,42 +34,62 @@ const ONLY_AT_SETUP: u32 = setup::CQSIZE | setup::CLAMP;
 /// How long requests may take to end, and how often is looked.
 const PATIENCE: Duration = Duration::from_millis(100);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
-const FINISH: &str = "dump when its requests have ended, or let the program cancel them (IORING_OP_ASYNC_CANCEL); \
+pub(super) const FINISH: &str = "dump when its requests have ended, or let the program cancel them (IORING_OP_ASYNC_CANCEL); \
                       most programs have an option to do without io_uring, such as UV_USE_IO_URING=0 for Node";
+const FINISH_OR_ROOT: &str = "dump as root (CAP_BPF and CAP_PERFMON), or when its requests have ended, or let the program \
+                              cancel them (IORING_OP_ASYNC_CANCEL)";
 
 /// What fdinfo alone tells against saving a ring, and what lasts: a program that runs has requests in flight at
-/// almost any moment, and none at the next.
+/// almost any moment, and others at the next.
 pub(super) fn trouble(shown: &Shown) -> Option<Trouble> {
-    let (reason, hint) = if shown.nr_polls > 0 {
-        (
-            "requests of the io_uring ring wait for something (a poll, a read, an accept)",
+    let is_saved = |operation: &&u8| in_flight::is_saved(**operation);
+    if let Some(operation) = shown.polls.iter().find(|operation| !is_saved(operation)) {
+        return Some(Trouble::new(
+            format!(
+                "a request of the io_uring ring waits for something: {}; requests of this operation are not \
+                 supported yet",
+                operations::name(*operation)
+            ),
             FINISH,
-        )
-    } else if shown.has_personalities {
-        (
+        ));
+    }
+    shown.has_personalities.then(|| {
+        Trouble::new(
             "credentials are registered with the io_uring ring",
             "let the program unregister them before the dump",
         )
-    } else {
-        return None;
-    };
-    Some(Trouble::new(reason, hint))
+    })
 }
 
 /// What tells against saving the ring of a task that is stopped: its fdinfo, and the number of requests in flight
-/// where that can be seen.
-fn unfinished(shown: &Shown, in_flight: Option<u32>) -> Option<Trouble> {
-    let is_seen = in_flight.is_some();
-    let in_flight = in_flight.unwrap_or(shown.taken.wrapping_sub(shown.completed));
+/// that don't just wait, where that can be seen.
+fn unfinished(shown: &Shown, at_work: Option<u32>) -> Option<Trouble> {
+    let is_seen = at_work.is_some();
+    let in_flight = at_work.unwrap_or(shown.taken.wrapping_sub(shown.completed));
     let (reason, hint) = if shown.nr_overflown > 0 {
         (
             "the io_uring ring has more completions than it has room for",
             "let the program take them before the dump",
         )
+    } else if !is_seen && !shown.polls.is_empty() {
+        (
+            "requests of the io_uring ring wait for something (a poll, a read, an accept), and the kernel's memory, \
+             where it stands for what, can't be read",
+            FINISH_OR_ROOT,
+        )
     } else if in_flight == 0 {
         return trouble(shown);
-    } else if is_seen || in_flight < u32::MAX / 2 {
-        ("requests of the io_uring ring are in flight", FINISH)
+    } else if is_seen {
+        (
+            "requests of the io_uring ring are in flight that the kernel works on, or holds back",
+            FINISH,
+        )
+    } else if in_flight < u32::MAX / 2 {
+        (
+            "requests of the io_uring ring are in flight, and the kernel's memory, where it stands what they are, \
+             can't be read",
+            FINISH_OR_ROOT,
+        )
     } else {
         (
             "requests of the io_uring ring have completed several times each, so nothing tells whether \
@@ -82,9 +105,9 @@ fn unfinished(shown: &Shown, in_flight: Option<u32>) -> Option<Trouble> {
 fn await_end(file: &OpenFile, inner: Option<Inner<'_>>) -> Result<Option<Trouble>, Errno> {
     let begun = Instant::now();
     loop {
-        let in_flight = inner.and_then(|inner| inner.in_flight());
+        let at_work = inner.and_then(|inner| inner.at_work());
         let shown = look(file)?;
-        let found = unfinished(&shown, in_flight);
+        let found = unfinished(&shown, at_work);
         if found.is_none() && !may_take(&shown) || begun.elapsed() > PATIENCE {
             return Ok(found);
         }
@@ -104,9 +127,9 @@ pub(super) fn settle(kernel: Option<&Kernel>, pid: Pid, fd: i32) -> Result<(), E
     let begun = Instant::now();
     while begun.elapsed() <= PATIENCE {
         let shown = look_at(pid, fd)?;
-        let in_flight = inner.and_then(|inner| inner.in_flight());
-        let in_flight = in_flight.unwrap_or(shown.taken.wrapping_sub(shown.completed));
-        if in_flight == 0 && !may_take(&shown) {
+        let at_work = inner.and_then(|inner| inner.at_work());
+        let at_work = at_work.unwrap_or(shown.taken.wrapping_sub(shown.completed));
+        if at_work == 0 && !may_take(&shown) {
             break;
         }
         std::thread::sleep(BETWEEN_LOOKS);
@@ -162,7 +185,8 @@ pub(super) fn dump(
     if let Some(trouble) = state.collected.rings.held_outside(file, &inside) {
         return Err(in_the_way(trouble));
     }
-    let kernel = state.collected.rings.kernel.get();
+    let kernel = state.collected.rings.kernel.clone();
+    let kernel = kernel.get();
     let inner = kernel.and_then(|kernel| Inner::of(kernel, fd));
     let special = match inner.and_then(|inner| inner.special()) {
         Some(special) => special,
@@ -173,7 +197,9 @@ pub(super) fn dump(
     }
     let failed = |source| query(file, "the memory of the io_uring ring", source);
     if let Some(trouble) = await_end(file, inner).map_err(failed)? {
-        return Err(in_the_way(trouble));
+        let seen = kernel.zip(inner);
+        let named = seen.and_then(|(kernel, inner)| in_flight::refused(kernel, inner));
+        return Err(in_the_way(named.unwrap_or(trouble)));
     }
     let Ok(head) = probe::head(fd) else {
         return Err(in_the_way(Trouble::new(
@@ -214,6 +240,19 @@ pub(super) fn dump(
     let added = belongings::add(file, &shown, kernel.zip(inner), &mut ring);
     let said = added.map_err(in_the_way)?;
     let settings = settings::add(kernel.zip(inner), &mut ring).map_err(in_the_way)?;
+    if let Some((kernel, inner)) = kernel.zip(inner) {
+        in_flight::add(kernel, inner, &mut ring).map_err(in_the_way)?;
+        if let Some(before) = Progress::of(&inner).filter(|_| !ring.requests.is_empty()) {
+            state.collected.rings.note_busy(Busy {
+                address: inner.address(),
+                before,
+                gone_on: file.obstacle(Trouble::new(
+                    "a request of the io_uring ring has ended while it was read",
+                    "dump again",
+                )),
+            });
+        }
+    }
     let total = Turns::of(&ring).total();
     if turns::is_too_many(total) {
         return Err(in_the_way(Trouble::new(
@@ -320,10 +359,13 @@ mod tests {
         assert!(reason(many.clone()).contains("several times"));
         assert!(unfinished(&many, Some(0)).is_none());
         assert!(unfinished(&idle, Some(1)).is_some());
-        let polling = Shown {
-            nr_polls: 1,
+        let polling = |operation| Shown {
+            polls: vec![operation],
             ..idle.clone()
         };
-        assert!(reason(polling).contains("wait for something"));
+        assert!(reason(polling(6)).contains("wait for something"));
+        assert!(trouble(&polling(6)).is_none() && unfinished(&polling(6), Some(0)).is_none());
+        let connecting = trouble(&polling(16)).expect("in the way").reason;
+        assert!(connecting.contains("IORING_OP_CONNECT"), "{connecting}");
     }
 }

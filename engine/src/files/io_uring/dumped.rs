@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use firn_sys::{Pid, file};
 
 use super::dump;
+use super::in_flight::Progress;
 use super::inner::Inner;
 use crate::files::open_file::{OpenFile, Trouble, links_of};
 use crate::files::outside::{self, Held};
 use crate::kernel::LazyKernel;
+use crate::obstacle::Obstacle;
 
 /// The rings of a tree.
 #[derive(Debug, Default)]
@@ -17,8 +19,20 @@ pub(in crate::files) struct DumpedRings {
     pub(in crate::files) kernel: LazyKernel,
     /// Numbers in files.img by the address of the ring in the kernel.
     by_address: HashMap<u64, u32>,
+    /// Rings with requests in flight.
+    busy: Vec<Busy>,
     /// Rings that others have open. All of /proc has to be looked through for them, so that is done once.
     outside: OnceCell<Vec<Held>>,
+}
+
+/// A ring with requests in flight as it was read.
+#[derive(Debug)]
+pub(super) struct Busy {
+    /// The ring in the kernel.
+    pub(super) address: u64,
+    pub(super) before: Progress,
+    /// What is to be said of it when it has gone on.
+    pub(super) gone_on: Obstacle,
 }
 
 impl DumpedRings {
@@ -54,6 +68,26 @@ impl DumpedRings {
     /// Notes a ring under its number in files.img.
     pub(super) fn note(&mut self, id: u32, address: u64) {
         self.by_address.insert(address, id);
+    }
+
+    /// Notes a ring with requests in flight.
+    pub(super) fn note_busy(&mut self, busy: Busy) {
+        self.busy.push(busy);
+    }
+
+    /// Rings that are not any more as they were read: threads have run programs of a dump since, and with them
+    /// whatever has come from outside of the tree.
+    pub(in crate::files) fn gone_on(&self) -> Vec<Obstacle> {
+        let Some(kernel) = self.kernel.get() else {
+            return Vec::new();
+        };
+        let has_gone_on = |busy: &&Busy| {
+            let ring = Inner::at(kernel, busy.address);
+            let now = ring.and_then(|ring| Progress::of(&ring));
+            now.is_none_or(|now| now.is_beyond(busy.before))
+        };
+        let gone_on = self.busy.iter().filter(has_gone_on);
+        gone_on.map(|busy| busy.gone_on.clone()).collect()
     }
 
     /// The ring that a thread has registered with itself under a number; None where that can't be seen.

@@ -21,8 +21,8 @@ pub(super) struct Shown {
     pub(super) nr_files: u32,
     /// Registered memory, address and length; nothing in an empty place.
     pub(super) buffers: Vec<(u64, u64)>,
-    /// Requests that wait for something.
-    pub(super) nr_polls: usize,
+    /// Operations of requests that wait for something.
+    pub(super) polls: Vec<u8>,
     /// Completions for which there was no room.
     pub(super) nr_overflown: usize,
     /// It has credentials registered.
@@ -93,7 +93,7 @@ impl Shown {
             Part::Entries => self.entries.push(line.to_owned()),
             Part::Completions => self.completions.push(line.to_owned()),
             Part::Buffers => self.buffers.push(buffer(line)?),
-            Part::Polls => self.nr_polls += 1,
+            Part::Polls => self.polls.push(operation(line)?),
             Part::Overflow => self.nr_overflown += 1,
             Part::Files => drop(self.name_file(line)),
             Part::Personalities | Part::None => {}
@@ -110,6 +110,12 @@ impl Shown {
         self.files.insert(place, name.trim().to_owned());
         Some(())
     }
+}
+
+/// `  op=6, task_works=0`
+fn operation(line: &str) -> Option<u8> {
+    let (_, value) = line.split_once("op=")?;
+    value.split(',').next()?.trim().parse().ok()
 }
 
 /// `    0: 0x7f5e30000000/4096`, or `<none>` in an empty place.
@@ -146,7 +152,7 @@ mod tests {
         assert_eq!(shown.sq_thread_cpu, None);
         assert_eq!(shown.files[&1], "pipe:[504983]");
         assert_eq!(shown.buffers, [(0x7f5e_3000_0000, 4096), (0, 0)]);
-        assert_eq!((shown.nr_polls, shown.nr_overflown), (1, 1));
+        assert_eq!((&shown.polls[..], shown.nr_overflown), (&[6][..], 1));
         assert_eq!((shown.entries.len(), shown.completions.len()), (1, 1));
         assert!(!shown.has_personalities);
     }

@@ -4,7 +4,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use firn_sys::Pid;
+use firn_sys::{Pid, file};
 
 use super::probe::Special;
 use crate::kernel::{Kernel, Object};
@@ -15,7 +15,7 @@ const MAX_KEPT: u32 = 1 << 20;
 /// What the kernel has of a ring.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Inner<'a> {
-    ring: Object<'a>,
+    pub(super) ring: Object<'a>,
     /// `IORING_SETUP_*` bits.
     pub(super) flags: u32,
 }
@@ -30,6 +30,13 @@ impl<'a> Inner<'a> {
         inner.special()?;
         inner.in_flight()?;
         Some(inner)
+    }
+
+    /// The ring at an address, which a stopped task keeps there.
+    pub(super) fn at(kernel: &'a Kernel, address: u64) -> Option<Inner<'a>> {
+        let ring = kernel.object("io_ring_ctx", address)?;
+        let flags = ring.word("flags")?;
+        Some(Inner { ring, flags })
     }
 
     /// Its address, as [`Inner::registered`] tells it.
@@ -206,9 +213,18 @@ pub(super) struct Descriptors<'a>(Vec<(u32, Object<'a>)>);
 impl<'a> Descriptors<'a> {
     /// Those of a process that is stopped.
     pub(super) fn of(kernel: &'a Kernel, pid: Pid) -> Option<Descriptors<'a>> {
-        let table = kernel.thread(pid)?.follow("files")?.follow("fdt")?;
+        Descriptors::of_thread(kernel.thread(pid)?, pid)
+    }
+
+    /// Those of a thread that is stopped, and its number.
+    pub(super) fn of_thread(thread: Object<'a>, tid: Pid) -> Option<Descriptors<'a>> {
+        let table = thread.follow("files")?.follow("fdt")?;
         let nr = table.word("max_fds")?;
-        let open = (0..nr).filter_map(|fd| Some((fd, table.element("fd", fd)?)));
+        let numbers =
+            file::open(format!("/proc/{tid}/fd").as_ref(), 0).and_then(file::list_numbers);
+        let numbers = numbers.ok()?.into_iter();
+        let numbers = numbers.filter_map(|fd| u32::try_from(fd).ok().filter(|fd| *fd < nr));
+        let open = numbers.filter_map(|fd| Some((fd, table.element("fd", fd)?)));
         Some(Descriptors(open.collect()))
     }
 

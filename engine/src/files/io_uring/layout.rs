@@ -75,10 +75,14 @@ impl Layout {
         self.entry_len() * number(self.sq_entries)
     }
 
+    /// Bytes of one completion.
+    pub(super) fn completion_len(self) -> usize {
+        if self.has(setup::CQE32) { 32 } else { 16 }
+    }
+
     /// Bytes of all completions.
     pub(super) fn completions_len(self) -> usize {
-        let one = if self.has(setup::CQE32) { 32 } else { 16 };
-        one * number(self.cq_entries)
+        self.completion_len() * number(self.cq_entries)
     }
 
     /// Bytes of the array of indices.

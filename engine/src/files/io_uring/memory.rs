@@ -8,7 +8,7 @@ use firn_sys::Errno;
 use firn_sys::io_uring;
 use firn_sys::mapping::SharedMapping;
 
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, number};
 
 const PAGE: usize = 4096;
 
@@ -36,7 +36,7 @@ impl Memory {
     /// Reads everything; what else an image holds is left to the caller.
     pub(super) fn read(&self, flags: u32) -> FirnUringEntry {
         let layout = self.layout;
-        let word = |at: usize| self.rings.word(at).load(Ordering::Acquire);
+        let word = |at: usize| self.word(at);
         let some = |at: usize| Some(word(at)).filter(|value| *value != 0);
         let has_array = layout.array_len() > 0;
         FirnUringEntry {
@@ -61,20 +61,81 @@ impl Memory {
 
     /// Writes everything that is the program's.
     pub(super) fn write(&self, ring: &FirnUringEntry) {
+        self.write_entries(ring);
+        self.write_completions(ring);
+        self.set_word(layout::SQ_DROPPED, ring.sq_dropped.unwrap_or(0));
+        self.set_word(layout::CQ_OVERFLOW, ring.cq_overflow.unwrap_or(0));
+    }
+
+    /// Writes the completions that the program had, and how far it has taken them. What has come behind them stays.
+    pub(super) fn write_completions(&self, ring: &FirnUringEntry) {
+        let new = self
+            .word(layout::CQ_TAIL)
+            .wrapping_sub(ring.cq_tail)
+            .cast_signed();
+        let new = new.max(0).unsigned_abs();
+        let len = self.layout.completion_len();
+        for nth in new..self.layout.cq_entries {
+            let place = ring.cq_tail.wrapping_add(nth) & (self.layout.cq_entries - 1);
+            let at = len * number(place);
+            let bytes = &ring.cqes[at..at + len];
+            self.rings.write(layout::COMPLETIONS + at, bytes);
+        }
+        self.set_word(layout::CQ_HEAD, self.possible_head(ring));
+        self.set_word(layout::CQ_FLAGS, ring.cq_flags.unwrap_or(0));
+    }
+
+    /// The head of completions as far as there are any: those that repeat what was told are still to come.
+    fn possible_head(&self, ring: &FirnUringEntry) -> u32 {
+        let waiting = ring.cq_tail.wrapping_sub(ring.cq_head);
+        let missing = ring.cq_tail.wrapping_sub(self.word(layout::CQ_TAIL));
+        let missing = missing.cast_signed().max(0).unsigned_abs();
+        ring.cq_tail.wrapping_sub(waiting.max(missing))
+    }
+
+    /// Writes the program's submission entries, and where they end.
+    pub(super) fn write_entries(&self, ring: &FirnUringEntry) {
         self.entries.write(0, &ring.sqes);
-        self.rings.write(layout::COMPLETIONS, &ring.cqes);
         if let Some(array) = &ring.sq_array {
             self.rings.write(self.layout.array(), array);
         }
-        let words = [
-            (layout::SQ_TAIL, ring.sq_tail),
-            (layout::CQ_HEAD, ring.cq_head),
-            (layout::SQ_DROPPED, ring.sq_dropped.unwrap_or(0)),
-            (layout::CQ_FLAGS, ring.cq_flags.unwrap_or(0)),
-            (layout::CQ_OVERFLOW, ring.cq_overflow.unwrap_or(0)),
-        ];
-        for (at, value) in words {
-            self.rings.word(at).store(value, Ordering::Release);
+        self.set_word(layout::SQ_TAIL, ring.sq_tail);
+    }
+
+    /// Writes the beginning of an entry, or all of it, and has the index of the same number lead to it.
+    pub(super) fn put_entry(&self, nth: u32, entry: &[u8]) {
+        let at = self.layout.entry_len() * number(nth);
+        self.entries.write(at, entry);
+        if self.layout.array_len() > 0 {
+            let at = self.layout.array() + 4 * number(nth);
+            self.rings.write(at, &nth.to_le_bytes());
         }
+    }
+
+    /// Values and results of the completions from one on.
+    pub(super) fn completions_from(&self, first: u32) -> Vec<(u64, i32)> {
+        let layout = self.layout;
+        let put = self.word(layout::CQ_TAIL).wrapping_sub(first);
+        let completion = |nth: u32| {
+            let place = first.wrapping_add(nth) & (layout.cq_entries - 1);
+            let at = layout::COMPLETIONS + layout.completion_len() * number(place);
+            let bytes = self.rings.read(at, 12);
+            let (value, result) = bytes.split_at(8);
+            (
+                u64::from_le_bytes(value.try_into().expect("eight bytes")),
+                i32::from_le_bytes(result.try_into().expect("four bytes")),
+            )
+        };
+        (0..put.min(layout.cq_entries)).map(completion).collect()
+    }
+
+    /// A word of the head.
+    pub(super) fn word(&self, at: usize) -> u32 {
+        self.rings.word(at).load(Ordering::Acquire)
+    }
+
+    /// Sets a word of the head.
+    pub(super) fn set_word(&self, at: usize, value: u32) {
+        self.rings.word(at).store(value, Ordering::Release);
     }
 }

@@ -1,7 +1,8 @@
 //! io_uring rings: memory that a program and the kernel share, and two counters of the kernel's own.
 //!
 //! What the kernel shows of a ring: its file (which is mapped here to read it), fdinfo, how it refuses operations
-//! (`probe.rs`), and, to a root that may load BPF programs, everything (`inner.rs`). Without the latter
+//! (`probe.rs`), and, to a root that may load BPF programs, everything (`inner.rs`): what waits then is saved, too
+//! (`in_flight.rs`), and asked for again last of all (`again.rs`). Without the latter
 //!
 //! * **requests in flight** show only by their number: each request that the kernel has taken gives one completion
 //!   as a rule, so a ring is idle when it has taken as many as it has completed. Requests that complete several
@@ -15,13 +16,16 @@
 //!
 //! Source: linux io_uring/io_uring.c, fdinfo.c, memmap.c, register.c.
 
+mod again;
 mod belongings;
 mod dump;
 mod dumped;
 mod fdinfo;
+mod in_flight;
 mod inner;
 mod layout;
 mod memory;
+mod operations;
 mod own;
 mod probe;
 mod registered;

@@ -79,6 +79,19 @@ impl FileTable {
         }
     }
 
+    /// Looks whether rings with requests in flight are still as they were read, when no more program is to run in the
+    /// tasks.
+    ///
+    /// # Errors
+    /// `Obstacles` with those that have gone on.
+    pub fn check_rings(&self) -> Result<(), FileDumpError> {
+        let gone_on = self.collected.rings.gone_on();
+        match gone_on.is_empty() {
+            true => Ok(()),
+            false => Err(FileDumpError::Obstacles(gone_on)),
+        }
+    }
+
     fn register(&mut self, ring: u32, tid: Pid, index: u32) {
         let entries = self.collected.entries.iter_mut();
         let mut rings = entries.filter_map(|entry| entry.firn_uring.as_mut());

@@ -3,7 +3,6 @@
 //! completions that come from another ring.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use firn_proto::FirnUringEntry;
@@ -53,15 +52,23 @@ impl Turns {
         }
     }
 
-    /// For the ring of an image.
+    /// For the ring of an image, whose requests in flight come later.
     pub(super) fn of(ring: &FirnUringEntry) -> Turns {
-        Turns::to(ring.sq_head, ring.cq_tail)
+        let in_flight = u32::try_from(ring.requests.len()).unwrap_or(u32::MAX);
+        Turns::to(ring.sq_head.wrapping_sub(in_flight), first_repeated(ring))
     }
 
     /// Number of requests.
     pub(super) fn total(self) -> u64 {
         u64::from(self.completed) + u64::from(self.silent) + u64::from(self.extra)
     }
+}
+
+/// Index of the first completion that tells of what was told before, or of the one behind the last without any.
+pub(super) fn first_repeated(ring: &FirnUringEntry) -> u32 {
+    let told = ring.requests.iter().filter(|request| request.is_told());
+    ring.cq_tail
+        .wrapping_sub(u32::try_from(told.count()).unwrap_or(u32::MAX))
 }
 
 /// What is to be said of so many requests of rings: that a restore takes long.
@@ -94,7 +101,7 @@ impl Memory {
     }
 
     /// Has so many completions put into the ring by messages of another one.
-    fn receive(&self, fd: &OwnedFd, nr: u32) -> Result<(), Errno> {
+    pub(super) fn receive(&self, fd: &OwnedFd, nr: u32) -> Result<(), Errno> {
         let shape = Layout::new(HELPER_ENTRIES, 2 * HELPER_ENTRIES, 0).expect("possible");
         let helper = io_uring::create(Params {
             sq_entries: HELPER_ENTRIES,
@@ -198,12 +205,7 @@ impl Memory {
     /// Makes every entry such a request, in order.
     fn fill_with(&self, opcode: u8, flags: u8) {
         for nth in 0..self.layout.sq_entries {
-            let at = self.layout.entry_len() * number(nth);
-            self.entries.write(at, &[opcode, flags]);
-            if self.layout.array_len() > 0 {
-                let at = self.layout.array() + 4 * number(nth);
-                self.rings.write(at, &nth.to_le_bytes());
-            }
+            self.put_entry(nth, &[opcode, flags]);
         }
     }
 
@@ -213,14 +215,6 @@ impl Memory {
             let at = self.layout.entry_len() * number(nth);
             self.entries.write(at + FD, &fd.to_le_bytes());
         }
-    }
-
-    fn word(&self, at: usize) -> u32 {
-        self.rings.word(at).load(Ordering::Acquire)
-    }
-
-    fn set_word(&self, at: usize, value: u32) {
-        self.rings.word(at).store(value, Ordering::Release);
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod aio;
 mod belongings;
+mod in_flight;
 mod parameters;
 mod ring;
 mod settings;
@@ -26,7 +27,6 @@ pub static ALL: &[&Workload] = &[
     &ring::SHAPES,
     &ring::SHARED,
     &ring::UNDER_LOAD,
-    &ring::POLLING,
     &ring::SLEEPING,
     &ring::CLOSED,
     &ring::REGISTERED,
@@ -42,6 +42,12 @@ pub static ALL: &[&Workload] = &[
     &parameters::OWNED,
     &parameters::DISABLED,
     &parameters::MULTISHOT,
+    &in_flight::POLLS,
+    &in_flight::READS,
+    &in_flight::ACCEPTS,
+    &in_flight::MANY,
+    &in_flight::WRITING,
+    &in_flight::LINKED,
     &settings::POLLING_DEVICES,
     &settings::WORKERS,
 ];

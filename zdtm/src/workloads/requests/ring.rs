@@ -54,23 +54,6 @@ pub static UNDER_LOAD: Workload = Workload::new(
     under_load,
 )
 .needs(NEEDS);
-pub static POLLING: Workload = Workload::new(
-    "requests/uring-polling",
-    "a ring with a poll in flight",
-    |stage| {
-        let (reader, _writer) = sys::pipe(0)?;
-        let mut ring = Ring::new(8, None, 0)?;
-        ring.put(&Request {
-            opcode: sys::POLL_ADD,
-            fd: reader.as_raw_fd(),
-            ..Request::default()
-        });
-        ring.submit(0)?;
-        stage.ready_and_wait()
-    },
-)
-.needs(NEEDS)
-.refused(&["io_uring", "wait for something", "cancel"]);
 pub static SLEEPING: Workload = Workload::new(
     "requests/uring-sleeping",
     "a ring with a timeout in flight",
