@@ -14,6 +14,7 @@ use crate::obstacle::Obstacle;
 use crate::script::ScriptError;
 use crate::task::core_image::CoreDumpError;
 use crate::task::questions::AskError;
+use crate::task::relations::RelationError;
 
 /// Failure of a dump. The tree goes on as it was, and what was written is gone.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum DumpError {
         /// Its session.
         sid: Pid,
     },
+    /// No restore could make the tree again.
+    #[error("the tree could not be restored")]
+    Relation(#[from] RelationError),
     /// The directory for the images can't be used.
     #[error("can't open the image directory {}", path.display())]
     ImagesDir {
@@ -116,7 +120,7 @@ impl DumpError {
     /// Kind of the failure.
     pub fn class(&self) -> ErrorClass {
         match self {
-            DumpError::Obstacles(_) => ErrorClass::Unsupported,
+            DumpError::Obstacles(_) | DumpError::Relation(_) => ErrorClass::Unsupported,
             DumpError::OuterSession { .. } => ErrorClass::Usage,
             DumpError::Freeze(FreezeError::Gone(_) | FreezeError::RootIsZombie(_))
             | DumpError::Ask(AskError::Inject(InjectError::Died(_))) => ErrorClass::Gone,
@@ -133,6 +137,7 @@ impl DumpError {
                  or start it with setsid"
                     .to_owned(),
             ),
+            DumpError::Relation(_) => Some("dump it when that task has ended".to_owned()),
             DumpError::NoTracking(_) => Some(
                 "leave --track-mem out: every dump is a full one then; Linux 6.7 tracks writes"
                     .to_owned(),

@@ -46,6 +46,7 @@ use crate::task::lsm;
 use crate::task::notes;
 use crate::task::outside::Outside;
 use crate::task::questions::{self, TaskAnswers};
+use crate::task::relations::Family;
 use crate::task::seccomp::SeccompDump;
 use crate::task::semaphores::{self, SemaphoreDump};
 use crate::task::survey::{self, OwnNamespaces};
@@ -305,6 +306,8 @@ impl Operation<'_> {
                 sid: root.sid,
             });
         }
+        // A restore decides it anew; what it would refuse must not be killed here.
+        Family::plan(tree, self.options.shell_job)?;
         Ok(())
     }
 

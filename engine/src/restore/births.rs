@@ -30,6 +30,7 @@ impl Builder<'_> {
             Role::Task(_) => format!("task {pid}"),
             Role::Leader => format!("helper {pid} for a leader that is gone"),
             Role::Midwife => "helper that makes an orphan".to_owned(),
+            Role::Keeper => "helper that keeps a process group".to_owned(),
         }
     }
 
@@ -98,7 +99,7 @@ impl Builder<'_> {
     /// Children before setsid, setsid, children after it.
     pub(super) fn make_children(&self, p: &mut Program, id: BirthId) {
         let birth = self.birth_of(id);
-        if birth.subreaper {
+        if birth.subreaper_until.is_some() {
             attributes::plan_subreaper(p, true);
         }
         for &child in &birth.before {
@@ -143,7 +144,7 @@ impl Builder<'_> {
     fn shares_files_with_maker(&self, child: BirthId) -> bool {
         match self.birth_of(child).role {
             Role::Task(nth) => self.table_owners[nth].is_some_and(|(owner, _)| owner != child),
-            Role::Leader | Role::Midwife => false,
+            Role::Leader | Role::Midwife | Role::Keeper => false,
         }
     }
 
@@ -165,16 +166,17 @@ impl Builder<'_> {
     /// Leaders lead, then the others join.
     pub(super) fn plan_groups(&self, p: &mut Program, id: BirthId) {
         let words = self.out.words;
-        let Some(group) = self.birth_of(id).group else {
+        let birth = self.birth_of(id);
+        if let Some(keeper) = birth.keeper {
+            self.lead_group(p);
+            self.make(p, keeper);
+            p.post(words.led, "saying that the group is there");
+        }
+        let Some(group) = birth.group else {
             return;
         };
-        if leads(self.birth_of(id)) {
-            p.call(
-                nr::SETPGID,
-                &[0.into(), 0.into()],
-                Rule::Ok,
-                "leading a process group",
-            );
+        if leads(birth) {
+            self.lead_group(p);
             p.post(words.led, "saying that the group is there");
         } else {
             p.wait(
@@ -190,6 +192,29 @@ impl Builder<'_> {
                 format!("joining process group {group}"),
             );
             p.post(words.joined, "saying that it has joined");
+        }
+    }
+
+    fn lead_group(&self, p: &mut Program) {
+        let args = [0.into(), 0.into()];
+        p.call(nr::SETPGID, &args, Rule::Ok, "leading a process group");
+    }
+
+    /// Gets its orphans, and is no subreaper from then on: those above it get theirs.
+    pub(super) fn plan_adoptions(&self, p: &mut Program, id: BirthId) {
+        if let Some(steps) = self.birth_of(id).subreaper_until {
+            self.wait_for_orphans(p, steps);
+            attributes::plan_subreaper(p, false);
+            let why = "saying that it takes no orphans any more";
+            p.post(self.out.words.orphaned, why);
+        }
+    }
+
+    /// Waits until that many of the steps are done by which orphans come to their parents.
+    pub(super) fn wait_for_orphans(&self, p: &mut Program, steps: u32) {
+        if steps > 0 {
+            let why = "waiting until orphans are with their parents";
+            p.wait(self.out.words.orphaned, steps, why);
         }
     }
 
@@ -217,10 +242,14 @@ impl Builder<'_> {
             let pid = self.birth_of(helper).pid.map_or(-1, Pid::raw);
             let args = [pid.into(), 0.into(), WALL.into(), 0.into()];
             p.call_retrying(nr::WAIT4, &args, Rule::Ok, "reaping a helper");
+            if self.birth_of(helper).role == Role::Midwife {
+                let why = "saying that an orphan is with its parent";
+                p.post(self.out.words.orphaned, why);
+            }
         }
     }
 
-    /// A helper that leads a session or group in place of somebody who is gone.
+    /// A helper that leads a session or group in place of somebody who is gone, or keeps a group.
     pub(super) fn stand_in(&self, id: BirthId) -> Program {
         let mut p = self.prologue(id);
         self.make_children(&mut p, id);
@@ -230,6 +259,7 @@ impl Builder<'_> {
             self.relatives.nr_joiners,
             "waiting until all have joined",
         );
+        self.plan_reaping(&mut p, id);
         p.call(nr::EXIT_GROUP, &[0.into()], Rule::Ok, "leaving");
         p
     }
@@ -237,6 +267,7 @@ impl Builder<'_> {
     pub(super) fn midwife(&self, id: BirthId) -> Program {
         let mut p = self.prologue(id);
         self.make_children(&mut p, id);
+        self.wait_for_orphans(&mut p, self.birth_of(id).exits_after);
         p.call(nr::EXIT_GROUP, &[0.into()], Rule::Ok, "leaving");
         p
     }

@@ -432,9 +432,12 @@ fn plan_memory(
     hole: AddressRange,
     facts: &MemoryFacts,
 ) -> Result<Vec<Option<MemoryPlan>>, RestoreError> {
+    // Makers come before those they make, which may stand behind them in the tree.
+    let mut in_order: Vec<usize> = (0..checkpoint.tasks.len()).collect();
+    in_order.sort_by_key(|nth| family.of_task(*nth));
     let mut tasks = Vec::new();
     let mut position = HashMap::new();
-    for nth in 0..checkpoint.tasks.len() {
+    for nth in in_order {
         let maker = (family.makers(nth)).find_map(|maker| position.get(&maker).copied());
         if let LoadedTask::Living(task) = &mut checkpoint.tasks[nth] {
             position.insert(nth, tasks.len());
@@ -445,15 +448,10 @@ fn plan_memory(
             });
         }
     }
-    let mut plans = plan_tree(tasks, hole, facts)?.into_iter();
-    let plan_of = |nth| {
-        if position.contains_key(&nth) {
-            plans.next()
-        } else {
-            None
-        }
-    };
-    Ok((0..checkpoint.tasks.len()).map(plan_of).collect())
+    let mut plans: Vec<Option<MemoryPlan>> =
+        (plan_tree(tasks, hole, facts)?.into_iter().map(Some)).collect();
+    let mut plan_of = |nth| position.get(&nth).and_then(|at| plans[*at].take());
+    Ok((0..checkpoint.tasks.len()).map(&mut plan_of).collect())
 }
 
 /// Credentials and scheduling of this thread, which every restored task starts with.

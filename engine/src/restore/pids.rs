@@ -1,12 +1,13 @@
 //! Pids: those that the tasks had must be free, and helpers get others.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use firn_sys::Pid;
 
 use super::RestoreError;
 use super::load::Checkpoint;
-use crate::task::relations::{Family, Role};
+use crate::task::relations::Family;
 use crate::task::status::Status;
 use crate::tree::Task;
 
@@ -26,18 +27,16 @@ pub(super) fn check_free(checkpoint: &Checkpoint) -> Result<(), RestoreError> {
     Ok(())
 }
 
-/// Gives midwives pids that no task of the tree has, so that they can be waited for.
+/// Gives helpers that may have any pid one that no task of the tree has, so that they can be waited for.
 pub(super) fn with_midwife_pids(mut family: Family, checkpoint: &Checkpoint) -> Family {
     let tree = &checkpoint.tree;
-    let taken: std::collections::HashSet<Pid> = tree.tasks.iter().flat_map(Task::tids).collect();
+    let of_births = family.births.iter().filter_map(|birth| birth.pid);
+    let of_threads = tree.tasks.iter().flat_map(Task::tids);
+    let taken: HashSet<Pid> = of_births.chain(of_threads).collect();
     let mut next = (2..).map(Pid::from_raw).filter(|pid| {
         !taken.contains(pid) && !std::fs::exists(format!("/proc/{pid}")).unwrap_or(true)
     });
-    for birth in family
-        .births
-        .iter_mut()
-        .filter(|birth| birth.role == Role::Midwife)
-    {
+    for birth in family.births.iter_mut().filter(|birth| birth.pid.is_none()) {
         birth.pid = next.next();
     }
     family

@@ -49,6 +49,8 @@ pub(super) struct Words {
     /// Group leaders that lead, and tasks that have joined.
     pub led: Word,
     pub joined: Word,
+    /// Steps by which orphans come to their parents.
+    pub orphaned: Word,
     /// Processes that only wait to be released, and the release.
     pub ready: Word,
     pub release: Word,
@@ -165,6 +167,7 @@ pub(super) fn build(
     let words = Words {
         led: set.word(),
         joined: set.word(),
+        orphaned: set.word(),
         ready: set.word(),
         release: set.word(),
         asleep: set.word(),
@@ -307,7 +310,7 @@ impl<'a> Builder<'a> {
                 LoadedTask::Living(_) => self.living(id, nth),
                 LoadedTask::Dead(_) => Ok(self.dead(id, nth)),
             },
-            Role::Leader => Ok(self.stand_in(id)),
+            Role::Leader | Role::Keeper => Ok(self.stand_in(id)),
             Role::Midwife => Ok(self.midwife(id)),
         }
     }
@@ -462,10 +465,15 @@ impl<'a> Builder<'a> {
 
     /// Zombies have died and helpers are reaped, before their SIGCHLD is forgotten.
     fn plan_deaths(&self, p: &mut Program, id: BirthId, nth: usize) {
+        self.plan_adoptions(p, id);
         let tasks = &self.from.checkpoint.tree.tasks;
         let children = self.relatives.children(self.pid(nth)).iter();
-        for task in children.map(|child| &tasks[*child]) {
+        for &child in children {
+            let task = &tasks[child];
             if !task.is_alive() {
+                // Somebody else may make it.
+                let born = self.out.births[self.from.family.of_task(child)].alive;
+                p.wait(born, 1, "waiting for a child that is to die");
                 let options = WEXITED | WNOWAIT | WALL;
                 let args: [Arg; 5] = [
                     P_PID.into(),

@@ -28,10 +28,11 @@ impl Relatives {
         }
         let in_groups = || family.births.iter().filter(|birth| birth.group.is_some());
         let nr_leaders = in_groups().filter(|birth| leads(birth)).count();
+        let nr_keepers = family.births.iter().filter(|birth| birth.keeper.is_some());
         Relatives {
             numbers,
             children,
-            nr_leaders: count(nr_leaders),
+            nr_leaders: count(nr_leaders + nr_keepers.count()),
             nr_joiners: count(in_groups().count() - nr_leaders),
         }
     }

@@ -36,10 +36,10 @@ impl Builder<'_> {
         let abi = self.from.checkpoint.tree.tasks[nth].abi;
         signals::plan_actions(p, &process.sigactions, self.from.own.ignored_signals, abi);
         attributes::plan_personality(p, process.personality, self.from.own.personality);
-        let id = self.from.family.of_task(nth);
-        let subreaper = process.child_subreaper == Some(true);
-        if subreaper != self.birth_of(id).subreaper {
-            attributes::plan_subreaper(p, subreaper);
+        if process.child_subreaper == Some(true) {
+            // Before, it would take those that are to come to a task above it.
+            self.wait_for_orphans(p, self.from.family.orphan_steps);
+            attributes::plan_subreaper(p, true);
         }
         attributes::plan_membarrier(p, process.membarrier_registration_mask.unwrap_or(0));
         if let Some(extension) = &process.firn {

@@ -3,6 +3,7 @@
 mod autogroups;
 mod exited_leader;
 mod groups;
+mod random;
 mod shape;
 mod stopped;
 mod thousands;
@@ -17,6 +18,7 @@ pub static ALL: &[&Workload] = &[
     &shape::FAN_OUT,
     &shape::BUSHY,
     &shape::REPARENTED,
+    &random::TREE,
     &shape::FORKING,
     &shape::VFORKING,
     &thousands::TREE,
