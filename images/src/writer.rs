@@ -52,7 +52,14 @@ impl<'set> EntryWriter<'set> {
             M::NAME,
             info.tag
         );
-        let len = message.encoded_len();
+        self.begin();
+        let at = self.buffer.len();
+        // The length comes first and is known last: to ask for it before takes as long as the encoding.
+        self.buffer.extend_from_slice(&[0; 4]);
+        message
+            .encode(&mut self.buffer)
+            .expect("a vector grows as needed");
+        let len = self.buffer.len() - at - 4;
         let prefix = u32::try_from(len)
             .ok()
             .filter(|len| *len <= MAX_MESSAGE_BYTES);
@@ -64,12 +71,7 @@ impl<'set> EntryWriter<'set> {
                 len,
             });
         };
-        self.begin();
-        self.buffer.reserve(len + 4);
-        self.buffer.extend_from_slice(&prefix.to_le_bytes());
-        message
-            .encode(&mut self.buffer)
-            .expect("a vector grows as needed");
+        self.buffer[at..at + 4].copy_from_slice(&prefix.to_le_bytes());
         self.flush_if_large()
     }
 
