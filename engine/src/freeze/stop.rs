@@ -12,6 +12,7 @@ use super::cgroup::FrozenGroup;
 use super::seize::{self, Deputy, Seized};
 use super::{FreezeError, FrozenTree, walk};
 use crate::arch;
+use crate::crew;
 use crate::task::ia32;
 use crate::task::status::{Stat, Status};
 use crate::tree::{Task, TaskState, Tree};
@@ -28,6 +29,8 @@ const CATCH_PATIENCE: Duration = Duration::from_millis(200);
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
 /// Looks at a few threads that have not stopped yet before the first pause.
 const QUICK_LOOKS: u32 = 64;
+/// Killed threads that are worth a thread of our own to reap them.
+const THREADS_PER_REAPER: usize = 64;
 const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
@@ -452,11 +455,14 @@ pub fn let_go(seized: &[Pid]) {
 /// Waits for the tracer's part of the death of killed tasks, so that nothing of them is left when their
 /// own parents have reaped them.
 ///
-/// Threads come before their leader, which was seized first: the kernel reports a leader's end only when
-/// its tracer has seen those of all its other threads.
+/// Leaders come last: the kernel reports a leader's end only when its tracer has seen those of all its other threads.
+/// Any thread of the tracer may see them; what takes the time is that the kernel gives back what it knew of them.
 pub fn reap_killed(tree: &Tree, seized: &[Pid]) {
-    for &tid in seized.iter().rev() {
-        while matches!(wait::wait(tid), Ok(status) if !matches!(status, WaitStatus::Ended(_))) {}
-    }
+    let leaders: HashSet<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+    let mut tids = seized.to_vec();
+    tids.sort_by_key(|tid| leaders.contains(tid));
+    crew::share_out(&tids, THREADS_PER_REAPER, |tid| {
+        while matches!(wait::wait(*tid), Ok(status) if !matches!(status, WaitStatus::Ended(_))) {}
+    });
     tracing::debug!(tasks = tree.tasks.len(), "killed");
 }
