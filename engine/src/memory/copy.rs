@@ -19,8 +19,10 @@ use crate::cancel::CancelFlag;
 /// Bytes that one worker reads and then writes: small enough to stay in a core's cache. Batches end at
 /// multiples of it in the pages file.
 const BATCH_BYTES: usize = 512 << 10;
-/// Bytes of the pages file that one worker takes at a time.
+/// Bytes of the pages file that one worker takes at a time at most.
 const UNIT_BYTES: u64 = 4 << 20;
+/// Units that each worker finds at least, so that all have work to the end.
+const UNITS_PER_WORKER: u64 = 4;
 /// From here on two workers are faster than one.
 const PARALLEL_BYTES: u64 = 4 << 20;
 
@@ -192,6 +194,13 @@ fn room_in_batch(offset: u64) -> usize {
     usize::try_from(batch - offset % batch).expect("a batch fits memory")
 }
 
+/// Bytes of the pages file that one of so many workers takes at a time: whole batches.
+fn unit_bytes(total: u64, workers: usize) -> u64 {
+    let share = total / (UNITS_PER_WORKER * to_u64(workers.max(1)));
+    let batch = to_u64(BATCH_BYTES);
+    (share / batch * batch).clamp(batch, UNIT_BYTES)
+}
+
 /// What all workers of a copy have in common.
 struct Job<'a> {
     source: &'a Source<'a>,
@@ -222,7 +231,8 @@ fn copy_batches(
     };
     let total = last.offset + to_u64(last.len);
     let is_large = total >= PARALLEL_BYTES;
-    let units = batches.chunk_by(|a, b| a.offset / UNIT_BYTES == b.offset / UNIT_BYTES);
+    let unit = unit_bytes(total, page_copy.workers);
+    let units = batches.chunk_by(|a, b| a.offset / unit == b.offset / unit);
     let job = Job {
         source,
         units: units.collect(),
