@@ -29,11 +29,13 @@ impl CallSpec {
         CallSpec { abi, nr, args }
     }
 
-    /// The call that makes an arena: shared, so that it can be seen from here. That of 32-bit code gives
+    /// The call that makes an arena: shared, so that it can be seen from here, and with all its pages, since many
+    /// threads that begin at the same time would wait for each other at their faults. That of 32-bit code gives
     /// an address below 4 GiB.
     pub fn map_arena(abi: Abi, len: usize) -> CallSpec {
         let prot = PROT_READ | PROT_WRITE | PROT_EXEC;
-        CallSpec::mmap(abi, 0, in_64_bits(len), prot, MAP_SHARED | MAP_ANONYMOUS)
+        let flags = MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE;
+        CallSpec::mmap(abi, 0, in_64_bits(len), prot, flags)
     }
 
     /// munmap.
@@ -57,6 +59,7 @@ const PROT_EXEC: u64 = 4;
 const MAP_SHARED: u64 = 1;
 const MAP_FIXED: u64 = 0x10;
 const MAP_ANONYMOUS: u64 = 0x20;
+const MAP_POPULATE: u64 = 0x8000;
 const PAGE: u64 = 4096;
 /// The descriptor -1, as 32-bit code has it, too.
 const NO_FILE: u64 = u64::MAX;

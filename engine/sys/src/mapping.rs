@@ -41,12 +41,12 @@ impl SharedMapping {
         })
     }
 
-    /// Maps the first `len` bytes of `fd` shared, readable and writable.
+    /// Maps the first `len` bytes of `fd` shared, readable and writable, with all their pages at once.
     ///
     /// # Errors
     /// As man 2 mmap.
     pub fn of_file(fd: BorrowedFd<'_>, len: usize) -> Result<SharedMapping> {
-        SharedMapping::of_part(fd, 0, len)
+        SharedMapping::map(fd, 0, len, MapFlags::POPULATE)
     }
 
     /// Maps `len` bytes of `fd` from `offset` on shared, readable and writable.
@@ -54,6 +54,10 @@ impl SharedMapping {
     /// # Errors
     /// As man 2 mmap.
     pub fn of_part(fd: BorrowedFd<'_>, offset: u64, len: usize) -> Result<SharedMapping> {
+        SharedMapping::map(fd, offset, len, MapFlags::empty())
+    }
+
+    fn map(fd: BorrowedFd<'_>, offset: u64, len: usize, how: MapFlags) -> Result<SharedMapping> {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let got = unsafe {
@@ -61,7 +65,7 @@ impl SharedMapping {
                 std::ptr::null_mut(),
                 len,
                 prot,
-                MapFlags::SHARED,
+                MapFlags::SHARED | how,
                 fd,
                 offset,
             )
