@@ -3,14 +3,14 @@
 //! Source: facts of CRIU's format: the leader's image carries the process (`tc`), every thread's its own
 //! part (`thread_core`), a zombie's only `tc`.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, TrySendError};
 
 use firn_images::{ImageKind, ImageSetWriter, ImageWriteError};
 use firn_proto::{
     CoreEntry, FirnDispatchEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, TaskCoreEntry,
     ThreadCoreEntry, ThreadInfoX86, ThreadSasEntry, core_entry,
 };
-use firn_sys::ptrace::{DispatchConfig, GeneralRegs, RseqConfig, SignalQueue};
+use firn_sys::ptrace::{DispatchConfig, GeneralRegs, RseqConfig, SiginfoBytes, SignalQueue};
 use firn_sys::{Errno, Pid, process_vm, ptrace};
 
 use super::attributes::ThreadAnswers;
@@ -20,7 +20,8 @@ use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::semaphores::SemaphoreDump;
 use super::status::{Stat, Status, StatusError};
-use super::{connects, creds, ia32, notes, scheduling, shadow_stack, signals};
+use super::traced::{Batch, Told};
+use super::{connects, creds, notes, scheduling, signals, traced};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::waits;
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
@@ -46,10 +47,10 @@ pub const ROOT_CG_SET: u32 = 1;
 /// Length of a robust list head.
 const ROBUST_LIST_LEN: u64 = 24;
 
-/// Threads of a task that are worth a thread of our own to write their images.
+/// Threads of a task that are worth a thread of our own to make their images.
 const THREADS_PER_WRITER: usize = 32;
-/// Images that wait to be written at most.
-const MAX_QUEUED: usize = 64;
+/// Batches of threads that wait for it at most.
+const MAX_QUEUED: usize = 2;
 
 /// Failure to dump per-task state.
 #[derive(Debug, thiserror::Error)]
@@ -89,9 +90,12 @@ struct FoundOut<'a> {
     stop: &'a ThreadStop,
     status: &'a Status,
     called: &'a Called,
+    told: &'a Told,
+    /// Its extended state, as ptrace gives it.
+    area: &'a [u8],
 }
 
-/// Everything about one thread that other modules want to know, too.
+/// The two parts of a thread's image.
 struct ThreadState {
     core: ThreadCoreEntry,
     info: ThreadInfoX86,
@@ -120,81 +124,94 @@ pub(crate) fn dump(
     means: Means<'_>,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
-    let write = |(tid, entry): (Pid, CoreEntry)| {
-        images.write_one(ImageKind::Core, u64::from(tid.to_image()), &entry)
+    let process_queue = ptrace::pending_signals(task.speaker(), SignalQueue::Process)
+        .map_err(failed(task.speaker(), "the process's pending signals"))?;
+    let subject = Subject {
+        task,
+        answers,
+        outside,
+        process_queue: &process_queue,
+        means,
+        images,
     };
-    let describe = |give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>| {
-        describe_threads(task, answers, outside, means, give)
+    let write = |batch: Batch| subject.write(&batch);
+    let gather = |give: &mut dyn FnMut(Batch) -> Result<(), CoreDumpError>| {
+        traced::gather(task, outside, means.layout, give)
     };
     if task.threads.len() < THREADS_PER_WRITER {
-        return describe(&mut |tid, entry| Ok(write((tid, entry))?));
+        return gather(&mut { write });
     }
-    // Only the tracer can ask, but anybody can write what it was told.
+    // Only the tracer can ask, but anybody can make images of what it was told.
     std::thread::scope(|scope| {
-        let (queue, entries) = mpsc::sync_channel(MAX_QUEUED);
-        let writer = scope.spawn(move || entries.into_iter().try_for_each(write));
-        let mut give = |tid, entry| {
+        let (queue, batches) = mpsc::sync_channel(MAX_QUEUED);
+        let writer = scope.spawn(move || batches.into_iter().try_for_each(write));
+        let gathered = gather(&mut |batch| match queue.try_send(batch) {
+            Err(TrySendError::Full(batch)) => write(batch),
             // It takes no more after an error, which is told below.
-            let _ = queue.send((tid, entry));
-            Ok(())
-        };
-        let described = describe(&mut give);
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+        });
         drop(queue);
         let written = writer.join().expect("the writer does not panic");
-        described.and(written.map_err(CoreDumpError::from))
+        gathered.and(written)
     })
 }
 
-/// Describes the threads of a task one after another.
-fn describe_threads(
-    task: &Task,
-    answers: &TaskAnswers,
-    outside: &Outside,
-    means: Means<'_>,
-    give: &mut dyn FnMut(Pid, CoreEntry) -> Result<(), CoreDumpError>,
-) -> Result<(), CoreDumpError> {
-    let threads = task
-        .threads
-        .iter()
-        .zip(answers.threads.iter().zip(&answers.stops))
-        .zip(&outside.threads);
-    let uses = |status: &Status| status.shadow_stack.uses_shadow_stack();
-    let has_shadow_stacks = outside.threads.iter().any(uses);
-    for (nth, ((tid, (thread, stop)), status)) in threads.enumerate() {
+pub(super) fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> CoreDumpError {
+    move |source| CoreDumpError::Thread { tid, what, source }
+}
+
+/// A task whose images are being made.
+#[derive(Clone, Copy)]
+struct Subject<'a> {
+    task: &'a Task,
+    answers: &'a TaskAnswers,
+    outside: &'a Outside,
+    /// Signals that wait for the process.
+    process_queue: &'a [SiginfoBytes],
+    means: Means<'a>,
+    images: &'a ImageSetWriter,
+}
+
+impl Subject<'_> {
+    fn write(&self, batch: &Batch) -> Result<(), CoreDumpError> {
+        let mut threads = batch.iter();
+        threads.try_for_each(|(nth, told, area)| self.write_thread(nth, told, area))
+    }
+
+    fn write_thread(&self, nth: usize, told: &Told, area: &[u8]) -> Result<(), CoreDumpError> {
+        let Subject {
+            task,
+            answers,
+            outside,
+            means,
+            ..
+        } = *self;
+        let tid = task.threads[nth];
         let found = FoundOut {
-            answers: thread,
-            stop,
-            status,
+            answers: &answers.threads[nth],
+            stop: &answers.stops[nth],
+            status: &outside.threads[nth],
             called: &outside.called[nth],
+            told,
+            area,
         };
-        let mut state = dump_thread(*tid, task.abi, &found, means)?;
+        let mut state = describe_thread(tid, task.abi, &found, means)?;
         outside.labels[nth].describe(&mut state.core);
-        if has_shadow_stacks {
-            let extension = state.core.firn.get_or_insert_default();
-            let fpregs = &mut state.info.fpregs;
-            shadow_stack::dump(*tid, status.shadow_stack, fpregs, extension).map_err(|source| {
-                CoreDumpError::Thread {
-                    tid: *tid,
-                    what: "the shadow stack",
-                    source,
-                }
-            })?;
-        }
         let policy = &answers.mempolicies[nth];
         if policy.is_some() {
             state.core.firn.get_or_insert_default().mempolicy = Some(policy.to_image());
         }
-        let mut tc = if nth == 0 {
-            let mut process = dump_process(task, answers, outside, &state)?;
+        let mut tc = None;
+        if nth == 0 {
+            let mut process = self.describe_process(&state);
             process.firn.get_or_insert_default().semaphores = means.semaphores.of_task(task.pid);
-            Some(process)
-        } else {
-            None
-        };
+            tc = Some(process);
+        }
         if !task.has_leader()
             && let Some(process) = tc.take()
         {
-            give(task.pid, dead_leader(task, process, thread.securebits)?)?;
+            let leader = dead_leader(task, process, found.answers.securebits)?;
+            self.write_entry(task.pid, &leader)?;
         }
         let entry = CoreEntry {
             mtype: core_entry::March::X8664.into(),
@@ -203,9 +220,47 @@ fn describe_threads(
             thread_core: Some(state.core),
             ..CoreEntry::default()
         };
-        give(*tid, entry)?;
+        self.write_entry(tid, &entry)
     }
-    Ok(())
+
+    fn write_entry(&self, tid: Pid, entry: &CoreEntry) -> Result<(), CoreDumpError> {
+        let id = u64::from(tid.to_image());
+        Ok(self.images.write_one(ImageKind::Core, id, entry)?)
+    }
+
+    /// What the image of the first living thread has of the process.
+    fn describe_process(&self, speaker: &ThreadState) -> TaskCoreEntry {
+        let (task, answers, outside) = (self.task, self.answers, self.outside);
+        let stop_signo = match task.state {
+            TaskState::Stopped(signal) => Some(signal.cast_unsigned()),
+            TaskState::Alive | TaskState::Zombie(_) => None,
+        };
+        let membarrier = answers.process.membarrier;
+        TaskCoreEntry {
+            task_state: if stop_signo.is_some() {
+                state::STOPPED
+            } else {
+                state::ALIVE
+            },
+            personality: outside.personality,
+            blk_sigset: speaker.core.blk_sigset.unwrap_or(0),
+            comm: outside.threads[0].name.clone(),
+            timers: Some(answers.timers.clone()),
+            rlimits: Some(outside.limits.clone()),
+            signals_s: Some(signals::queue_to_image(self.process_queue)),
+            loginuid: Some(outside.loginuid),
+            oom_score_adj: outside.oom_score_adj,
+            sigactions: signals::actions_to_image(&answers.actions, task.abi),
+            child_subreaper: answers.process.subreaper.then_some(true),
+            stop_signo,
+            membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
+            firn: Some(FirnTaskEntry {
+                child_event: child_event(task.state, answers.event),
+                ..extension(answers, outside)
+            }),
+            ..TaskCoreEntry::default()
+        }
+    }
 }
 
 /// The core image of a leader that has exited before other threads: the process, how the leader has
@@ -223,12 +278,7 @@ fn dead_leader(
         cg_set: Some(ROOT_CG_SET),
         ..ThreadCoreEntry::default()
     };
-    let failed = |source| CoreDumpError::Thread {
-        tid: task.pid,
-        what: "the scheduling",
-        source,
-    };
-    scheduling::dump(task.pid, &mut core).map_err(failed)?;
+    scheduling::dump(task.pid, &mut core).map_err(failed(task.pid, "the scheduling"))?;
     process.task_state = state::LEADER_EXITED;
     process.exit_code = Stat::read_thread(task.pid, task.pid)?
         .exit_code
@@ -269,7 +319,7 @@ pub fn dump_zombie(pid: Pid, status: i32, images: &ImageSetWriter) -> Result<(),
     Ok(())
 }
 
-fn dump_thread(
+fn describe_thread(
     tid: Pid,
     abi: Abi,
     found: &FoundOut<'_>,
@@ -281,24 +331,20 @@ fn dump_thread(
         kernel,
         ..
     } = means;
-    let failed = |what| move |source| CoreDumpError::Thread { tid, what, source };
+    let failed = |what| failed(tid, what);
     let FoundOut {
         answers,
         stop,
         status,
         called,
+        told,
+        area,
     } = found;
     let ThreadStop { regs, mask, .. } = **stop;
     let regs = connects::settled(tid, regs, abi);
-    let area = ptrace::xstate(tid, layout.size()).map_err(failed("the extended state"))?;
-    let fpregs = layout
-        .to_image(&area)
+    let mut fpregs = layout
+        .to_image(area)
         .map_err(|source| CoreDumpError::Xsave { tid, source })?;
-    let queue = match status.pending {
-        0 => Vec::new(),
-        _ => ptrace::pending_signals(tid, SignalQueue::Thread)
-            .map_err(failed("the pending signals"))?,
-    };
     let (robust, robust_len) = match answers.ia32_robust_list {
         Some(list) => list,
         None => called
@@ -317,7 +363,7 @@ fn dump_thread(
             ss_flags: flags,
         }),
         pdeath_sig: (answers.pdeath_signal != 0).then_some(answers.pdeath_signal),
-        signals_p: Some(signals::queue_to_image(&queue)),
+        signals_p: Some(signals::queue_to_image(&told.queue)),
         creds: Some(creds::to_image(status, answers.securebits)),
         comm: Some(status.name.clone()),
         rseq_entry: stop.rseq.and_then(dump_rseq),
@@ -328,14 +374,17 @@ fn dump_thread(
     let extension = core.firn.get_or_insert_default();
     answers.modes.describe(extension);
     extension.dispatch = stop.dispatch.and_then(dump_dispatch);
+    if let Some(shadow_stack) = told.shadow_stack {
+        let described = shadow_stack.describe(&mut fpregs, extension);
+        described.map_err(failed("the shadow stack"))?;
+    }
     seccomp.describe(tid, &mut core);
-    let mut info = ThreadInfoX86 {
+    let info = ThreadInfoX86 {
         clear_tid_addr: answers.tid_address,
         gpregs: regs::to_image(&regs, abi),
         fpregs,
-        tls: Vec::new(),
+        tls: told.segments.clone(),
     };
-    ia32::dump_segments(tid, abi, &mut info).map_err(failed("the thread-local segments"))?;
     Ok(ThreadState { core, info })
 }
 
@@ -407,51 +456,6 @@ fn read_all(tid: Pid, address: u64, bytes: &mut [u8]) -> Option<()> {
     let range = process_vm::RemoteRange { address, len };
     let got = process_vm::read(tid, &[range], bytes).ok()?;
     (got == len).then_some(())
-}
-
-fn dump_process(
-    task: &Task,
-    answers: &TaskAnswers,
-    outside: &Outside,
-    speaker: &ThreadState,
-) -> Result<TaskCoreEntry, CoreDumpError> {
-    let pid = task.speaker();
-    let queue = ptrace::pending_signals(pid, SignalQueue::Process).map_err(|source| {
-        CoreDumpError::Thread {
-            tid: pid,
-            what: "the process's pending signals",
-            source,
-        }
-    })?;
-    let stop_signo = match task.state {
-        TaskState::Stopped(signal) => Some(signal.cast_unsigned()),
-        TaskState::Alive | TaskState::Zombie(_) => None,
-    };
-    let membarrier = answers.process.membarrier;
-    Ok(TaskCoreEntry {
-        task_state: if stop_signo.is_some() {
-            state::STOPPED
-        } else {
-            state::ALIVE
-        },
-        personality: outside.personality,
-        blk_sigset: speaker.core.blk_sigset.unwrap_or(0),
-        comm: outside.threads[0].name.clone(),
-        timers: Some(answers.timers.clone()),
-        rlimits: Some(outside.limits.clone()),
-        signals_s: Some(signals::queue_to_image(&queue)),
-        loginuid: Some(outside.loginuid),
-        oom_score_adj: outside.oom_score_adj,
-        sigactions: signals::actions_to_image(&answers.actions, task.abi),
-        child_subreaper: answers.process.subreaper.then_some(true),
-        stop_signo,
-        membarrier_registration_mask: (membarrier != 0).then_some(membarrier),
-        firn: Some(FirnTaskEntry {
-            child_event: child_event(task.state, answers.event),
-            ..extension(answers, outside)
-        }),
-        ..TaskCoreEntry::default()
-    })
 }
 
 /// What the parent has yet to be told, as far as that is not what a restore does by itself.

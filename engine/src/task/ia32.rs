@@ -115,19 +115,20 @@ impl LocalTableQuestion {
 ///
 /// # Errors
 /// ESRCH.
-pub fn dump_segments(tid: Pid, abi: Abi, info: &mut ThreadInfoX86) -> Result<()> {
+pub fn segments(tid: Pid, abi: Abi) -> Result<Vec<UserDescT>> {
+    let mut segments = Vec::new();
     for entry in SEGMENTS {
         match ptrace::thread_area(tid, entry) {
             Ok(descriptor) if abi == Abi::Ia32 || descriptor.flags & NOT_PRESENT == 0 => {
-                info.tls.push(to_image(descriptor));
+                segments.push(to_image(descriptor));
             }
             Ok(_) => {}
             // EIO: no kernel for 32-bit programs.
-            Err(_) if abi == Abi::Native => return Ok(()),
+            Err(_) if abi == Abi::Native => break,
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    Ok(segments)
 }
 
 /// Sets the thread-local segments of a stopped thread, after its registers: the base of a register that

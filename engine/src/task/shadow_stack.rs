@@ -72,29 +72,44 @@ fn bits(names: Option<&str>) -> u64 {
     names.fold(0, |bits, name| bits | bit(name))
 }
 
-/// Notes the shadow stack of a stopped thread in its image. Once one thread of a task has one, CRIU wants
-/// to read of all that they have none.
-///
-/// # Errors
-/// The pointer can't be read.
-pub fn dump(
-    tid: Pid,
+/// The shadow stack of a stopped thread. Once one thread of a task has one, CRIU wants to read of all that they have
+/// none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShadowStack {
     features: Features,
-    fpregs: &mut UserX86FpregsEntry,
-    extension: &mut FirnThreadEntry,
-) -> Result<()> {
-    let ssp = match features.uses_shadow_stack() {
-        true => shadow_stack::pointer(tid)?,
-        false => 0,
-    };
-    // A CPU that has shadow stacks has XSAVE.
-    let xsave = fpregs.xsave.as_mut().ok_or(Errno::EOPNOTSUPP)?;
-    xsave.cet = Some(UserX86CetEntry {
-        cet: features.on,
-        ssp,
-    });
-    extension.shadow_stack_locks = Some(features.locked);
-    Ok(())
+    pointer: u64,
+}
+
+impl ShadowStack {
+    /// Reads where it is, of a thread with these features.
+    ///
+    /// # Errors
+    /// The pointer can't be read.
+    pub fn read(tid: Pid, features: Features) -> Result<ShadowStack> {
+        let pointer = match features.uses_shadow_stack() {
+            true => shadow_stack::pointer(tid)?,
+            false => 0,
+        };
+        Ok(ShadowStack { features, pointer })
+    }
+
+    /// Notes it in the image of the thread.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: the CPU has shadow stacks and no XSAVE, which is impossible.
+    pub fn describe(
+        self,
+        fpregs: &mut UserX86FpregsEntry,
+        extension: &mut FirnThreadEntry,
+    ) -> Result<()> {
+        let xsave = fpregs.xsave.as_mut().ok_or(Errno::EOPNOTSUPP)?;
+        xsave.cet = Some(UserX86CetEntry {
+            cet: self.features.on,
+            ssp: self.pointer,
+        });
+        extension.shadow_stack_locks = Some(self.features.locked);
+        Ok(())
+    }
 }
 
 /// The shadow stack that the image of a thread has, if it used one.

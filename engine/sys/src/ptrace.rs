@@ -204,9 +204,17 @@ pub fn set_thread_area(tid: Pid, mut descriptor: SegmentDescriptor) -> Result<()
 /// ESRCH; ENODEV where the CPU has no XSAVE.
 pub fn xstate(tid: Pid, max_len: usize) -> Result<Vec<u8>> {
     let mut buffer = vec![0u8; max_len];
-    let len = regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut buffer)?;
+    let len = xstate_into(tid, &mut buffer)?;
     buffer.truncate(len);
     Ok(buffer)
+}
+
+/// Reads as [`xstate`] does, into `area`; returns how many bytes came.
+///
+/// # Errors
+/// As of [`xstate`].
+pub fn xstate_into(tid: Pid, area: &mut [u8]) -> Result<usize> {
+    regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, area)
 }
 
 /// Sets the extended state; `area` must have the size that [`xstate`] returns on this machine.
