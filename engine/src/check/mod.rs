@@ -121,7 +121,6 @@ features! {
     CapSysResource "cap_sys_resource" Extra "raising limits of tasks",
     CapSysAdmin "cap_sys_admin" Extra "administration rights",
     Uffd "uffd" Extra "filling the memory of restored tasks without faults",
-    ProcmapQuery "procmap_query" Extra "listing mappings fast",
     Cgroup2Freeze "cgroup2_freeze" Extra "freezing a whole cgroup at once",
     SuspendSeccomp "seccomp_suspend" Extra "working inside tasks under seccomp filters",
     TimerIds "timer_cr_ids" Extra "POSIX timers with their old ids",

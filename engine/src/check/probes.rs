@@ -91,11 +91,6 @@ fn probe_extra(feature: Feature) -> Verdict {
             probe::guard_regions(),
             "images with guard regions can't be restored",
         ),
-        Feature::ProcmapQuery => replaceable(
-            probe::procmap_query(),
-            "/proc/PID/maps",
-            "listing mappings takes longer, which shows with thousands of them",
-        ),
         Feature::PagemapPfn => replaceable(
             page_numbers(),
             "comparing contents",

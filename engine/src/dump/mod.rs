@@ -45,7 +45,7 @@ use crate::task::ia32;
 use crate::task::lsm;
 use crate::task::notes;
 use crate::task::outside::Outside;
-use crate::task::questions::{self, TaskAnswers};
+use crate::task::questions::{self, AskError, TaskAnswers};
 use crate::task::relations::Family;
 use crate::task::seccomp::SeccompDump;
 use crate::task::semaphores::{self, SemaphoreDump};
@@ -245,8 +245,9 @@ impl Operation<'_> {
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
-        let mut answers = questions::ask(tree, &told)?;
-        reader.go_on();
+        let looked = questions::look(tree).map_err(AskError::from)?;
+        let spaces = reader.spaces()?;
+        let mut answers = questions::ask(tree, looked, &spaces, &told)?;
         self.reporter.phase(Phase::Files);
         for (task, answers) in tree.alive().zip(&mut answers) {
             if let Some(close_on_exec) = answers.close_on_exec.take() {
@@ -263,8 +264,7 @@ impl Operation<'_> {
         self.check_cancel()?;
         self.reporter.phase(Phase::Describe);
         self.describe(tree, &answers, &outside, &mut files, images)?;
-        let spaces = reader.spaces()?;
-        // These run programs, too, which the maps above must not show.
+        // These run programs, too.
         files.ask_for_rings(tree)?;
         memory::settle_aio(tree, &spaces)?;
         files.check_rings()?;

@@ -1,5 +1,8 @@
 //! The thread that reads what /proc tells of a stopped tree, which is about half of all, beside what only the tracer
 //! can do. It starts before the tree stops, which need not wait for its beginning.
+//!
+//! The address spaces come first, because the programs that the tasks run bring an arena into them; the rest it reads
+//! while they run.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -18,9 +21,8 @@ type Spaces = Result<Vec<AddressSpace>, MemoryDumpError>;
 /// The thread, and what it waits for and tells. Dropped, it lets the thread end early.
 pub(super) struct Reader<'scope> {
     trees: Sender<Arc<Tree>>,
-    answered: Sender<()>,
-    outside: Receiver<Result<Vec<Outside>, StatusError>>,
-    thread: ScopedJoinHandle<'scope, Option<Spaces>>,
+    spaces: Receiver<Spaces>,
+    thread: ScopedJoinHandle<'scope, Option<Result<Vec<Outside>, StatusError>>>,
 }
 
 impl<'scope> Reader<'scope> {
@@ -30,49 +32,41 @@ impl<'scope> Reader<'scope> {
         increment: &'env Increment,
     ) -> Reader<'scope> {
         let (trees, stopped) = mpsc::channel::<Arc<Tree>>();
-        let (answered, have_answered) = mpsc::channel();
-        let (tell, outside) = mpsc::sync_channel(1);
+        let (tell, spaces) = mpsc::sync_channel(1);
         let thread = scope.spawn(move || {
             // Where nobody is at the other end, the dump has failed.
             let tree = stopped.recv().ok()?;
-            tell.send(Outside::read_all(&tree)).ok()?;
-            have_answered.recv().ok()?;
-            Some(read_address_spaces(&tree, increment))
+            tell.send(read_address_spaces(&tree, increment)).ok()?;
+            Some(Outside::read_all(&tree))
         });
         Reader {
             trees,
-            answered,
-            outside,
+            spaces,
             thread,
         }
     }
 
-    /// Lets it read all but the address spaces: the tree stands still.
+    /// Lets it read: the tree stands still, and nothing may be mapped into it before the [`Reader::spaces`] are there.
     pub(super) fn begin(&self, tree: Arc<Tree>) {
         // Had it panicked, that is seen when its answer is asked for.
         let _ = self.trees.send(tree);
-    }
-
-    /// Lets it read the address spaces: before, they would show the arena in which the tasks run programs.
-    pub(super) fn go_on(&self) {
-        let _ = self.answered.send(());
-    }
-
-    /// What it has read first.
-    ///
-    /// # Errors
-    /// A task is gone, or /proc has another form than documented.
-    pub(super) fn outside(&self) -> Result<Vec<Outside>, StatusError> {
-        self.outside.recv().expect("the reader does not panic")
     }
 
     /// The address spaces.
     ///
     /// # Errors
     /// As [`AddressSpace::read`].
-    pub(super) fn spaces(self) -> Spaces {
-        let spaces = self.thread.join().expect("the reader does not panic");
-        spaces.expect("the programs have ended")
+    pub(super) fn spaces(&self) -> Spaces {
+        self.spaces.recv().expect("the reader does not panic")
+    }
+
+    /// The rest.
+    ///
+    /// # Errors
+    /// A task is gone, or /proc has another form than documented.
+    pub(super) fn outside(self) -> Result<Vec<Outside>, StatusError> {
+        let outside = self.thread.join().expect("the reader does not panic");
+        outside.expect("the address spaces were asked for")
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod remote;
 mod room;
+mod saved;
 
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
@@ -22,17 +23,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use firn_sys::mapping::SharedMapping;
-use firn_sys::ptrace::{DispatchConfig, GeneralRegs, RseqConfig};
-use firn_sys::{Errno, Pid, process_vm, ptrace, task as sys_task, wait};
+use firn_sys::{Errno, Pid, ptrace, task as sys_task, wait};
 
-use crate::arch::{self, Abi, regs};
+use self::saved::Saved;
+use crate::arch::{self, Abi};
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
 pub use remote::{CallSpec, RemoteCall, call_all, find_syscall_instruction};
+pub use saved::ThreadStop;
 
 /// How long the programs of one task may take; they hold nothing but calls that answer at once.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(20);
-const ALL_SIGNALS: u64 = u64::MAX;
 
 /// Why a program could not be run inside a task.
 #[derive(Debug, thiserror::Error)]
@@ -119,19 +120,6 @@ impl Job {
     }
 }
 
-/// How a stopped thread was found, and is left.
-#[derive(Debug, Clone, Copy)]
-pub struct ThreadStop {
-    /// General registers; out of a critical section that the stop has ended.
-    pub regs: GeneralRegs,
-    /// Blocked signals.
-    pub mask: u64,
-    /// Where its rseq area is; None where the kernel does not tell.
-    pub rseq: Option<RseqConfig>,
-    /// Its syscall user dispatch; None where the kernel does not tell.
-    pub dispatch: Option<DispatchConfig>,
-}
-
 /// What has answered in a process: the programs' memory, and its threads as they were found.
 #[derive(Debug)]
 pub struct Answered {
@@ -141,111 +129,11 @@ pub struct Answered {
     pub stops: Vec<ThreadStop>,
 }
 
-/// A thread's state before it was touched, put back on drop.
-#[derive(Debug)]
-struct Saved {
-    tid: Pid,
-    stop: ThreadStop,
-    /// Syscall user dispatch was on.
-    has_dispatched: bool,
-    restored: bool,
-}
-
-impl Saved {
-    fn save(tid: Pid) -> Result<Saved, InjectError> {
-        let mut regs = ptrace::general_regs(tid).map_err(trace(tid, "read the registers"))?;
-        let rseq = ptrace::rseq_config(tid).ok();
-        // Critical sections make no calls.
-        if let Some(rseq) = rseq
-            && regs::call_instruction(&regs).is_none()
-        {
-            leave_critical_section(tid, rseq, &mut regs);
-        }
-        let mask = ptrace::signal_mask(tid).map_err(trace(tid, "read the signal mask"))?;
-        ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(trace(tid, "set the signal mask"))?;
-        let dispatch = ptrace::syscall_dispatch(tid).ok();
-        Ok(Saved {
-            tid,
-            stop: ThreadStop {
-                regs,
-                mask,
-                rseq,
-                dispatch,
-            },
-            has_dispatched: dispatch.is_some_and(|config| stop_dispatch(tid, config)),
-            restored: false,
-        })
-    }
-
-    fn restore(&mut self) -> Result<(), InjectError> {
-        self.restored = true;
-        if let Some(config) = self.stop.dispatch.filter(|_| self.has_dispatched) {
-            ptrace::set_syscall_dispatch(self.tid, config)
-                .map_err(trace(self.tid, "put back the syscall user dispatch"))?;
-        }
-        ptrace::set_general_regs(self.tid, &self.stop.regs)
-            .map_err(trace(self.tid, "put back the registers"))?;
-        ptrace::set_signal_mask(self.tid, self.stop.mask)
-            .map_err(trace(self.tid, "put back the signal mask"))
-    }
-}
-
-impl Drop for Saved {
-    fn drop(&mut self) {
-        if self.restored {
-            return;
-        }
-        // After an error the thread may still run its program: stop it, then put it back.
-        if ptrace::general_regs(self.tid).is_err() {
-            let _ = ptrace::interrupt(self.tid);
-            let _ = wait::wait(self.tid);
-        }
-        let _ = self.restore();
-    }
-}
-
 fn trace(tid: Pid, what: &'static str) -> impl Fn(Errno) -> InjectError {
     move |source| match source {
         Errno::ESRCH => InjectError::Died(tid),
         source => InjectError::Trace { tid, what, source },
     }
-}
-
-/// A thread stopped inside an rseq critical section would complete it unprotected once it had run
-/// anything else, because the kernel clears the section then: send it to its abort handler instead, as
-/// the kernel does at any preemption.
-///
-/// Source: linux include/uapi/linux/rseq.h, struct rseq and struct rseq_cs.
-fn leave_critical_section(tid: Pid, config: RseqConfig, regs: &mut GeneralRegs) {
-    if config.address == 0 {
-        return;
-    }
-    let Some(section) = read_u64(tid, config.address + 8).filter(|section| *section != 0) else {
-        return;
-    };
-    let (Some(start), Some(len), Some(abort)) = (
-        read_u64(tid, section + 8),
-        read_u64(tid, section + 16),
-        read_u64(tid, section + 24),
-    ) else {
-        return;
-    };
-    if regs.rip.wrapping_sub(start) < len {
-        regs.rip = abort;
-    }
-}
-
-/// Switches syscall user dispatch off, which would hand our calls to the task's SIGSYS handler. Returns whether it was
-/// on.
-fn stop_dispatch(tid: Pid, config: DispatchConfig) -> bool {
-    let off = DispatchConfig::default();
-    config.mode != 0 && ptrace::set_syscall_dispatch(tid, off).is_ok()
-}
-
-fn read_u64(tid: Pid, address: u64) -> Option<u64> {
-    let mut bytes = [0u8; 8];
-    let range = process_vm::RemoteRange { address, len: 8 };
-    (process_vm::read(tid, &[range], &mut bytes).ok()? == 8).then(|| u64::from_le_bytes(bytes))
 }
 
 /// A task with an arena in it.
@@ -265,22 +153,27 @@ struct Entered {
 /// # Preconditions
 /// Every thread is in a ptrace stop of the calling thread.
 pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
-    let answered = run_and_tell(jobs)?;
+    let answered = run_prepared(jobs, |_| {})?;
     Ok(answered.into_iter().map(|task| task.arena).collect())
 }
 
-/// Does what [`run`] does, and returns as well how the threads were found, so that nobody has to ask the kernel again.
+/// Does what [`run`] does in threads that were found as the `stops` say, and returns these as well, so that nobody has
+/// to ask the kernel again.
 ///
 /// # Errors
 /// See [`InjectError`]; registers and masks are put back in any case.
 ///
 /// # Preconditions
-/// Every thread is in a ptrace stop of the calling thread.
-pub fn run_and_tell(jobs: &[Job]) -> Result<Vec<Answered>, InjectError> {
-    run_prepared(jobs, |_| {})
+/// Every thread is in a ptrace stop of the calling thread, and there are as many stops, in the order of the jobs and
+/// their threads.
+pub fn run_and_tell(
+    jobs: &[Job],
+    stops: Vec<Vec<ThreadStop>>,
+) -> Result<Vec<Answered>, InjectError> {
+    run_stopped(jobs, stops, |_| {})
 }
 
-/// Does what [`run_and_tell`] does, and calls `prepare` with the arenas in the order of the jobs, when it is known where
+/// Does what [`run`] does, and calls `prepare` with the arenas in the order of the jobs, when it is known where
 /// they are and before the programs start.
 ///
 /// # Errors
@@ -292,12 +185,23 @@ pub fn run_prepared(
     jobs: &[Job],
     prepare: impl FnOnce(&[&Arena]),
 ) -> Result<Vec<Answered>, InjectError> {
+    let stops = jobs.iter().map(|job| {
+        let tids = job.threads.iter().map(|(tid, _)| *tid);
+        tids.map(ThreadStop::read).collect()
+    });
+    run_stopped(jobs, stops.collect::<Result<_, _>>()?, prepare)
+}
+
+fn run_stopped(
+    jobs: &[Job],
+    stops: Vec<Vec<ThreadStop>>,
+    prepare: impl FnOnce(&[&Arena]),
+) -> Result<Vec<Answered>, InjectError> {
     let mut saved = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        let threads: Result<Vec<Saved>, _> = job
-            .threads
-            .iter()
-            .map(|(tid, _)| Saved::save(*tid))
+    for (job, stops) in jobs.iter().zip(stops) {
+        let threads = job.threads.iter().zip(stops);
+        let threads: Result<Vec<Saved>, _> = threads
+            .map(|((tid, _), stop)| Saved::save(*tid, stop))
             .collect();
         saved.push(threads?);
     }

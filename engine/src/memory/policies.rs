@@ -6,11 +6,9 @@
 //! Source: man 2 mbind.
 
 use firn_proto::{FirnVmaPolicy, MmEntry};
-use firn_sys::procmap::MapQueries;
 use firn_sys::{Pid, nr};
 
 use super::range::{AddressRange, PAGE_SIZE};
-use super::smaps;
 use super::vma::Vma;
 use crate::program::{Arena, Program, ProgramId, Rule};
 use crate::task::mempolicy::{self, Fit, Nodes, Policy, PolicyQuestion};
@@ -20,35 +18,18 @@ const EFAULT: i32 = 14;
 /// Memory with a policy.
 pub type Governed = (AddressRange, Policy);
 
-/// The addresses of all mappings of a stopped task; empty when it is gone.
-pub fn ranges(pid: Pid) -> Vec<AddressRange> {
-    queried(pid).unwrap_or_else(|| {
-        let text = firn_sys::procfs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        let mappings = smaps::parse(&text).unwrap_or_default();
-        mappings.iter().map(|mapping| mapping.range).collect()
-    })
-}
-
-/// None before Linux 6.11.
-fn queried(pid: Pid) -> Option<Vec<AddressRange>> {
-    let queries = MapQueries::open(pid).ok()?;
-    let mut ranges = Vec::new();
-    let mut address = 0;
-    while let Some((start, end)) = queries.at_or_after(address).ok()? {
-        ranges.push(AddressRange::new(start, end));
-        address = end;
-    }
-    Some(ranges)
-}
-
 /// Questions for the policies of memory.
 #[derive(Debug)]
 pub struct PolicyQuestions(Vec<(AddressRange, PolicyQuestion)>);
 
 /// Adds the questions for the policies of all given mappings.
-pub fn ask(p: &mut Program, ranges: Vec<AddressRange>, nr_words: usize) -> PolicyQuestions {
+pub fn ask(
+    p: &mut Program,
+    ranges: impl Iterator<Item = AddressRange>,
+    nr_words: usize,
+) -> PolicyQuestions {
     let ask = |range: AddressRange| (range, mempolicy::ask(p, nr_words, Some(range.start)));
-    PolicyQuestions(ranges.into_iter().map(ask).collect())
+    PolicyQuestions(ranges.map(ask).collect())
 }
 
 impl PolicyQuestions {
@@ -146,16 +127,6 @@ fn bind(p: &mut Program, range: AddressRange, policy: &Policy, here: &Nodes, rul
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn both_ways_to_find_mappings_agree() {
-        let me = Pid::this();
-        let found = ranges(me);
-        let here: *const u8 = (&raw const found).cast();
-        let here = u64::try_from(here.addr()).unwrap();
-        assert!(found.iter().any(|range| range.contains(here)));
-        assert!(found.is_sorted_by_key(|range| range.start));
-    }
 
     #[test]
     fn inherited_policies_go_by_the_default_one() {

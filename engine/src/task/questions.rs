@@ -1,6 +1,7 @@
 //! Everything that only the tasks themselves can answer, asked of all of them in one go.
 
 use std::collections::HashMap;
+use std::iter;
 
 use firn_proto::TaskTimersEntry;
 use firn_sys::Pid;
@@ -12,17 +13,14 @@ use super::mempolicy::{self, Nodes, Policy, PolicyQuestion};
 use super::posix_timers::{self, TimerQuestions};
 use super::status::StatusError;
 use super::{itimers, signals};
-use crate::crew;
+use crate::arch::Abi;
 use crate::files::{self, FlagQuestions, Told};
 use crate::inject::{self, InjectError, Job, ThreadStop};
-use crate::memory::AddressRange;
+use crate::memory::AddressSpace;
 use crate::memory::policies::{self, Governed, PolicyQuestions};
 use crate::obstacle::Obstacle;
 use crate::program::{Data, Program, ProgramId, ProgramSet};
 use crate::tree::{Task, Tree};
-
-/// Tasks whose mappings are worth a thread of their own to list them.
-const TASKS_PER_THREAD: usize = 16;
 
 /// What one process answered.
 #[derive(Debug, Clone)]
@@ -80,16 +78,80 @@ pub fn know_host() {
     Nodes::nr_words();
 }
 
-/// Asks all living tasks of a frozen tree, also for the descriptors that they had told of; the answers stand in the order of [`Tree::alive`].
+/// How the threads of a task were found, and what all but the first one will be asked.
+#[derive(Debug)]
+pub struct Looked {
+    stops: Vec<ThreadStop>,
+    others: Vec<ThreadProgram>,
+}
+
+/// What one thread is asked.
+#[derive(Debug)]
+struct ThreadProgram {
+    program: Program,
+    thread: ThreadQuestions,
+    policy: PolicyQuestion,
+}
+
+impl ThreadProgram {
+    /// Adds to a program what every thread is asked.
+    fn new(mut program: Program, abi: Abi) -> ThreadProgram {
+        let thread = attributes::ask_thread(&mut program, abi);
+        let policy = mempolicy::ask(&mut program, Nodes::nr_words(), None);
+        program.park();
+        ThreadProgram {
+            program,
+            thread,
+            policy,
+        }
+    }
+}
+
+/// Looks at the threads of all living tasks, in the order of [`Tree::alive`], and touches none: what can be done before
+/// the address spaces are known.
+///
+/// # Errors
+/// A task died.
+///
+/// # Preconditions
+/// As of [`ask`].
+pub fn look(tree: &Tree) -> Result<Vec<Looked>, InjectError> {
+    let of_task = |task: &Task| {
+        let stops = task.threads.iter().map(|tid| ThreadStop::read(*tid));
+        let program = |tid: &Pid| Program::new(format!("thread {tid}"));
+        let others = task.threads.iter().skip(1);
+        Ok(Looked {
+            stops: stops.collect::<Result<_, _>>()?,
+            others: others
+                .map(|tid| ThreadProgram::new(program(tid), task.abi))
+                .collect(),
+        })
+    };
+    tree.alive().map(of_task).collect()
+}
+
+/// Asks all living tasks of a frozen tree, which have been `looked` at and have these address spaces, also for the
+/// descriptors that they had told of; everything stands in the order of [`Tree::alive`].
 ///
 /// # Errors
 /// A task died, or a call that never fails did.
 ///
 /// # Preconditions
 /// All threads are in ptrace stops of the calling thread.
-pub fn ask(tree: &Tree, told: &Told) -> Result<Vec<TaskAnswers>, AskError> {
-    let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree, told)?;
-    let told = inject::run_and_tell(&jobs)?;
+pub fn ask(
+    tree: &Tree,
+    looked: Vec<Looked>,
+    spaces: &[AddressSpace],
+    told: &Told,
+) -> Result<Vec<TaskAnswers>, AskError> {
+    let mut stops = Vec::with_capacity(looked.len());
+    let mut others = Vec::with_capacity(looked.len());
+    for looked in looked {
+        stops.push(looked.stops);
+        others.push(looked.others);
+    }
+    let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree, others, spaces, told)?;
+    let told = inject::run_and_tell(&jobs, stops)?;
     let answered = || (questions.iter()).zip(told.iter().map(|task| &task.arena));
     let events = answered().flat_map(|(asked, arena)| asked.children.answers(arena, asked.leader));
     let events: HashMap<Pid, ChildEvent> = events.collect();
@@ -122,18 +184,18 @@ pub fn ask(tree: &Tree, told: &Told) -> Result<Vec<TaskAnswers>, AskError> {
     Ok(answers.collect())
 }
 
-fn prepare_all(tree: &Tree, told: &Told) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
-    let nr_words = Nodes::nr_words();
+fn prepare_all(
+    tree: &Tree,
+    others: Vec<Vec<ThreadProgram>>,
+    spaces: &[AddressSpace],
+    told: &Told,
+) -> Result<(Vec<Job>, Vec<Questions>), StatusError> {
     let mut children = child_events::living_children(tree);
-    let tasks: Vec<&Task> = tree.alive().collect();
-    let ranges = crew::share_out(&tasks, TASKS_PER_THREAD, |task| {
-        policies::ranges(task.speaker())
-    });
-    let prepared = tasks.into_iter().zip(ranges);
+    let prepared = tree.alive().zip(others).zip(spaces);
     prepared
-        .map(|(task, ranges)| {
+        .map(|((task, others), space)| {
             let children = children.remove(&task.pid).unwrap_or_default();
-            prepare(task, children, ranges, nr_words, told)
+            prepare(task, children, others, space, told)
         })
         .collect()
 }
@@ -141,8 +203,8 @@ fn prepare_all(tree: &Tree, told: &Told) -> Result<(Vec<Job>, Vec<Questions>), S
 fn prepare(
     task: &Task,
     children: Vec<Pid>,
-    mapped: Vec<AddressRange>,
-    nr_words: usize,
+    others: Vec<ThreadProgram>,
+    space: &AddressSpace,
     told: &Told,
 ) -> Result<(Job, Questions), StatusError> {
     let mut set = ProgramSet::new();
@@ -153,21 +215,16 @@ fn prepare(
     let posix_timers = posix_timers::ask(&mut leader, posix_timers::read(task.speaker())?);
     let children = child_events::ask(&mut leader, children);
     let local_table = ia32::ask_local_table(&mut leader);
-    let policies = policies::ask(&mut leader, mapped, nr_words);
+    let mapped = space.mappings().iter().map(|mapping| mapping.range);
+    let policies = policies::ask(&mut leader, mapped, Nodes::nr_words());
     let flags = files::ask_flags(&mut leader, told, task.speaker());
     let mut programs = Vec::with_capacity(task.threads.len());
     let mut threads = Vec::with_capacity(task.threads.len());
-    let mut own = Some(leader);
-    for tid in &task.threads {
-        let mut program = own
-            .take()
-            .unwrap_or_else(|| Program::new(format!("thread {tid}")));
-        let asked = attributes::ask_thread(&mut program, task.abi);
-        let policy = mempolicy::ask(&mut program, nr_words, None);
-        program.park();
-        let id = set.add(program);
+    let leader = ThreadProgram::new(leader, task.abi);
+    for (tid, asked) in task.threads.iter().zip(iter::once(leader).chain(others)) {
+        let id = set.add(asked.program);
         programs.push((*tid, id));
-        threads.push((id, asked, policy));
+        threads.push((id, asked.thread, asked.policy));
     }
     let leader = programs[0].1;
     let job = Job {

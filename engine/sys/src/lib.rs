@@ -31,7 +31,6 @@ pub mod pipe;
 pub mod probe;
 pub mod process_vm;
 pub mod procfs;
-pub mod procmap;
 pub mod ptrace;
 pub mod rlimit;
 pub mod sched;

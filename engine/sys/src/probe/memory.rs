@@ -7,8 +7,7 @@ use std::ptr::{null_mut, without_provenance_mut};
 use linux_raw_sys::prctl::prctl_mm_map;
 
 use super::in_child;
-use crate::procmap::MapQueries;
-use crate::{Errno, Pid, Result};
+use crate::{Errno, Result};
 
 const PAGE: usize = 4096;
 const ARCH_MAP_VDSO_64: i32 = 0x2003;
@@ -181,19 +180,6 @@ pub(super) fn entry_of(pagemap: &File, page: &Scratch) -> Result<u64> {
     let mut entry = [0; 8];
     pagemap.read_exact_at(&mut entry, page.address() / 4096 * 8)?;
     Ok(u64::from_le_bytes(entry))
-}
-
-/// Asks for the mapping around an address of this process by ioctl.
-///
-/// # Errors
-/// ENOTTY before Linux 6.11.
-pub fn procmap_query() -> Result<()> {
-    let page = Scratch::map(libc::PROT_READ)?;
-    let found = MapQueries::open(Pid::this())?.at_or_after(page.address())?;
-    match found {
-        Some((start, end)) if (start..end).contains(&page.address()) => Ok(()),
-        _ => Err(Errno::EINVAL),
-    }
 }
 
 /// Makes guard regions in a scratch mapping.

@@ -18,7 +18,7 @@ use crate::{Errno, Pid, Result, signal, task, wait};
 pub use ia32::{ia32_calls, with_ia32_vdso};
 pub use memory::{
     Layout, collapse, guard_regions, map_vdso, memfd, memfd_hugetlb, move_areas, pagemap_entry,
-    procmap_query, set_mm_map,
+    set_mm_map,
 };
 pub use network::{nft_generation, tcp_repair};
 pub use process::{
