@@ -7,6 +7,7 @@
 
 mod extra;
 mod inet;
+mod lingering;
 mod netlink;
 mod options;
 mod packet;

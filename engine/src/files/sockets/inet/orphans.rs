@@ -7,6 +7,7 @@ use std::cell::Cell;
 
 use firn_sys::{Errno, Result, sock_diag};
 
+use crate::files::sockets::lingering;
 use crate::network_lock::Connection;
 
 /// The connections of a restore whose addresses others may have.
@@ -28,16 +29,12 @@ impl Orphans {
     /// Does what needs an address; where that is taken, once more after all orphans have been ended.
     pub(super) fn end_for(&self, act: impl Fn() -> Result<()>) -> Result<()> {
         match act() {
-            Err(errno @ (Errno::EADDRINUSE | Errno::EADDRNOTAVAIL))
-                if !self.ended.replace(true) =>
-            {
-                match self.end()? {
-                    0 => Err(errno),
-                    nr => {
-                        tracing::info!("ended {nr} connections that an earlier restore has left");
-                        act()
-                    }
+            Err(Errno::EADDRINUSE | Errno::EADDRNOTAVAIL) => {
+                if !self.ended.replace(true) {
+                    let nr = self.end()?;
+                    tracing::debug!("ended {nr} connections that an earlier restore has left");
                 }
+                lingering::outlast(act)
             }
             result => result,
         }

@@ -18,6 +18,7 @@ use firn_sys::{Errno, sock_diag, socket};
 use crate::files::FileRestoreOptions;
 use crate::files::error::FileRestoreError;
 use crate::files::open;
+use crate::files::sockets::lingering;
 
 /// How others reach a socket that has a name.
 #[derive(Debug)]
@@ -61,11 +62,19 @@ pub(super) struct Binder<'a> {
     in_use: HashSet<(u32, u32)>,
 }
 
+/// The files of all sockets that are bound here.
+fn files_in_use() -> HashSet<(u32, u32)> {
+    let known = sock_diag::unix_sockets().unwrap_or_default();
+    let files = known.values().filter_map(|socket| socket.file);
+    files.collect()
+}
+
 impl<'a> Binder<'a> {
     pub(super) fn new(options: &'a FileRestoreOptions) -> Binder<'a> {
-        let known = sock_diag::unix_sockets().unwrap_or_default();
-        let in_use = known.values().filter_map(|socket| socket.file).collect();
-        Binder { options, in_use }
+        Binder {
+            options,
+            in_use: files_in_use(),
+        }
     }
 
     /// Binds a socket to the name of its entry.
@@ -73,7 +82,8 @@ impl<'a> Binder<'a> {
         let fd = fd.as_fd();
         if entry.name.first() == Some(&0) {
             let refused = FileRestoreError::refused("bind", shown(entry));
-            return socket::bind(fd, &address_of(&entry.name)).map_err(refused);
+            let address = address_of(&entry.name);
+            return lingering::outlast(|| socket::bind(fd, &address)).map_err(refused);
         }
         let path = self.path_of(entry);
         let aside = match file::lstat_path(&path) {
@@ -116,7 +126,12 @@ impl<'a> Binder<'a> {
         if stat.file_type() != S_IFSOCK {
             return Err(changed("something else has its name"));
         }
-        if self.in_use.contains(&kernel_place(stat)) {
+        let place = kernel_place(stat);
+        let free = || match files_in_use().contains(&place) {
+            true => Err(Errno::EADDRINUSE),
+            false => Ok(()),
+        };
+        if self.in_use.contains(&place) && lingering::outlast(free).is_err() {
             return Err(changed(
                 "another process listens there; end it before the restore",
             ));
