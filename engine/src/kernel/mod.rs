@@ -36,6 +36,7 @@ const NAMES: &[&str] = &[
     "iov_iter",
     "io_async_msghdr",
     "io_timeout_data",
+    "io_tctx_node",
     "socket",
     "packet_sock",
     "sem_undo",

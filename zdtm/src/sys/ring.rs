@@ -46,6 +46,16 @@ pub const READV: u8 = 1;
 pub const RECVMSG: u8 = 10;
 /// Waits for some time.
 pub const TIMEOUT: u8 = 11;
+/// Ends a timeout, of the request with the value `addr`.
+pub const TIMEOUT_REMOVE: u8 = 12;
+/// Flag of a timeout: the time is a moment.
+pub const TIMEOUT_MOMENT: u32 = 1;
+/// Flag of a timeout: on the clock that counts suspend.
+pub const TIMEOUT_BOOTTIME: u32 = 4;
+/// Flag of a timeout: on the clock that tells the date.
+pub const TIMEOUT_REALTIME: u32 = 8;
+/// Flag of a timeout: goes on after each time.
+pub const TIMEOUT_MULTI: u32 = 1 << 6;
 /// Accepts a connection.
 pub const ACCEPT: u8 = 13;
 /// Flag of [`ACCEPT`] in `ioprio`: goes on after each.

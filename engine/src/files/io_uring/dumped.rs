@@ -84,7 +84,7 @@ impl DumpedRings {
         let has_gone_on = |busy: &&Busy| {
             let ring = Inner::at(kernel, busy.address);
             let now = ring.and_then(|ring| Progress::of(&ring));
-            now.is_none_or(|now| now.is_beyond(busy.before))
+            now != Some(busy.before)
         };
         let gone_on = self.busy.iter().filter(has_gone_on);
         gone_on.map(|busy| busy.gone_on.clone()).collect()

@@ -17,6 +17,7 @@
 //! Source: linux io_uring/io_uring.c, fdinfo.c, memmap.c, register.c.
 
 mod again;
+mod asked;
 mod belongings;
 mod dump;
 mod dumped;

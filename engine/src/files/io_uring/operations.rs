@@ -2,6 +2,7 @@
 //! dump says of it then.
 
 use firn_proto::FirnUringBuffer;
+use firn_sys::io_uring::request;
 
 use super::dump::FINISH;
 use crate::files::open_file::Trouble;
@@ -186,6 +187,7 @@ pub(super) struct States {
     skips_success: u64,
     at_position: u64,
     credentials: u64,
+    failed: u64,
     /// Iterators over one part of a program's memory, and over several.
     iterators: Option<(u64, u64)>,
 }
@@ -202,6 +204,7 @@ impl States {
             "REQ_F_CQE_SKIP_BIT",
             "REQ_F_CUR_POS_BIT",
             "REQ_F_CREDS_BIT",
+            "REQ_F_FAIL_BIT",
             "ITER_UBUF",
             "ITER_IOVEC",
         ];
@@ -232,12 +235,18 @@ impl States {
             skips_success: bit(&"REQ_F_CQE_SKIP_BIT"),
             at_position: bit(&"REQ_F_CUR_POS_BIT"),
             credentials: bit(&"REQ_F_CREDS_BIT"),
+            failed: bit(&"REQ_F_FAIL_BIT"),
             iterators: value("ITER_UBUF").zip(value("ITER_IOVEC")),
         }
     }
 
-    /// Looks whether a request with these flags may be asked for again.
-    pub(super) fn check(&self, flags: u64) -> Result<(), Refusal> {
+    /// Looks whether a request of an operation with these flags may be asked for again.
+    pub(super) fn check(&self, opcode: u8, flags: u64) -> Result<(), Refusal> {
+        // A timeout that is over has failed, also when it goes on.
+        let flags = match opcode {
+            request::TIMEOUT => flags & !self.failed,
+            _ => flags,
+        };
         let refused = self.refused.iter().find(|(bits, _)| flags & bits != 0);
         match refused {
             Some((_, why)) => Err(*why),
@@ -319,18 +328,19 @@ mod tests {
     #[test]
     fn states_that_are_not_known_to_be_harmless_are_refused() {
         let states = States::by(numbered);
-        let provided = states
-            .refused
-            .iter()
-            .find(|(_, why)| *why == Refusal::Provided);
+        let provided = states.refused.iter();
+        let provided = provided.clone().find(|(_, why)| *why == Refusal::Provided);
         let (provided, _) = provided.expect("one of the kinds");
-        assert_eq!(states.check(states.harmless), Ok(()));
+        let check = |flags| states.check(request::READ, flags);
+        assert_eq!(check(states.harmless), Ok(()));
         let one = 1 << provided.trailing_zeros();
-        assert_eq!(states.check(one), Err(Refusal::Provided));
-        assert_eq!(states.check(one | states.harmless), Err(Refusal::Provided));
-        assert_eq!(states.check(1 << 63), Err(Refusal::State));
+        assert_eq!(check(one), Err(Refusal::Provided));
+        assert_eq!(check(one | states.harmless), Err(Refusal::Provided));
+        assert_eq!(check(1 << 63), Err(Refusal::State));
+        assert_eq!(check(states.failed), Err(Refusal::State));
+        assert_eq!(states.check(request::TIMEOUT, states.failed), Ok(()));
         assert!(states.skips_success(1 << 0) && states.is_at_position(1 << 1));
-        assert_eq!(states.iterators(), Some((3, 4)));
+        assert_eq!(states.iterators(), Some((4, 5)));
     }
 
     #[test]

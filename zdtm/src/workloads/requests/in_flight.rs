@@ -3,6 +3,7 @@
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
@@ -32,6 +33,12 @@ pub static MANY: Workload = Workload::new(
     "requests/uring-many-reads",
     "more reads in flight than the ring has entries, of rings of all kinds",
     many,
+)
+.needs(SEEN);
+pub static TIMEOUTS: Workload = Workload::new(
+    "requests/uring-timeouts",
+    "timeouts in flight: for some time, until a moment, for some completions, again and again",
+    timeouts,
 )
 .needs(SEEN);
 pub static WRITING: Workload = Workload::new(
@@ -325,6 +332,94 @@ fn many(stage: &Stage) -> Result<()> {
         expect_nothing_else(ring)?;
     }
     Ok(())
+}
+
+/// A timeout, whose time is put into memory at a place.
+fn timeout(memory: Region, at: usize, time: Duration, flags: u32, value: u64) -> Request {
+    memory.put(at, &time.as_secs().to_ne_bytes());
+    memory.put(at + 8, &u64::from(time.subsec_nanos()).to_ne_bytes());
+    Request {
+        opcode: sys::TIMEOUT,
+        fd: -1,
+        addr: memory.addr + at,
+        len: 1,
+        operation_flags: flags,
+        value,
+        ..Request::default()
+    }
+}
+
+/// Ends a timeout, and expects that it was there.
+fn remove(ring: &mut Ring, value: u64) -> Result<()> {
+    ring.put(&Request {
+        opcode: sys::TIMEOUT_REMOVE,
+        fd: -1,
+        addr: usize::try_from(value)?,
+        value: 1000 + value,
+        ..Request::default()
+    });
+    ring.submit(2)?;
+    let mut found = ring.take();
+    found.sort_unstable();
+    let wanted = [(value, -libc::ECANCELED), (1000 + value, 0)];
+    ensure!(found == wanted, "{found:?} instead of {wanted:?}");
+    Ok(())
+}
+
+fn timeouts(stage: &Stage) -> Result<()> {
+    const HOUR: Duration = Duration::from_secs(3600);
+    const SHORT: Duration = Duration::from_secs(2);
+    const PERIOD: Duration = Duration::from_millis(200);
+    let memory = Region::anon(PAGE)?;
+    let date = SystemTime::now().duration_since(UNIX_EPOCH)? + HOUR;
+    let moment = sys::TIMEOUT_MOMENT | sys::TIMEOUT_REALTIME;
+    let mut ring = Ring::new(8, None, 0)?;
+    ring.put(&timeout(memory, 0, HOUR, 0, 1));
+    ring.put(&timeout(memory, 16, HOUR, sys::TIMEOUT_BOOTTIME, 2));
+    ring.put(&timeout(memory, 32, date, moment, 3));
+    ring.put(&Request {
+        offset: 3,
+        ..timeout(memory, 48, HOUR, 0, 4)
+    });
+    let nop = Request {
+        value: 5,
+        ..Request::default()
+    };
+    ring.put(&nop);
+    ring.submit(1)?;
+    let found = ring.take();
+    ensure!(found == [(5, 0)], "before the dump {found:?}");
+    // Those of the others come at any moment, the last ones again and again.
+    let flags = sys::SINGLE_ISSUER | sys::DEFER_TASKRUN;
+    let (mut short, mut deferred) = (Ring::new(8, None, 0)?, Ring::new(8, None, flags)?);
+    let mut ticking = Ring::new(8, Some(4096), 0)?;
+    let begun = Instant::now();
+    short.put(&timeout(memory, 64, SHORT, 0, 6));
+    short.submit(0)?;
+    deferred.put(&timeout(memory, 80, SHORT, 0, 7));
+    deferred.submit(0)?;
+    ticking.put(&timeout(memory, 96, PERIOD, sys::TIMEOUT_MULTI, 8));
+    ticking.submit(0)?;
+    stage.ready_and_wait()?;
+    for (ring, value) in [(&mut short, 6), (&mut deferred, 7)] {
+        expect(ring, (value, -libc::ETIME), "of a short time")?;
+        ensure!(begun.elapsed() >= SHORT, "it was over too early");
+        expect_nothing_else(ring)?;
+    }
+    drop(ticking.take());
+    expect(&mut ticking, (8, -libc::ETIME), "of a time that goes on")?;
+    remove(&mut ticking, 8)?;
+    expect_nothing_else(&mut ticking)?;
+    let done = ring.run(&nop)?;
+    ensure!(done == (5, 0), "{done:?} as the second of three");
+    ring.put(&nop);
+    ring.submit(2)?;
+    let found = ring.take();
+    ensure!(found == [(5, 0), (4, 0)], "{found:?} with the third one");
+    for value in 1..=3 {
+        remove(&mut ring, value)?;
+    }
+    expect_nothing_else(&mut ring)
 }
 
 fn writing(stage: &Stage) -> Result<()> {

@@ -54,26 +54,6 @@ pub static UNDER_LOAD: Workload = Workload::new(
     under_load,
 )
 .needs(NEEDS);
-pub static SLEEPING: Workload = Workload::new(
-    "requests/uring-sleeping",
-    "a ring with a timeout in flight",
-    |stage| {
-        let time = Region::anon(PAGE)?;
-        time.put(0, &1000u64.to_ne_bytes());
-        let mut ring = Ring::new(8, None, 0)?;
-        ring.put(&Request {
-            opcode: sys::TIMEOUT,
-            fd: -1,
-            addr: time.addr,
-            len: 1,
-            ..Request::default()
-        });
-        ring.submit(0)?;
-        stage.ready_and_wait()
-    },
-)
-.needs(NEEDS)
-.refused(&["io_uring", "in flight", "cancel"]);
 pub static CLOSED: Workload = Workload::new(
     "requests/uring-closed",
     "a ring that is mapped and whose descriptor is closed",
