@@ -30,6 +30,7 @@
 //! `FAIL: reason`. Standard input is `/dev/null` (or an object with a side [`Outside`]), standard output and error are a log file.
 
 pub mod proc;
+mod random;
 pub mod runner;
 mod stage;
 mod stop;

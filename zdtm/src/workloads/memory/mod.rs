@@ -8,6 +8,7 @@ mod huge;
 mod memfd;
 mod numa;
 mod odd;
+mod random;
 mod shared;
 mod space_modes;
 mod special;
@@ -35,6 +36,7 @@ pub static ALL: &[&Workload] = &[
     &sysv::HUGE,
     &sysv::OUTSIDE,
     &sysv::DETACHED_PART,
+    &random::SPACES,
     &odd::SEALED,
     &odd::DROPPABLE,
     &odd::REPLACED,

@@ -8,6 +8,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::random::Random;
 use crate::sys::{self, Region};
 use crate::{Stage, Workload};
 
@@ -22,26 +23,6 @@ const GENERATIONS: u32 = 4;
 const STEPS: u64 = 7;
 const PAGES: usize = 16;
 const PAGE: usize = 4096;
-
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("below a length")
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 33) % limit
-    }
-}
 
 /// What a child has from its parent.
 #[derive(Clone)]
@@ -99,8 +80,8 @@ impl Member {
             generation: self.generation + 1,
             ..self.clone()
         };
-        let (seed, dies) = (random.next() | 1, random.below(3) == 0);
-        let born = stage.child(|stage| child.live(stage, Random(seed), dies))?;
+        let (seed, dies) = (Random::new(random.next()), random.below(3) == 0);
+        let born = stage.child(|stage| child.live(stage, seed, dies))?;
         if !dies {
             return Ok(());
         }
@@ -155,8 +136,7 @@ fn descendants() -> Result<BTreeMap<i32, Place>> {
 }
 
 fn tree(stage: &Stage) -> Result<()> {
-    let first = std::env::var("FIRN_ZDTM_SEED").ok();
-    let first: u64 = first.map_or(Ok(1), |seed| seed.parse())?;
+    let (first, _) = Random::chosen()?;
     sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
     let ancestor = Member {
         generation: 0,
@@ -165,8 +145,7 @@ fn tree(stage: &Stage) -> Result<()> {
         seeds: [0; PAGES],
     };
     for seed in first..first + FAMILIES {
-        // Small numbers are too much alike.
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut random = Random::new(seed);
         ancestor
             .bear(stage, &mut random)
             .with_context(|| format!("family {seed}"))?;
