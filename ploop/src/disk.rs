@@ -3,8 +3,9 @@
 //! A server keeps one `Arc<dyn Disk>` and calls it from as many threads as it likes. What makes a
 //! snapshot or merges two deltas of a running disk calls the same object, between the requests.
 
-use std::sync::Arc;
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLockReadGuard};
 
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
@@ -34,6 +35,16 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// The range is not inside of the disk, the disk is read-only, or the host refused (no space).
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<(), DiskError>;
+    /// Where a range lies in one piece in a file, for whoever carries the request out himself, past the
+    /// file's cache and without waiting for anybody. None says that only the other calls know how; they
+    /// are right, too, when it went wrong in the file. What was done counts in nothing but the dirty bitmap.
+    fn place(&self, _offset: u64, _len_bytes: u64, _way: Way) -> Option<Placed<'_>> {
+        None
+    }
+    /// Whether [`place`](Disk::place) is worth asking.
+    fn knows_places(&self) -> bool {
+        false
+    }
     /// Makes a range read as zeroes; whole clusters give their space back where they can.
     ///
     /// # Errors
@@ -88,6 +99,28 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// The host refused.
     fn close(&self) -> Result<(), DiskError>;
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the disk.
+    Read,
+    /// To it.
+    Write,
+}
+
+/// A place in a file that stays a range's own as long as this lives.
+pub struct Placed<'a> {
+    /// The file, open for direct I/O.
+    pub file: Arc<File>,
+    /// Byte of the file where the range begins.
+    pub offset: u64,
+    /// What would move it waits for these.
+    pub(crate) _held: (
+        RwLockReadGuard<'a, Vec<Arc<dyn Image>>>,
+        RwLockReadGuard<'a, ()>,
+    ),
 }
 
 /// Called while all requests wait: makes a change of the chain last. On an error nothing has changed.

@@ -14,6 +14,7 @@
 //! [`guest`] handles the file system on it.
 #![deny(unsafe_code)]
 
+mod aio;
 mod bitmap;
 mod chain;
 pub mod copy;
@@ -36,10 +37,10 @@ pub mod tracker;
 
 pub use bitmap::{Bitmap, DirtyBitmap};
 pub use chain::ChainDisk;
-pub use disk::{BitmapChange, Commit, Counters, Disk, Merge, NewTop};
+pub use disk::{BitmapChange, Commit, Counters, Disk, Merge, NewTop, Placed, Way};
 pub use error::DiskError;
 pub use extent::{Extent, ExtentKind};
 pub use folder::{Folder, FolderError};
 pub use format::expanded::{ExpandedImage, Unclosed};
-pub use format::{Format, Image, OpenImage, PendingLog, RawImage, Slot};
+pub use format::{Format, Image, Known, OpenImage, PendingLog, RawImage, Slot};
 pub use storage::{Access, DirectFile, HostFile, Storage};

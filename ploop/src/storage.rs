@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::sys;
@@ -80,6 +81,10 @@ pub trait Storage: Send + Sync {
     }
     /// Leaves the writer's seat.
     fn release(&self) {}
+    /// The file, open for direct I/O in units of a sector, where there is such a thing.
+    fn past_cache(&self) -> Option<Arc<File>> {
+        None
+    }
 }
 
 /// A file of the host, read and written through its page cache. Its one writer holds the file's lock.
@@ -280,11 +285,11 @@ impl Storage for HostFile {
 #[derive(Debug)]
 pub struct DirectFile {
     cached: HostFile,
-    direct: Option<File>,
+    direct: Option<Arc<File>>,
 }
 
 /// What direct I/O has to be aligned to, on every device with sectors of 512 bytes.
-const DIRECT_ALIGNMENT: u64 = 512;
+pub const DIRECT_ALIGNMENT: u64 = 512;
 
 impl DirectFile {
     /// Opens a file a second time, for its data.
@@ -297,7 +302,8 @@ impl DirectFile {
             .custom_flags(flags)
             .open(cached.path())
             .ok()
-            .filter(takes_sectors);
+            .filter(takes_sectors)
+            .map(Arc::new);
         DirectFile { cached, direct }
     }
 
@@ -305,7 +311,7 @@ impl DirectFile {
         let address = bytes.as_ptr().addr() as u64;
         let all = address | offset | bytes.len() as u64;
         let is_aligned = all.is_multiple_of(DIRECT_ALIGNMENT) && !bytes.is_empty();
-        self.direct.as_ref().filter(|_| is_aligned)
+        self.direct.as_deref().filter(|_| is_aligned)
     }
 }
 
@@ -368,6 +374,10 @@ impl Storage for DirectFile {
 
     fn release(&self) {
         self.cached.release();
+    }
+
+    fn past_cache(&self) -> Option<Arc<File>> {
+        self.direct.clone()
     }
 
     fn data_after(&self, offset: u64) -> io::Result<Option<Range<u64>>> {

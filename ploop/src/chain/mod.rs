@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::DiskError;
 use crate::bitmap::{Bitmap, DirtyBitmap};
-use crate::disk::{BitmapChange, Counters, Disk, Merge, NewTop};
+use crate::disk::{BitmapChange, Counters, Disk, Merge, NewTop, Placed, Way};
 use crate::extent::{self, Extent, ExtentKind};
 use crate::format::{Image, Slot};
 use crate::storage::Access;
@@ -89,12 +89,7 @@ impl ChainDisk {
 
     /// Says that a range is about to change, to whoever keeps books of it.
     fn note(&self, offset: u64, len: u64) {
-        if let Some(bitmap) = &*read(&self.bitmap) {
-            bitmap.bits.set(offset..offset + len);
-        }
-        if let Some(missed) = &*read(&self.missed) {
-            missed.set(offset..offset + len);
-        }
+        set_in(&read(&self.bitmap), &read(&self.missed), offset, len);
     }
 
     fn counted<T>(&self, result: Result<T, DiskError>) -> Result<T, DiskError> {
@@ -190,6 +185,14 @@ impl Disk for ChainDisk {
         self.counted(self.write_parts(buf, offset))
     }
 
+    fn place(&self, offset: u64, len_bytes: u64, way: Way) -> Option<Placed<'_>> {
+        self.place_range(offset, len_bytes, way)
+    }
+
+    fn knows_places(&self) -> bool {
+        self.chain().iter().all(|image| image.knows_places())
+    }
+
     fn write_zeroes(&self, offset: u64, len_bytes: u64) -> Result<(), DiskError> {
         Counters::add(&self.counters.writes, 1);
         Counters::add(&self.counters.write_bytes, len_bytes);
@@ -263,6 +266,15 @@ impl Disk for ChainDisk {
             top.keep_bitmap(bitmap);
         }
         layers.iter().try_for_each(|image| image.close())
+    }
+}
+
+fn set_in(bitmap: &Option<DirtyBitmap>, missed: &Option<Arc<Bitmap>>, offset: u64, len: u64) {
+    if let Some(bitmap) = bitmap {
+        bitmap.bits.set(offset..offset + len);
+    }
+    if let Some(missed) = missed {
+        missed.set(offset..offset + len);
     }
 }
 

@@ -1,11 +1,12 @@
 //! Requests, cut at the clusters' borders.
 
+use std::fs::File;
 use std::sync::Arc;
 
-use super::{ChainDisk, find, read, top_of, write};
+use super::{ChainDisk, find, read, set_in, top_of, write};
 use crate::DiskError;
-use crate::disk::{Counters, Disk};
-use crate::format::{Image, Slot};
+use crate::disk::{Counters, Disk, Placed, Way};
+use crate::format::{Image, Known, Slot};
 use crate::storage::Access;
 
 /// The part of a request that lies in one cluster.
@@ -68,6 +69,38 @@ impl ChainDisk {
             rest = later;
         }
         Ok(())
+    }
+
+    /// A range that lies in one cluster with a place, if nobody has to be waited for.
+    pub(super) fn place_range(&self, offset: u64, len: u64, way: Way) -> Option<Placed<'_>> {
+        self.within(offset, len).ok()?;
+        let mut parts = self.parts(offset, len);
+        let part = parts.next().filter(|part| u64::from(part.len) == len)?;
+        let layers = self.layers.try_read().ok()?;
+        let place = self.lock(part.cluster).try_read().ok()?;
+        let (file, offset) = match way {
+            Way::Read => known(&layers, part)?,
+            Way::Write => {
+                writable(&layers).ok()?;
+                known(&layers[layers.len() - 1..], part)
+                    .filter(|_| self.note_at_once(part.offset, len))?
+            }
+        };
+        let _held = (layers, place);
+        Some(Placed {
+            file,
+            offset,
+            _held,
+        })
+    }
+
+    /// Like [`note`](ChainDisk::note); false where it would have to wait.
+    fn note_at_once(&self, offset: u64, len: u64) -> bool {
+        let (Ok(bitmap), Ok(missed)) = (self.bitmap.try_read(), self.missed.try_read()) else {
+            return false;
+        };
+        set_in(&bitmap, &missed, offset, len);
+        true
     }
 
     fn write_part(&self, layers: &Layers, part: Part, buf: &[u8]) -> Result<(), DiskError> {
@@ -183,6 +216,18 @@ impl ChainDisk {
         }
         Ok(())
     }
+}
+
+/// The file and byte where the topmost layer that knows a part has it.
+fn known(layers: &Layers, part: Part) -> Option<(Arc<File>, u64)> {
+    for image in layers.iter().rev() {
+        match image.known(part.cluster, part.skip) {
+            Known::Nothing => return None,
+            Known::Absent => {}
+            Known::At(file, offset) => return Some((file, offset)),
+        }
+    }
+    None
 }
 
 fn read_part(layers: &Layers, part: Part, buf: &mut [u8]) -> Result<(), DiskError> {

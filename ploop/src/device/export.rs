@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::disk::{Counters, Placed, Way};
 use crate::guest::gpt::Place;
 use crate::tracker::Trackers;
 use crate::{Access, Disk, DiskError};
@@ -76,6 +77,26 @@ impl Export {
         let done = self.disk.write_at(buf, offset);
         self.changed(offset, buf.len() as u64);
         done.map_err(|error| told(&error))
+    }
+
+    /// Where a range lies, for whoever reads or writes it himself; what came of it is
+    /// [told](Export::was_done).
+    pub fn place(&self, offset: u64, len_bytes: u64, way: Way) -> Option<Placed<'_>> {
+        self.disk.place(offset, len_bytes, way)
+    }
+
+    /// A range that had been [placed](Export::place) was read or written, and nobody knows of it yet.
+    pub fn was_done(&self, offset: u64, len_bytes: u64, way: Way) {
+        let counters = self.disk.counters();
+        let (requests, bytes) = match way {
+            Way::Read => (&counters.reads, &counters.read_bytes),
+            Way::Write => (&counters.writes, &counters.write_bytes),
+        };
+        Counters::add(requests, 1);
+        Counters::add(bytes, len_bytes);
+        if way == Way::Write {
+            self.changed(offset, len_bytes);
+        }
     }
 
     /// Makes a range read as zeroes.

@@ -10,6 +10,7 @@ pub use file::ImageFile;
 pub use pending::PendingLog;
 pub use raw::RawImage;
 
+use std::fs::File;
 use std::sync::Arc;
 
 use self::expanded::{ExpandedImage, Unclosed};
@@ -114,6 +115,17 @@ pub enum Slot {
     Data,
 }
 
+/// What an image can say of a cluster at once, without a look into its file.
+#[derive(Debug)]
+pub enum Known {
+    /// Nothing: ask for its slot.
+    Nothing,
+    /// It is absent.
+    Absent,
+    /// Its bytes lie in this file, which is open for direct I/O, at this byte.
+    At(Arc<File>, u64),
+}
+
 /// One file of a chain.
 ///
 /// Clusters are counted from 0; `skip` counts bytes inside of a cluster, and no call reaches over a
@@ -160,6 +172,15 @@ pub trait Image: Send + Sync {
     /// As `slot`.
     fn probe(&self, cluster: u32) -> Result<Slot, DiskError> {
         self.slot(cluster)
+    }
+    /// Whether [`known`](Image::known) ever says more than nothing.
+    fn knows_places(&self) -> bool {
+        false
+    }
+    /// Where the bytes of a cluster lie from `skip` on, if that takes no time. They stay there under the
+    /// same promise as for [`read`](Image::read).
+    fn known(&self, _cluster: u32, _skip: u32) -> Known {
+        Known::Nothing
     }
     /// Reads from a cluster that is `Data`.
     ///

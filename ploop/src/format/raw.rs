@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Image, ImageFile, Slot};
+use super::{Image, ImageFile, Known, Slot};
 use crate::DiskError;
 use crate::storage::{Access, Storage};
 
@@ -85,6 +85,19 @@ impl Image for RawImage {
         match data.map_err(self.file.failed("read", start))? {
             Some(range) if range.start < end => Ok(Slot::Data),
             _ => Ok(Slot::Absent),
+        }
+    }
+
+    fn knows_places(&self) -> bool {
+        self.file.past_cache().is_some()
+    }
+
+    fn known(&self, cluster: u32, skip: u32) -> Known {
+        let at = self.at(cluster, skip);
+        match self.file.past_cache() {
+            _ if self.at(cluster, 0) >= self.size_bytes() => Known::Absent,
+            Some(file) => Known::At(file, at),
+            None => Known::Nothing,
         }
     }
 

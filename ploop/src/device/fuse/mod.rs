@@ -5,8 +5,11 @@
 //! kernel's way of handing out unanswered requests again.
 
 mod abi;
+mod bulk;
 mod connection;
 mod device;
+mod lane;
+mod pace;
 mod serve;
 
 pub use connection::{Agreement, Connection, MAX_DATA};

@@ -35,7 +35,7 @@ pub use survey::{Finding, Severity};
 use self::header::{FLAG_EMPTY, HEADER_BYTES};
 use self::load::{Loaded, load};
 use self::space::Space;
-use super::{Image, ImageFile, PendingLog, Slot};
+use super::{Image, ImageFile, Known, PendingLog, Slot};
 use crate::DiskError;
 use crate::bitmap::DirtyBitmap;
 use crate::storage::{Access, Storage};
@@ -203,17 +203,20 @@ impl ExpandedImage {
 
     /// Byte of the file where a part of a cluster lies that has a place.
     fn place(&self, cluster: u32, skip: u32) -> Result<u64, DiskError> {
-        let entry = u64::from(self.entry(cluster));
+        self.place_of(cluster, skip).ok_or_else(|| {
+            let what = format!("cluster {cluster} has no place");
+            DiskError::refused(self.name(), what)
+        })
+    }
+
+    fn place_of(&self, cluster: u32, skip: u32) -> Option<u64> {
         let unit = match self.version {
             Version::V1 => SECTOR,
             Version::V2 => self.cluster.into(),
         };
-        match entry {
-            0 => Err(DiskError::refused(
-                self.name(),
-                format!("cluster {cluster} has no place"),
-            )),
-            _ => Ok(entry * unit + u64::from(skip)),
+        match u64::from(self.entry(cluster)) {
+            0 => None,
+            entry => Some(entry * unit + u64::from(skip)),
         }
     }
 }
@@ -292,6 +295,18 @@ impl Image for ExpandedImage {
             0 => Slot::Absent,
             _ => Slot::Data,
         })
+    }
+
+    fn knows_places(&self) -> bool {
+        self.file.past_cache().is_some()
+    }
+
+    fn known(&self, cluster: u32, skip: u32) -> Known {
+        match (self.place_of(cluster, skip), self.file.past_cache()) {
+            (None, _) => Known::Absent,
+            (Some(at), Some(file)) => Known::At(file, at),
+            (Some(_), None) => Known::Nothing,
+        }
     }
 
     fn read(&self, cluster: u32, skip: u32, buf: &mut [u8]) -> Result<(), DiskError> {
