@@ -62,6 +62,8 @@ pub const ACCEPT: u8 = 13;
 pub const ACCEPT_MULTI: u16 = 1;
 /// Ends what it is linked to after some time.
 pub const LINK_TIMEOUT: u8 = 15;
+/// Sends.
+pub const SEND: u8 = 26;
 /// Receives.
 pub const RECV: u8 = 27;
 /// Opens a file, for reading, whose path is at `addr`.

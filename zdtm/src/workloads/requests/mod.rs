@@ -5,6 +5,7 @@ mod belongings;
 mod in_flight;
 mod parameters;
 mod ring;
+mod server;
 mod settings;
 
 use crate::{Need, Workload};
@@ -46,6 +47,7 @@ pub static ALL: &[&Workload] = &[
     &in_flight::ACCEPTS,
     &in_flight::MANY,
     &in_flight::TIMEOUTS,
+    &server::ECHO,
     &in_flight::WRITING,
     &in_flight::LINKED,
     &settings::POLLING_DEVICES,
