@@ -81,11 +81,11 @@ impl Anonymous for Fanotify {
     }
 
     fn record(entry: &FileEntry) -> Option<&FanotifyFileEntry> {
-        entry.ffy.as_ref()
+        entry.ffy.as_deref()
     }
 
     fn put(record: FanotifyFileEntry, entry: &mut FileEntry) {
-        entry.ffy = Some(record);
+        entry.ffy = Some(Box::new(record));
     }
 }
 

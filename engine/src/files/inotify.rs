@@ -58,11 +58,11 @@ impl Anonymous for Inotify {
     }
 
     fn record(entry: &FileEntry) -> Option<&InotifyFileEntry> {
-        entry.ify.as_ref()
+        entry.ify.as_deref()
     }
 
     fn put(record: InotifyFileEntry, entry: &mut FileEntry) {
-        entry.ify = Some(record);
+        entry.ify = Some(Box::new(record));
     }
 }
 

@@ -205,7 +205,7 @@ impl FileKind for Foreign {
         Ok(FileEntry {
             r#type: FdTypes::Ext.into(),
             id: dumping.id,
-            ext: Some(ExtFileEntry {
+            ext: Some(Box::new(ExtFileEntry {
                 id: dumping.id,
                 fown: dumping.fown,
                 firn: Some(FirnExtFileEntry {
@@ -213,7 +213,7 @@ impl FileKind for Foreign {
                     data: Some(data),
                     flags: Some(file.image_flags()),
                 }),
-            }),
+            })),
             ..FileEntry::default()
         })
     }

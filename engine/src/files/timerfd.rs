@@ -78,11 +78,11 @@ impl Anonymous for Timerfd {
     }
 
     fn record(entry: &FileEntry) -> Option<&TimerfdEntry> {
-        entry.tfd.as_ref()
+        entry.tfd.as_deref()
     }
 
     fn put(record: TimerfdEntry, entry: &mut FileEntry) {
-        entry.tfd = Some(record);
+        entry.tfd = Some(Box::new(record));
     }
 }
 

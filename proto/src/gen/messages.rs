@@ -1972,14 +1972,14 @@ pub struct FileEntry {
     pub sgfd: ::core::option::Option<SignalfdEntry>,
     #[prost(message, optional, tag = "11")]
     pub tunf: ::core::option::Option<TunfileEntry>,
-    #[prost(message, optional, tag = "12")]
-    pub tfd: ::core::option::Option<TimerfdEntry>,
-    #[prost(message, optional, tag = "13")]
-    pub ify: ::core::option::Option<InotifyFileEntry>,
-    #[prost(message, optional, tag = "14")]
-    pub ffy: ::core::option::Option<FanotifyFileEntry>,
-    #[prost(message, optional, tag = "15")]
-    pub ext: ::core::option::Option<ExtFileEntry>,
+    #[prost(message, optional, boxed, tag = "12")]
+    pub tfd: ::core::option::Option<::prost::alloc::boxed::Box<TimerfdEntry>>,
+    #[prost(message, optional, boxed, tag = "13")]
+    pub ify: ::core::option::Option<::prost::alloc::boxed::Box<InotifyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "14")]
+    pub ffy: ::core::option::Option<::prost::alloc::boxed::Box<FanotifyFileEntry>>,
+    #[prost(message, optional, boxed, tag = "15")]
+    pub ext: ::core::option::Option<::prost::alloc::boxed::Box<ExtFileEntry>>,
     #[prost(message, optional, boxed, tag = "16")]
     pub usk: ::core::option::Option<::prost::alloc::boxed::Box<UnixSkEntry>>,
     #[prost(message, optional, tag = "17")]
@@ -1995,8 +1995,8 @@ pub struct FileEntry {
     #[prost(message, optional, tag = "22")]
     pub pidfd: ::core::option::Option<PidfdEntry>,
     /// Extension; numbers from 20000 are ours.
-    #[prost(message, optional, tag = "20000")]
-    pub firn_uring: ::core::option::Option<FirnUringEntry>,
+    #[prost(message, optional, boxed, tag = "20000")]
+    pub firn_uring: ::core::option::Option<::prost::alloc::boxed::Box<FirnUringEntry>>,
 }
 impl ::prost::Name for FileEntry {
 const NAME: &'static str = "file_entry";

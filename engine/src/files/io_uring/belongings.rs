@@ -131,7 +131,8 @@ impl FileTable {
     /// Whether a process may map a ring: one that is made by its process is not there for others.
     pub(in crate::files) fn may_map_ring(&self, pid: Pid, id: u32) -> bool {
         let mut entries = self.collected.entries.iter();
-        let ring = entries.find_map(|entry| entry.firn_uring.as_ref().filter(|ring| ring.id == id));
+        let ring =
+            entries.find_map(|entry| entry.firn_uring.as_deref().filter(|ring| ring.id == id));
         ring.is_none_or(|ring| {
             let is_own = ring.owner == Some(pid.to_image());
             is_own || ring.setup_flags & setup::SQPOLL == 0
@@ -143,7 +144,7 @@ impl FileTable {
     pub(super) fn shared_belongings(&self) -> Vec<Obstacle> {
         let mut found = Vec::new();
         let rings = self.collected.entries.iter();
-        for ring in rings.filter_map(|entry| entry.firn_uring.as_ref()) {
+        for ring in rings.filter_map(|entry| entry.firn_uring.as_deref()) {
             let Some(owner) = ring.owner.map(Pid::from_image) else {
                 continue;
             };

@@ -275,12 +275,12 @@ pub(super) fn dump(
     Ok(FileEntry {
         r#type: FdTypes::FirnUring.into(),
         id: dumping.id,
-        firn_uring: Some(FirnUringEntry {
+        firn_uring: Some(Box::new(FirnUringEntry {
             id: dumping.id,
             flags: file.image_flags(),
             fown: dumping.fown,
             ..ring
-        }),
+        })),
         ..FileEntry::default()
     })
 }

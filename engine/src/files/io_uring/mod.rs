@@ -62,7 +62,7 @@ pub(super) fn is_ring(link: &[u8]) -> bool {
 pub(super) fn check<'a>(
     entries: impl Iterator<Item = &'a FileEntry>,
 ) -> Result<Option<String>, FileRestoreError> {
-    let rings = entries.filter_map(|entry| entry.firn_uring.as_ref());
+    let rings = entries.filter_map(|entry| entry.firn_uring.as_deref());
     let (mut total, mut last) = (0, 0);
     for ring in rings {
         total += Turns::of(ring).total();
@@ -119,8 +119,11 @@ impl FileKind for IoUring {
         entry: &FileEntry,
         opener: &mut Opener<'_>,
     ) -> Result<OwnedFd, FileRestoreError> {
-        let ring =
-            FileRestoreError::expect_member(entry, entry.firn_uring.as_ref(), "an io_uring ring")?;
+        let ring = FileRestoreError::expect_member(
+            entry,
+            entry.firn_uring.as_deref(),
+            "an io_uring ring",
+        )?;
         check_places(ring)?;
         if own::has_thread(ring) {
             restore::shape(ring)?;

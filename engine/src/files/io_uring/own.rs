@@ -64,7 +64,7 @@ impl FileStore {
     fn late_rings(&self) -> impl Iterator<Item = &FirnUringEntry> {
         let late = self.late_files.iter();
         let late = late.filter(|(_, late)| matches!(late, LateFile::Ring));
-        late.filter_map(|((_, id), _)| self.entry(FdTypes::FirnUring, *id)?.firn_uring.as_ref())
+        late.filter_map(|((_, id), _)| self.entry(FdTypes::FirnUring, *id)?.firn_uring.as_deref())
     }
 
     /// Rings that belong to a process, each with its first descriptor.
@@ -74,7 +74,7 @@ impl FileStore {
         let rings = table.iter().filter(|fd| fd.r#type() == FdTypes::FirnUring);
         rings.filter_map(move |fd| {
             let ring = self.entry(FdTypes::FirnUring, fd.id)?;
-            let ring = ring.firn_uring.as_ref()?;
+            let ring = ring.firn_uring.as_deref()?;
             (owner(ring) == Some(pid) && seen.insert(fd.id)).then_some((ring, fd))
         })
     }

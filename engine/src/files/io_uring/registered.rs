@@ -94,7 +94,7 @@ impl FileTable {
 
     fn register(&mut self, ring: u32, tid: Pid, index: u32) {
         let entries = self.collected.entries.iter_mut();
-        let mut rings = entries.filter_map(|entry| entry.firn_uring.as_mut());
+        let mut rings = entries.filter_map(|entry| entry.firn_uring.as_deref_mut());
         if let Some(entry) = rings.find(|entry| entry.id == ring) {
             let tid = tid.to_image();
             entry.registered.push(FirnUringRegistration { tid, index });
@@ -158,7 +158,7 @@ impl FileStore {
         let mut seen = HashSet::new();
         for fd in table.iter().filter(|fd| fd.r#type() == FdTypes::FirnUring) {
             let ring = self.entry(FdTypes::FirnUring, fd.id);
-            let ring = ring.and_then(|entry| entry.firn_uring.as_ref());
+            let ring = ring.and_then(|entry| entry.firn_uring.as_deref());
             let registered = ring.map_or(&[][..], |ring| ring.registered.as_slice());
             let own = registered.iter().filter(|own| own.tid == tid.to_image());
             for own in own {

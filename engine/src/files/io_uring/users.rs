@@ -64,7 +64,7 @@ impl FileTable {
         let kernel = self.collected.rings.kernel.clone();
         let Some(kernel) = kernel.get() else { return };
         let entries = self.collected.entries.iter_mut();
-        let entries = entries.filter_map(|entry| entry.firn_uring.as_mut());
+        let entries = entries.filter_map(|entry| entry.firn_uring.as_deref_mut());
         let is_own = |ring: &&mut FirnUringEntry| rings.contains(&ring.id) && is_plain(ring);
         let mut own: Vec<_> = entries.filter(is_own).collect();
         let is_limited = own.iter().any(|ring| !ring.worker_limits.is_empty());
@@ -104,7 +104,7 @@ impl FileStore {
         let rings = table.iter().filter(|fd| fd.r#type() == FdTypes::FirnUring);
         let mut users = rings.flat_map(|fd| {
             let ring = self.entry(FdTypes::FirnUring, fd.id);
-            let ring = ring.and_then(|entry| entry.firn_uring.as_ref());
+            let ring = ring.and_then(|entry| entry.firn_uring.as_deref());
             let rings = ring.filter(|ring| is_plain(ring)).into_iter();
             rings.flat_map(move |ring| ring.users.iter().map(move |user| (fd.fd, ring, user)))
         });
