@@ -5,8 +5,11 @@
 //! answers its tracer only.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+
+use firn_sys::{Pid, helpers, sched};
 
 /// More than a few only wait for each other.
 const MAX_WORKERS: usize = 4;
@@ -17,8 +20,10 @@ const BATCH: usize = 16;
 pub fn workers() -> usize {
     static WORKERS: OnceLock<usize> = OnceLock::new();
     *WORKERS.get_or_init(|| {
-        let processors = std::thread::available_parallelism();
-        processors.map_or(1, usize::from).min(MAX_WORKERS)
+        // What may be used of them is not asked: the standard library reads five files of cgroups for that.
+        let allowed = sched::sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        let ones = allowed.iter().map(|word| word.count_ones());
+        usize::try_from(ones.sum::<u32>()).map_or(1, |nr| nr.clamp(1, MAX_WORKERS))
     })
 }
 
@@ -38,30 +43,47 @@ pub fn share_out<T: Sync, R: Send>(
     if nr_workers <= 1 {
         return items.iter().map(work).collect();
     }
-    let next = AtomicUsize::new(0);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let take_part = || {
-        let mut done = Vec::new();
+        let mut own = Vec::new();
         loop {
             let nth = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(nth) else {
-                return done;
-            };
-            done.push((nth, work(item)));
+            let Some(item) = items.get(nth) else { break };
+            own.push((nth, work(item)));
         }
+        lock(&done).append(&mut own);
     };
-    let mut done = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..nr_workers).map(|_| scope.spawn(take_part)).collect();
-        let mut done = take_part();
-        for other in others {
-            match other.join() {
-                Ok(more) => done.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        done
-    });
+    helpers::beside(nr_workers - 1, &take_part, take_part);
+    let mut done = done.into_inner().unwrap_or_else(|e| e.into_inner());
     done.sort_unstable_by_key(|(nth, _)| *nth);
     done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Does two things at the same time, if another thread has time for the first of them.
+///
+/// # Panics
+/// If one of them does.
+pub fn both<A: Send, B>(aside: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> (A, B) {
+    let (aside, done) = (Mutex::new(Some(aside)), Mutex::new(None));
+    let take = || {
+        let work = lock(&aside).take();
+        if let Some(work) = work {
+            let result = work();
+            *lock(&done) = Some(result);
+        }
+    };
+    let helpers = usize::from(workers() > 1);
+    let result = helpers::beside(helpers, &take, || {
+        let result = here();
+        take();
+        result
+    });
+    let done = lock(&done).take();
+    (done.expect("done here if not aside"), result)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 /// Does `work` for every item, with the help of other threads where there are more than `grain` items, and
@@ -90,18 +112,16 @@ pub fn stream<T: Sync, R: Send, E>(
     let batches: Vec<&[T]> = items.chunks(batch).collect();
     let work = |items: &[T]| items.iter().map(&work).collect::<Vec<R>>();
     let belt = Belt::new(batches.len(), (ahead / batch).saturating_sub(1).max(1));
-    std::thread::scope(|scope| {
+    let help = || {
+        let stop = StopBelt(&belt);
+        while let Some(nth) = belt.claim() {
+            belt.put(nth, work(batches[nth]));
+        }
+        mem::forget(stop);
+    };
+    helpers::beside(nr_workers - 1, &help, || {
         // However this ends, by an error of `take` or a panic: nobody goes on waiting.
         let _stop = StopBelt(&belt);
-        for _ in 1..nr_workers {
-            scope.spawn(|| {
-                let stop = StopBelt(&belt);
-                while let Some(nth) = belt.claim() {
-                    belt.put(nth, work(batches[nth]));
-                }
-                std::mem::forget(stop);
-            });
-        }
         while let Some(step) = belt.next_step() {
             match step {
                 Step::Take(results) => results.into_iter().try_for_each(&mut take)?,
@@ -237,6 +257,14 @@ mod tests {
     }
 
     #[test]
+    fn two_things_are_done_whoever_does_them() {
+        for nth in 0..100 {
+            let pair = both(|| nth + 1, || both(|| nth + 2, || nth + 3));
+            assert_eq!(pair, (nth + 1, (nth + 2, nth + 3)));
+        }
+    }
+
+    #[test]
     fn a_stream_keeps_the_order_and_few_results_wait() {
         let items: Vec<usize> = (0..2000).collect();
         for (grain, ahead) in [(1, 1), (1, 7), (10_000, 3), (10, 5000)] {
@@ -265,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a scoped thread panicked")]
+    #[should_panic(expected = "not here")]
     fn a_stream_does_not_hang_when_a_worker_panics() {
         let here = std::thread::current().id();
         let work = |_: &u32| assert!(std::thread::current().id() == here, "not here");
@@ -275,10 +303,7 @@ mod tests {
             Ok::<_, ()>(())
         };
         let _ = stream(&vec![0; 100_000], 1, 8, work, take);
-        assert!(
-            workers() > 1,
-            "a scoped thread panicked (there is none here)"
-        );
+        assert!(workers() > 1, "not here: there is no other thread");
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The thread that reads what /proc tells of a stopped tree, which is about half of all, beside what only the tracer
-//! can do. It starts before the tree stops, which need not wait for its beginning.
+//! can do, and on another processor. It starts before the tree stops, which need not wait for its beginning.
 //!
 //! The address spaces come first, because the programs that the tasks run bring an arena into them; the rest it reads
 //! while they run.
@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Scope, ScopedJoinHandle};
+
+use firn_sys::helpers::Seat;
 
 use super::TASKS_PER_THREAD;
 use super::increment::Increment;
@@ -20,6 +22,7 @@ type Spaces = Result<Vec<AddressSpace>, MemoryDumpError>;
 
 /// The thread, and what it waits for and tells. Dropped, it lets the thread end early.
 pub(super) struct Reader<'scope> {
+    seat: Arc<Seat>,
     trees: Sender<Arc<Tree>>,
     spaces: Receiver<Spaces>,
     thread: ScopedJoinHandle<'scope, Option<Result<Vec<Outside>, StatusError>>>,
@@ -33,13 +36,17 @@ impl<'scope> Reader<'scope> {
     ) -> Reader<'scope> {
         let (trees, stopped) = mpsc::channel::<Arc<Tree>>();
         let (tell, spaces) = mpsc::sync_channel(1);
+        let seat = Arc::new(Seat::default());
+        let its = Arc::clone(&seat);
         let thread = scope.spawn(move || {
+            its.take();
             // Where nobody is at the other end, the dump has failed.
             let tree = stopped.recv().ok()?;
             tell.send(read_address_spaces(&tree, increment)).ok()?;
             Some(Outside::read_all(&tree))
         });
         Reader {
+            seat,
             trees,
             spaces,
             thread,
@@ -49,7 +56,7 @@ impl<'scope> Reader<'scope> {
     /// Lets it read: the tree stands still, and nothing may be mapped into it before the [`Reader::spaces`] are there.
     pub(super) fn begin(&self, tree: Arc<Tree>) {
         // Had it panicked, that is seen when its answer is asked for.
-        let _ = self.trees.send(tree);
+        let _ = self.seat.wake_apart(|| self.trees.send(tree));
     }
 
     /// The address spaces.

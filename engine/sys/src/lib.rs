@@ -16,6 +16,7 @@ pub mod fcntl;
 pub mod file;
 pub mod fsnotify;
 pub mod futex;
+pub mod helpers;
 pub mod io_uring;
 pub mod kcmp;
 pub mod keeper;

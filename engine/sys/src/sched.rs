@@ -101,6 +101,69 @@ pub fn sched_getaffinity(tid: Pid) -> Result<Vec<u64>> {
     Ok(mask[..used].to_vec())
 }
 
+/// Sets which CPUs a thread may run on, 64 to a word; pid 0 is the caller.
+///
+/// # Errors
+/// EINVAL where none of them is there or allowed; ESRCH, EPERM.
+pub fn sched_setaffinity(tid: Pid, mask: &[u64]) -> Result<()> {
+    // SAFETY: the mask has the length that is passed and outlives the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            tid.raw(),
+            size_of_val(mask),
+            mask.as_ptr(),
+        )
+    };
+    Errno::check(result).map(drop)
+}
+
+/// The CPU that the caller runs on at this moment; None where the kernel does not say.
+pub fn current_cpu() -> Option<i32> {
+    // SAFETY: takes nothing and answers by a number.
+    let cpu = unsafe { libc::sched_getcpu() };
+    (cpu >= 0).then_some(cpu)
+}
+
+/// The mask without a CPU; None where no other is left.
+fn without(mask: &[u64], cpu: i32) -> Option<Vec<u64>> {
+    let (word, bit) = (usize::try_from(cpu / 64).ok()?, cpu % 64);
+    let mut others = mask.to_vec();
+    *others.get_mut(word)? &= !(1 << bit);
+    others.iter().any(|word| *word != 0).then_some(others)
+}
+
+/// Does something, such as waking it, while a thread may not run on a CPU. Where that can't be had it is done all the
+/// same: where a thread runs is no more than a matter of time.
+pub fn kept_off<R>(tid: Pid, cpu: i32, work: impl FnOnce() -> R) -> R {
+    let mask = sched_getaffinity(tid).ok();
+    let others = mask.as_deref().and_then(|mask| without(mask, cpu));
+    let moved = others.is_some_and(|others| sched_setaffinity(tid, &others).is_ok());
+    let result = work();
+    if let Some(mask) = mask.filter(|_| moved) {
+        let _ = sched_setaffinity(tid, &mask);
+    }
+    result
+}
+
+/// Moves a thread that was started just now to another CPU than the caller's, if it has not begun to run elsewhere.
+/// It may run everywhere afterwards.
+pub(crate) fn start_apart(thread: libc::pthread_t) {
+    let own = sched_getaffinity(Pid::from_raw(0)).ok();
+    let others = own.as_deref().zip(current_cpu());
+    let others = others.and_then(|(mask, cpu)| without(mask, cpu));
+    let set = |mask: &[u64]| {
+        // SAFETY: the mask has the length that is passed; the thread is one whose handle the caller still has, so it
+        // was neither joined nor let go.
+        unsafe { libc::pthread_setaffinity_np(thread, size_of_val(mask), mask.as_ptr().cast()) }
+    };
+    if let (Some(own), Some(others)) = (own, others)
+        && set(&others) == 0
+    {
+        set(&own);
+    }
+}
+
 /// Reads a thread's I/O priority, class << 13 | level; 0 where none was set; pid 0 is the caller.
 ///
 /// # Errors
