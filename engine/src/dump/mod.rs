@@ -68,8 +68,6 @@ const MAX_TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// Descriptors that are open at a time while those of the tasks are looked at, and some more.
 const DESCRIPTORS: i32 = 256;
-/// How long the stop of a tree is put off for a quick answer about locks, which saves as much while it stands still.
-const WAIT_FOR_LOCKS: Duration = Duration::from_millis(6);
 /// How often a caller hears of copied bytes.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 /// Tasks that are worth a thread of their own to look at them.
@@ -155,9 +153,6 @@ impl Operation<'_> {
         inventory::kernel_release();
         let shared = SharedDump::new()?;
         let files = FileTable::new(&self.options.file_options()).with_kernel(self.kernel.clone());
-        if let Some(watch) = &self.lock_watch {
-            watch.wait(WAIT_FOR_LOCKS);
-        }
         let files = files.with_lock_watch(self.lock_watch.take());
         self.reporter.phase(Phase::Freeze);
         let (frozen, captured) = std::thread::scope(|scope| {
@@ -182,22 +177,21 @@ impl Operation<'_> {
         let options = self.options.file_options();
         self.lock_watch = files::watch_locks(&pids);
         let look = |depth| -> (Vec<Obstacle>, Told) {
-            std::thread::scope(|scope| {
-                let tasks = scope.spawn(|| {
-                    // The stopped tree would wait while these are opened.
-                    if pids.iter().any(|pid| notes::are_wanted(*pid)) {
-                        self.kernel.get();
-                    }
-                    survey_tasks(&pids, &self.namespaces)
-                });
-                let files = files::survey(&pids, &options, depth);
-                if files.has_rings {
+            let tasks = || {
+                // The stopped tree would wait while these are opened.
+                if pids.iter().any(|pid| notes::are_wanted(*pid)) {
                     self.kernel.get();
                 }
-                let mut found = tasks.join().expect("the survey does not panic");
-                found.extend(files.obstacles);
-                (found, files.told)
-            })
+                survey_tasks(&pids, &self.namespaces)
+            };
+            let locks = self.lock_watch.as_ref();
+            let files = || files::survey(&pids, &options, depth, locks);
+            let (mut found, files) = crew::both(tasks, files);
+            if files.has_rings {
+                self.kernel.get();
+            }
+            found.extend(files.obstacles);
+            (found, files.told)
         };
         self.warnings = survey::cgroup_warnings(&pids);
         self.warnings.extend(semaphores::survey(&self.kernel));
@@ -377,17 +371,17 @@ impl Operation<'_> {
         };
         let inventory = inventory::inventory(network);
         let tracker = increment.arm(frozen.tree(), &captured.trackable, files.run_id())?;
-        let frozen_for;
+        let released;
         if self.options.leave == Leave::Running {
             // Everything has been read: the tree need not wait for the disk.
             files.release_connections(false);
-            frozen_for = frozen.release(Fate::Resume);
+            released = frozen.release(Fate::Resume);
             images.seal(&inventory)?;
         } else {
             images.seal(&inventory)?;
             let killed = self.options.leave == Leave::Killed;
             files.release_connections(killed);
-            frozen_for = frozen.release(if killed { Fate::Kill } else { Fate::Stop });
+            released = frozen.release(if killed { Fate::Kill } else { Fate::Stop });
         }
         files.keep();
         increment.keep(tracker, &mut warnings);
@@ -397,7 +391,7 @@ impl Operation<'_> {
             pages: captured.pages.written + captured.shared_pages.written,
             pages_in_parent: captured.pages.in_parent + captured.shared_pages.in_parent,
             bytes: 4096 * (captured.pages.written + captured.shared_pages.written),
-            frozen: frozen_for,
+            frozen: released.held,
             freezing,
             memory_time: captured.memory_time,
             write_time: begun.elapsed(),
@@ -409,6 +403,8 @@ impl Operation<'_> {
             &captured.pages,
             &captured.shared_pages,
         )?;
+        // Whoever hears that the dump is done may count on it that they are gone.
+        drop(released);
         Ok(report)
     }
 

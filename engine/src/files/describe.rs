@@ -28,6 +28,9 @@ use crate::obstacle::Obstacle;
 /// are open here, as far as the limit of this process allows.
 const MAX_FDS_AHEAD: usize = 200;
 
+/// How many of those that were dumped are kept until the end, at the most.
+const MOST_SPENT: usize = 8 << 10;
+
 const PIDFD: &[u8] = b"anon_inode:[pidfd]";
 
 /// What descriptors of one open file have in common and F_SETFL can't change.
@@ -60,7 +63,7 @@ enum Look {
 }
 
 /// An open file that may have to be dumped.
-struct NewFile {
+pub(super) struct NewFile {
     file: OpenFile,
     duplicate: Option<OwnedFd>,
     obstacles: Vec<Obstacle>,
@@ -192,7 +195,9 @@ impl FileTable {
                 if let (Some((id, _)), true) = (known, info.has_locks()) {
                     self.note_locks(&new.file, fd, id, new.duplicate.as_ref())?;
                 }
-                (fd, info.flags, known)
+                let flags = info.flags;
+                self.put_aside(new);
+                (fd, flags, known)
             }
         };
         let cloexec = flags & O_CLOEXEC.cast_unsigned() != 0;
@@ -203,6 +208,15 @@ impl FileTable {
             fd: fd.cast_unsigned(),
             xattr_security_selinux: None,
         }))
+    }
+
+    /// Keeps what another thread has allocated: to free it here, beside that thread, would make each wait for the
+    /// other at every turn.
+    fn put_aside(&mut self, mut new: Box<NewFile>) {
+        new.duplicate = None;
+        if self.spent.len() < MOST_SPENT {
+            self.spent.push(new);
+        }
     }
 
     /// Notes the locks under a descriptor. Leases are met with the open file itself, by its duplicate.
@@ -297,7 +311,7 @@ fn look_again(
     let Ok(duplicate) = pidfd::getfd(pidfd, fd) else {
         return Ok(None);
     };
-    let Some((stat, info)) = quick.info(&duplicate, recalled) else {
+    let Some((stat, info)) = quick.info((dir, fd), &duplicate, recalled) else {
         return Ok(None);
     };
     let pid = dir.pid();

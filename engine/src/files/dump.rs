@@ -12,7 +12,7 @@ use firn_sys::rlimit::{self, RaisedDescriptorLimit};
 
 use super::bpf::MapContents;
 use super::build_id::BuildIds;
-use super::describe::Descriptions;
+use super::describe::{Descriptions, NewFile};
 use super::epoll::Unresolved;
 use super::error::FileDumpError;
 use super::ghost::Ghosts;
@@ -57,6 +57,9 @@ pub struct FileTable {
     /// Tells locks without asking for each file, where that is worth it.
     pub(super) lock_watch: Option<LockWatch>,
     pub(super) quick: Option<QuickLook>,
+    /// What has been dumped, and is freed when there is time.
+    #[expect(clippy::vec_box, reason = "the boxes are what is not to be freed")]
+    pub(super) spent: Vec<Box<NewFile>>,
     /// Descriptors that the survey has seen and that are open still, with their flags, by task.
     pub(super) recalled: HashMap<Pid, (Vec<ToldFd>, Vec<bool>)>,
     run_id: String,
@@ -175,6 +178,7 @@ impl FileTable {
             in_flight: Vec::new(),
             lock_watch: None,
             quick: None,
+            spent: Vec::new(),
             recalled: HashMap::new(),
             run_id: network_lock::new_run_id(),
             // Where that is forbidden the old limit may still do.
@@ -195,7 +199,7 @@ impl FileTable {
     /// # Errors
     /// `Obstacles` with everything that can't be dumped.
     pub fn add_tasks(&mut self, tree: &Tree, shared: &mut SharedDump) -> Result<(), FileDumpError> {
-        self.quick = self.lock_watch.take().and_then(|w| QuickLook::begin(&w));
+        self.quick = Some(QuickLook::begin(self.lock_watch.take().as_ref()));
         let tasks = tree.tasks.iter();
         self.collected.inside = tasks.flat_map(Task::tids).collect();
         for task in tree.alive() {

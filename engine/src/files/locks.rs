@@ -103,13 +103,6 @@ impl Line {
     }
 }
 
-/// Inodes of all files of the machine that have locks or leases, as far as they can be seen; empty where that can't
-/// be read. Files of several filesystems may have the same number.
-pub(super) fn locked_inodes() -> HashSet<u64> {
-    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    inodes_of(&text)
-}
-
 /// The inodes in lines such as `7: POSIX  ADVISORY  WRITE 4711 fe:00:12 0 EOF`; those who wait for a lock (`->`)
 /// don't hold one.
 pub(super) fn inodes_of(text: &str) -> HashSet<u64> {

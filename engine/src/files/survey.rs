@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use firn_sys::Pid;
@@ -15,12 +14,13 @@ use firn_sys::kcmp::{Resource, kcmp};
 use super::fdinfo::FdInfo;
 use super::kind;
 use super::locate::{self, Location};
+use super::lock_watch::LockWatch;
 use super::open_file::{
     DescriptorDir, FDS_PER_THREAD, OpenFile, Place, ProcLink, ProcReadError, Trouble,
     look_at_running,
 };
 use super::told::{Told, ToldFd};
-use super::{FileDumpOptions, autofs, io_uring, locks, outside, tty};
+use super::{FileDumpOptions, autofs, io_uring, outside, tty};
 use crate::crew;
 use crate::freeze;
 use crate::obstacle::Obstacle;
@@ -58,12 +58,17 @@ pub struct FileSurvey {
 /// Finds every file of the tasks that can't be dumped, without stopping them.
 ///
 /// `pids` are all processes of the tree: pipes that other processes hold too are found by looking at all
-/// of /proc. What vanishes meanwhile is no obstacle.
-pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurvey {
-    let mut surveyor = Surveyor::new(options, depth);
+/// of /proc. What vanishes meanwhile is no obstacle. `locks` reads the list of all locks, for a quick survey.
+pub fn survey(
+    pids: &[Pid],
+    options: &FileDumpOptions,
+    depth: Depth,
+    locks: Option<&LockWatch>,
+) -> FileSurvey {
+    let surveyor = Surveyor::new(options, depth, locks);
     let looks = crew::share_out(pids, TASKS_PER_THREAD, |pid| surveyor.look_at_task(*pid));
     let mut found = Vec::new();
-    let mut pipes = HashMap::new();
+    let mut pipes = HashMap::with_capacity(looks.iter().map(|look| look.pipes.len()).sum());
     let mut terminals = Vec::new();
     let mut unasked = Vec::new();
     let mut has_rings = false;
@@ -80,10 +85,11 @@ pub fn survey(pids: &[Pid], options: &FileDumpOptions, depth: Depth) -> FileSurv
             pipes.entry(file.link.clone()).or_insert(file);
         }
     }
-    found.extend(surveyor.locked(&unasked));
     pipes.retain(|_, file| !options.has_external(file));
     found.extend(autofs::obstacles(&pipes, pids));
     found.extend(lasting_holders(&pipes, pids));
+    // The list of all locks has had the most time to come.
+    found.extend(surveyor.locked(&unasked));
     found.extend(tty::unpaired(&terminals, options));
     FileSurvey {
         obstacles: found,
@@ -121,17 +127,21 @@ struct Surveyor<'a> {
     depth: Depth,
     /// Files of a task that are asked for their locks one at a time.
     files_asked: usize,
-    /// Inodes with locks, being read since a task with many files was met.
-    all_locks: OnceLock<JoinHandle<HashSet<u64>>>,
+    /// Tells all locks of the machine, once it has read them.
+    locks: Option<&'a LockWatch>,
 }
 
 impl<'a> Surveyor<'a> {
-    fn new(options: &'a FileDumpOptions, depth: Depth) -> Surveyor<'a> {
+    fn new(
+        options: &'a FileDumpOptions,
+        depth: Depth,
+        locks: Option<&'a LockWatch>,
+    ) -> Surveyor<'a> {
         Surveyor {
             options,
             depth,
             files_asked: FILES_ASKED_FOR_LOCKS,
-            all_locks: OnceLock::new(),
+            locks,
         }
     }
 
@@ -223,31 +233,40 @@ impl<'a> Surveyor<'a> {
         dir.look(dir.see_behind(fd, link)?, None)
     }
 
-    /// Whether regular files of a task with that many descriptors are asked for their locks; else all locks are
-    /// being read from now on, unless locks are saved anyway.
+    /// Whether regular files of a task with that many descriptors are asked for their locks at once.
     fn asks_for_locks(&self, nr_fds: usize) -> bool {
-        if self.depth == Depth::Full {
-            return true;
-        }
-        let asks = !self.options.file_locks && nr_fds <= self.files_asked;
-        if !asks && !self.options.file_locks {
-            let read = || std::thread::spawn(locks::locked_inodes);
-            self.all_locks.get_or_init(read);
-        }
-        asks
+        self.depth == Depth::Full || !self.options.file_locks && nr_fds <= self.files_asked
     }
 
-    /// Locks of files that were not asked, where their inodes are among those that have locks.
-    fn locked(&mut self, unasked: &[Unasked]) -> Vec<Obstacle> {
-        let inodes = self.all_locks.take().map(JoinHandle::join);
-        let inodes = inodes.and_then(Result::ok).unwrap_or_default();
-        let maybe = unasked.iter().filter(|file| inodes.contains(&file.inode));
-        let look = |file: &Unasked| {
-            let dir = DescriptorDir::open(file.pid).ok()?;
-            let file = dir.look(dir.see(file.fd).ok()?, None).ok()?;
-            Some(kind::lock_obstacles(&file, self.options).collect::<Vec<_>>())
+    /// Locks of files that were not asked, unless they are saved anyway. Files whose inodes are not among those that
+    /// have locks have none; until these are known, files are asked one by one, which is as quick as to wait.
+    fn locked(&self, unasked: &[Unasked]) -> Vec<Obstacle> {
+        if self.options.file_locks {
+            return Vec::new();
+        }
+        let pids: HashSet<Pid> = unasked.iter().map(|file| file.pid).collect();
+        let dirs = pids.into_iter().map(|pid| (pid, DescriptorDir::open(pid)));
+        let dirs: HashMap<Pid, _> = dirs.collect();
+        let known = OnceLock::new();
+        let is_free = |file: &Unasked| {
+            if known.get().is_none()
+                && let Some(inodes) = self.locks.and_then(LockWatch::locked_inodes)
+            {
+                known.get_or_init(|| inodes);
+            }
+            (known.get()).is_some_and(|inodes: &HashSet<u64>| !inodes.contains(&file.inode))
         };
-        maybe.filter_map(look).flatten().collect()
+        let look = |file: &Unasked| -> Option<Vec<Obstacle>> {
+            if is_free(file) {
+                return None;
+            }
+            let dir = dirs.get(&file.pid)?.as_ref().ok()?;
+            let info = dir.info(file.fd).ok().filter(FdInfo::has_locks)?;
+            let file = dir.look_behind(file.fd, info, None).ok()?;
+            Some(kind::lock_obstacles(&file, self.options).collect())
+        };
+        let found = crew::share_out(unasked, FDS_PER_THREAD, look);
+        found.into_iter().flatten().flatten().collect()
     }
 }
 
@@ -334,9 +353,14 @@ pub(super) fn held_outside(holder: &str, link: &[u8]) -> Trouble {
 mod tests {
     use super::*;
 
-    /// What a quick survey of this process says of a file, where up to `files_asked` files are asked one by one.
-    fn survey_of(path: &Path, files_asked: usize, options: &FileDumpOptions) -> Vec<String> {
-        let mut surveyor = Surveyor::new(options, Depth::Quick);
+    /// What a quick survey of this process says of a file, where up to `files_asked` files are asked at once.
+    fn survey_of(
+        path: &Path,
+        files_asked: usize,
+        locks: Option<&LockWatch>,
+        options: &FileDumpOptions,
+    ) -> Vec<String> {
+        let mut surveyor = Surveyor::new(options, Depth::Quick, locks);
         surveyor.files_asked = files_asked;
         let look = surveyor.look_at_task(Pid::this());
         let mut found = look.found;
@@ -352,18 +376,25 @@ mod tests {
         let free = tempfile::NamedTempFile::new().expect("a file");
         locked.as_file().lock().expect("nobody else has it");
         let options = FileDumpOptions::default();
-        for files_asked in [usize::MAX, 0] {
-            let found = survey_of(locked.path(), files_asked, &options);
+        // None in another pid namespace than the first one, where the list is not complete.
+        let watch = LockWatch::begin();
+        if let Some(watch) = &watch {
+            watch.wait(Duration::from_secs(60));
+        }
+        for (files_asked, locks) in [(usize::MAX, None), (0, None), (0, watch.as_ref())] {
+            let found = survey_of(locked.path(), files_asked, locks, &options);
             assert!(
                 matches!(&found[..], [one] if one.contains("FLOCK ADVISORY WRITE")),
                 "{found:?}"
             );
-            assert!(survey_of(free.path(), files_asked, &options).is_empty());
+            assert!(survey_of(free.path(), files_asked, locks, &options).is_empty());
         }
         let saved = FileDumpOptions {
             file_locks: true,
             ..options
         };
-        assert!(survey_of(locked.path(), usize::MAX, &saved).is_empty());
+        for files_asked in [usize::MAX, 0] {
+            assert!(survey_of(locked.path(), files_asked, None, &saved).is_empty());
+        }
     }
 }

@@ -10,6 +10,8 @@
 //! /proc/locks   whether anybody has locked the file, of all files at once
 //! ```
 //!
+//! Where the list of locks is not there in time, fdinfo is read after all, and saves nothing but the link.
+//!
 //! Where one of them does not fit, the descriptor is looked at as if nobody had seen it before.
 
 use std::collections::{HashMap, HashSet};
@@ -24,7 +26,7 @@ use super::dump::FileTable;
 use super::fdinfo::FdInfo;
 use super::locate::Location;
 use super::lock_watch::LockWatch;
-use super::open_file::{OpenFile, Place, is_nameless_pipe, nameless_link};
+use super::open_file::{DescriptorDir, OpenFile, Place, is_nameless_pipe, nameless_link};
 use crate::program::{Arena, Program, ProgramId, Rule, Slot};
 
 /// Descriptors of a tree from which on their questions are worth a thread that watches locks.
@@ -125,29 +127,50 @@ impl FileTable {
 /// What takes the place of fdinfo while the tasks stand still.
 #[derive(Debug)]
 pub(super) struct QuickLook {
-    locked: HashSet<u64>,
+    /// Inodes with locks; None where they are not known, and fdinfo has to tell.
+    locked: Option<HashSet<u64>>,
     /// Devices whose filesystem is plain, and those that are not.
     plain: RwLock<HashMap<u64, bool>>,
 }
 
 impl QuickLook {
-    /// Asks for the locks of this moment; None where they are not known.
-    pub(super) fn begin(watch: &LockWatch) -> Option<QuickLook> {
-        Some(QuickLook {
-            locked: watch.locked_inodes()?,
+    /// Asks for the locks of this moment.
+    pub(super) fn begin(watch: Option<&LockWatch>) -> QuickLook {
+        QuickLook {
+            locked: watch.and_then(LockWatch::locked_inodes),
             plain: RwLock::default(),
-        })
+        }
     }
 
-    /// What fdinfo would tell, and the file; None where only fdinfo tells it.
+    /// What fdinfo tells of a plain file or pipe without locks, and the file; None for all others.
     pub(super) fn info(
         &self,
+        (dir, fd): (&DescriptorDir, i32),
+        duplicate: &OwnedFd,
+        recalled: &Recalled<'_>,
+    ) -> Option<(Stat, FdInfo)> {
+        match &self.locked {
+            Some(locked) => self.info_without_fdinfo(locked, duplicate, recalled),
+            None => {
+                let info = dir.info(fd).ok()?;
+                // Of such files the other lines are locks.
+                let is_bare = info.lines.is_empty() && !info.is_path_only();
+                let stat = file::stat(duplicate).ok().filter(|_| is_bare)?;
+                let is_file = stat.file_type() == S_IFREG && recalled.link.starts_with(b"/");
+                (is_file || is_nameless_pipe(&stat)).then_some((stat, info))
+            }
+        }
+    }
+
+    fn info_without_fdinfo(
+        &self,
+        locked: &HashSet<u64>,
         duplicate: &OwnedFd,
         recalled: &Recalled<'_>,
     ) -> Option<(Stat, FdInfo)> {
         let (stat, mnt_id) = file::stat_with_mount(duplicate).ok()?;
         let flags = fcntl::flags(duplicate).ok()? & !O_CLOEXEC.cast_unsigned();
-        if self.locked.contains(&stat.ino) || flags & O_PATH.cast_unsigned() != 0 {
+        if locked.contains(&stat.ino) || flags & O_PATH.cast_unsigned() != 0 {
             return None;
         }
         let pos = match stat.file_type() {
@@ -227,7 +250,7 @@ mod tests {
 
     use super::super::open_file::DescriptorDir;
 
-    fn quick(locked: HashSet<u64>) -> QuickLook {
+    fn quick(locked: Option<HashSet<u64>>) -> QuickLook {
         QuickLook {
             locked,
             plain: RwLock::default(),
@@ -255,12 +278,15 @@ mod tests {
             let number = fd.as_raw_fd();
             let seen = own.see(number).expect("open");
             let recalled = recalled(&seen.link);
-            let (stat, info) = quick(HashSet::new()).info(fd, &recalled).expect("plain");
-            assert_eq!(info, seen.info);
-            let place = (Pid::this(), number);
-            let quick = open_file(place, &recalled, stat, info).expect("the link leads there");
-            let whole = own.look(seen, Some(fd.as_fd())).expect("open");
-            assert_eq!((&quick.link, quick.stat), (&whole.link, whole.stat));
+            let whole = own.look(seen.clone(), Some(fd.as_fd())).expect("open");
+            for locked in [Some(HashSet::new()), None] {
+                let looked = quick(locked).info((&own, number), fd, &recalled);
+                let (stat, info) = looked.expect("plain");
+                assert_eq!(info, seen.info);
+                let place = (Pid::this(), number);
+                let quick = open_file(place, &recalled, stat, info).expect("the link leads there");
+                assert_eq!((&quick.link, quick.stat), (&whole.link, whole.stat));
+            }
         }
     }
 
@@ -273,13 +299,22 @@ mod tests {
         let file = OwnedFd::from(file);
         let link = path.as_os_str().as_encoded_bytes();
         let recalled = recalled(link);
+        let own = DescriptorDir::open(Pid::this()).expect("own descriptors");
         let look = |quick: &QuickLook| {
-            let (stat, info) = quick.info(&file, &recalled)?;
+            let place = (&own, file.as_raw_fd());
+            let (stat, info) = quick.info(place, &file, &recalled)?;
             open_file((Pid::this(), file.as_raw_fd()), &recalled, stat, info)
         };
-        let free = quick(HashSet::new());
+        let free = quick(Some(HashSet::new()));
+        let unknown = quick(None);
         let ino = look(&free).expect("nothing has changed").stat.ino;
-        assert!(look(&quick(HashSet::from([ino]))).is_none(), "it is locked");
+        let locked = quick(Some(HashSet::from([ino])));
+        assert!(look(&locked).is_none(), "it is locked");
+        assert!(look(&unknown).is_some());
+        let same = std::fs::File::from(file.try_clone().expect("room"));
+        same.lock().expect("nobody else has it");
+        assert!(look(&unknown).is_none(), "it is locked");
+        same.unlock().expect("it was locked");
         let second = dir.path().join("second");
         std::fs::hard_link(&path, &second).expect("a link");
         assert!(look(&free).is_none(), "it has two names");

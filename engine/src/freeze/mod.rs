@@ -211,15 +211,14 @@ impl FrozenTree {
         self.freezing
     }
 
-    /// Lets the tree go. Returns how long it was held, which ends when all run, or are doomed: that killed
-    /// tasks still have to give their memory back is nobody's pause.
-    pub fn release(mut self, fate: Fate) -> Duration {
+    /// Lets the tree go.
+    pub fn release(mut self, fate: Fate) -> Released {
         self.let_go(fate);
-        let held = self.since.elapsed();
-        if fate == Fate::Kill {
-            stop::reap_killed(&self.tree, &self.seized);
+        Released {
+            held: self.since.elapsed(),
+            killed: (fate == Fate::Kill)
+                .then(|| (Arc::clone(&self.tree), std::mem::take(&mut self.seized))),
         }
-        held
     }
 
     fn let_go(&mut self, fate: Fate) {
@@ -247,6 +246,23 @@ impl FrozenTree {
     fn kill(&self) {
         for task in &self.tree.tasks {
             let _ = sys_task::kill(task.pid, libc_signal::SIGKILL);
+        }
+    }
+}
+
+/// A tree that was let go. Dropped, it waits for the end of tasks that were killed, which give their memory back
+/// meanwhile.
+#[derive(Debug)]
+pub struct Released {
+    /// How long it was held, which ends when all run, or are doomed: what it takes to die is nobody's pause.
+    pub held: Duration,
+    killed: Option<(Arc<Tree>, Vec<Pid>)>,
+}
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        if let Some((tree, seized)) = self.killed.take() {
+            stop::reap_killed(&tree, &seized);
         }
     }
 }

@@ -14,7 +14,13 @@ fn a_survey_names_every_object() {
         dir.path(),
         "exec 6>lock; flock 6; exec 7</dev/kmsg; exec 8<lock",
     );
-    let found = survey(&[shell.pid()], &FileDumpOptions::default(), Depth::Full).obstacles;
+    let found = survey(
+        &[shell.pid()],
+        &FileDumpOptions::default(),
+        Depth::Full,
+        None,
+    )
+    .obstacles;
     let objects: Vec<&str> = found
         .iter()
         .map(|obstacle| obstacle.object.as_str())
@@ -36,7 +42,13 @@ fn a_survey_names_every_object() {
 fn a_pipe_to_the_outside_names_who_holds_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let shell = Shell::start_with(dir.path(), "", Stdio::piped());
-    let found = survey(&[shell.pid()], &FileDumpOptions::default(), Depth::Full).obstacles;
+    let found = survey(
+        &[shell.pid()],
+        &FileDumpOptions::default(),
+        Depth::Full,
+        None,
+    )
+    .obstacles;
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].object.starts_with("fd 0 (pipe:["), "{}", found[0]);
     let holder = format!("process {} (fd ", Pid::this());
@@ -52,7 +64,8 @@ fn a_task_that_is_gone_has_no_obstacles() {
         survey(
             &[Pid::from_raw(i32::MAX)],
             &FileDumpOptions::default(),
-            Depth::Full
+            Depth::Full,
+            None,
         )
         .obstacles
         .is_empty()
