@@ -1,18 +1,17 @@
 //! files.img, and whether the tables refer to what it holds.
 
-use std::collections::{HashMap, HashSet};
-
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{FdTypes, FdinfoEntry, FileEntry, RegFileEntry};
 
 use super::error::FileRestoreError;
+use super::ids::{IdMap, IdSet};
 use super::kind;
 
 /// Entries of files.img by type and number.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     /// Entries are large, so they are not moved about.
-    by_id: HashMap<(FdTypes, u32), Box<FileEntry>>,
+    by_id: IdMap<(FdTypes, u32), Box<FileEntry>>,
 }
 
 impl Entries {
@@ -75,7 +74,7 @@ fn type_of(raw: i32, id: u32) -> Result<FdTypes, FileRestoreError> {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     fds: Vec<FdinfoEntry>,
-    numbers: HashSet<u32>,
+    numbers: IdSet<u32>,
 }
 
 impl Table {

@@ -355,6 +355,11 @@ impl Inherited {
         self.get(socket_key(ino)).is_some()
     }
 
+    /// Whether nothing was given.
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_key.is_empty()
+    }
+
     /// What was given in the place of this file; an external one gets flags and position of its own.
     pub(super) fn open_file(
         &self,

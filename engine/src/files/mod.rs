@@ -29,6 +29,7 @@ mod fifo;
 mod finish;
 mod ghost;
 mod ghost_restore;
+mod ids;
 mod inotify;
 mod io_uring;
 mod kind;

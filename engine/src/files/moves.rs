@@ -1,7 +1,7 @@
 //! Turning one descriptor table into another: the moves in an order in which none destroys what a later
 //! one needs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A descriptor as the new table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,71 +30,72 @@ pub(super) enum MoveStep {
 /// # Panics
 /// If two moves have the same target, which the caller has ruled out.
 pub(super) fn order(moves: &[Move]) -> Vec<MoveStep> {
-    let mut pending: BTreeMap<u32, Move> = BTreeMap::new();
-    for one in moves {
-        let double = pending.insert(one.target, *one);
-        assert!(double.is_none(), "one move per target");
-    }
-    let targets: BTreeSet<u32> = pending.keys().copied().collect();
+    let mut pending = moves.to_vec();
+    pending.sort_unstable_by_key(|one| one.target);
+    let targets: Vec<u32> = pending.iter().map(|one| one.target).collect();
+    let double = targets.windows(2).find(|pair| pair[0] == pair[1]);
+    assert!(double.is_none(), "one move per target");
     let mut steps = Vec::with_capacity(moves.len() + 8);
     // In place already: the number stays, only the flag changes. Others may still copy from it.
-    pending.retain(|&target, one| {
-        if one.source == target {
-            steps.push(MoveStep::SetCloexec {
-                fd: target,
-                cloexec: one.cloexec,
-            });
-        }
-        one.source != target
-    });
+    let in_place = pending.iter().filter(|one| one.source == one.target);
+    steps.extend(in_place.map(|one| MoveStep::SetCloexec {
+        fd: one.target,
+        cloexec: one.cloexec,
+    }));
+    pending.retain(|one| one.source != one.target);
     copy_all(pending, moves, &mut steps);
     close_others(&targets, &mut steps);
     steps
 }
 
-fn copy_all(mut pending: BTreeMap<u32, Move>, moves: &[Move], steps: &mut Vec<MoveStep>) {
-    // How many pending moves still read from a number.
-    let mut readers: BTreeMap<u32, u32> = BTreeMap::new();
-    for one in pending.values() {
-        *readers.entry(one.source).or_default() += 1;
+/// Copies, given by ascending target.
+fn copy_all(mut pending: Vec<Move>, moves: &[Move], steps: &mut Vec<MoveStep>) {
+    let place_of = |number| pending.binary_search_by_key(&number, |one| one.target).ok();
+    // Which pending move overwrites what a move reads, and how many still read what a move overwrites.
+    let mut source_of: Vec<Option<usize>> = pending.iter().map(|m| place_of(m.source)).collect();
+    let mut readers = vec![0u32; pending.len()];
+    for place in source_of.iter().flatten() {
+        readers[*place] += 1;
     }
-    let unread = |readers: &BTreeMap<u32, u32>, fd| readers.get(&fd).copied().unwrap_or(0) == 0;
-    let mut ready: Vec<u32> = pending
-        .keys()
-        .copied()
-        .filter(|&target| unread(&readers, target))
-        .collect();
+    let mut done = vec![false; pending.len()];
+    let mut ready: Vec<usize> = (0..pending.len()).filter(|at| readers[*at] == 0).collect();
     let spare = std::cell::LazyCell::new(|| spare_number(moves));
+    let mut first = 0;
     loop {
-        while let Some(target) = ready.pop() {
-            let one = pending.remove(&target).expect("ready moves are pending");
+        while let Some(at) = ready.pop() {
             steps.push(MoveStep::Dup {
-                from: one.source,
-                to: target,
-                cloexec: one.cloexec,
+                from: pending[at].source,
+                to: pending[at].target,
+                cloexec: pending[at].cloexec,
             });
-            let left = readers.get_mut(&one.source).expect("counted above");
-            *left -= 1;
-            if *left == 0 && pending.contains_key(&one.source) {
-                ready.push(one.source);
+            done[at] = true;
+            if let Some(source) = source_of[at] {
+                readers[source] -= 1;
+                if readers[source] == 0 && !done[source] {
+                    ready.push(source);
+                }
             }
         }
         // Only cycles are left: save one member, so that its number may be overwritten.
-        let Some((&target, _)) = pending.first_key_value() else {
+        while done.get(first) == Some(&true) {
+            first += 1;
+        }
+        if first == pending.len() {
             return;
-        };
+        }
         steps.push(MoveStep::Dup {
-            from: target,
+            from: pending[first].target,
             to: *spare,
             cloexec: true,
         });
         // Each number of the cycles is read by exactly one pending move.
-        let mut all = pending.values_mut();
-        let reader = all.find(|one| one.source == target);
-        reader.expect("cycles are closed").source = *spare;
-        readers.insert(*spare, 1);
-        readers.insert(target, 0);
-        ready.push(target);
+        let is_reader = |at: &usize| !done[*at] && source_of[*at] == Some(first);
+        let reader = (first..pending.len()).find(is_reader);
+        let reader = reader.expect("cycles are closed");
+        pending[reader].source = *spare;
+        source_of[reader] = None;
+        readers[first] = 0;
+        ready.push(first);
     }
 }
 
@@ -104,7 +105,7 @@ fn spare_number(moves: &[Move]) -> u32 {
     (0..).find(|fd| !used.contains(fd)).expect("finitely many")
 }
 
-fn close_others(targets: &BTreeSet<u32>, steps: &mut Vec<MoveStep>) {
+fn close_others(targets: &[u32], steps: &mut Vec<MoveStep>) {
     let mut first = 0;
     for &target in targets {
         if target > first {
@@ -125,6 +126,7 @@ fn close_others(targets: &BTreeSet<u32>, steps: &mut Vec<MoveStep>) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     /// Runs the steps on a table of (content, close-on-exec), as the kernel would.
     fn run(

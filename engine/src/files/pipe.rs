@@ -4,8 +4,7 @@
 //! can be opened again through /proc. Content and capacity are in [`super::pipe_data`]. O_DIRECT
 //! (packet mode) is not among the flags of an image, so it has a field of ours.
 
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{FdTypes, FileEntry, FirnPipeEntry, PipeEntry};
@@ -17,11 +16,12 @@ use firn_sys::pipe;
 use super::dump::DumpState;
 use super::error::{FileDumpError, FileRestoreError};
 use super::external::Inherited;
+use super::ids::{IdMap, IdSet};
 use super::kind::{Dumping, FileKind};
 use super::open::{self, Opener};
 use super::open_file::OpenFile;
 use super::pipe_data;
-use super::shelf::{Room, Shelf};
+use super::shelf::{Held, Room, Shelf};
 
 /// Pipes without a name.
 pub(super) struct Pipe;
@@ -78,9 +78,9 @@ pub(super) struct Pipes {
     /// Both ends of each pipe, until all its open files are there, so that it lives.
     ends: Shelf<(u32, Side)>,
     /// Ends that an open file has taken for itself; the others of its kind are opened anew.
-    taken: HashSet<(u32, Side)>,
+    taken: IdSet<(u32, Side)>,
     /// How many open files of each pipe are still to come.
-    to_come: HashMap<u32, usize>,
+    to_come: IdMap<u32, usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,18 +89,27 @@ enum Side {
     Writer,
 }
 
+impl Side {
+    fn other(self) -> Side {
+        match self {
+            Side::Reader => Side::Writer,
+            Side::Writer => Side::Reader,
+        }
+    }
+}
+
 impl Pipes {
     /// Makes and fills the pipes that an image holds contents of, except those that are given with theirs.
     /// `nr_ends` says how many open files each of them has.
     pub(super) fn load(
         images: &ImageDir,
         inherited: &Inherited,
-        nr_ends: HashMap<u32, usize>,
+        nr_ends: IdMap<u32, usize>,
         room: &Room,
     ) -> Result<Pipes, FileRestoreError> {
         let mut pipes = Pipes {
             ends: Shelf::new(room.part(4)),
-            taken: HashSet::new(),
+            taken: IdSet::default(),
             to_come: nr_ends,
         };
         pipe_data::for_each(images, ImageKind::PipesData, |entry, bytes| {
@@ -112,7 +121,7 @@ impl Pipes {
                 return Err(FileRestoreError::corrupt(entry.pipe_id, what));
             }
             let (reader, writer) = create(entry.pipe_id)?;
-            let writer = pipe_data::fill(writer, entry, &bytes)?;
+            let writer = pipe_data::fill_new(writer, entry, &bytes)?;
             pipes.put(entry.pipe_id, reader, writer)
         })?;
         Ok(pipes)
@@ -121,22 +130,52 @@ impl Pipes {
     fn open(&mut self, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
         let id = entry.pipe_id;
         self.make(id)?;
+        let left = self.to_come.get(&id).copied().unwrap_or(usize::MAX);
         let access = entry.flags & (O_ACCMODE | O_PATH).cast_unsigned();
         let side = match access == O_WRONLY.cast_unsigned() {
             true => Side::Writer,
             false => Side::Reader,
         };
-        let end = self.ends.get(&(id, side))?.expect("put there above");
         // O_LARGEFILE, for one, tells that the end was opened through /proc, and fcntl can't set it.
         let settable = (O_ACCMODE | O_APPEND | O_ASYNC | O_NONBLOCK).cast_unsigned();
         let own = access != O_RDWR.cast_unsigned() && entry.flags & !settable == 0;
-        let fd = if own && self.taken.insert((id, side)) {
-            take(end.as_fd(), entry)
-        } else {
-            open::reopen(end, flags_of(entry), "a pipe")
-        }?;
+        let fd = match own && self.taken.insert((id, side)) {
+            true => self.take((id, side), left, entry)?,
+            false => open::reopen(self.any_end(id, side)?, flags_of(entry), "a pipe")?,
+        };
         self.count_off(id)?;
         Ok(fd)
+    }
+
+    /// Takes an end for an open file. It stays for others where its pipe needs it.
+    fn take(
+        &mut self,
+        end: (u32, Side),
+        left: usize,
+        entry: &PipeEntry,
+    ) -> Result<OwnedFd, FileRestoreError> {
+        let (id, side) = end;
+        // The other one is enough for one more open file, of whichever kind.
+        let is_last = left <= 1 || left == 2 && self.ends.contains(&(id, side.other()));
+        let fd = match is_last {
+            true => self.ends.remove(&end)?.expect("nobody else has taken it"),
+            false => {
+                let kept = self.ends.get(&end)?.expect("nobody else has taken it");
+                let copy = kept.as_fd().try_clone_to_owned();
+                copy.map_err(|e| FileRestoreError::refused("duplicate", "a pipe")(e.into()))?
+            }
+        };
+        open::set_flags(&fd, flags_of(entry), "a pipe")?;
+        Ok(fd)
+    }
+
+    /// The end of that kind, or else the other one: either can be opened again as both.
+    fn any_end(&self, id: u32, side: Side) -> Result<Held<'_>, FileRestoreError> {
+        if let Some(end) = self.ends.get(&(id, side))? {
+            return Ok(end);
+        }
+        let other = self.ends.get(&(id, side.other()))?;
+        Ok(other.expect("one stays until all open files are there"))
     }
 
     /// A writing end for whoever has it without a descriptor of the tree.
@@ -149,7 +188,8 @@ impl Pipes {
 
     /// Makes a pipe that is not there yet.
     fn make(&mut self, id: u32) -> Result<(), FileRestoreError> {
-        if !self.ends.contains(&(id, Side::Reader)) {
+        let is_there = |side| self.ends.contains(&(id, side));
+        if !is_there(Side::Reader) && !is_there(Side::Writer) {
             let (reader, writer) = create(id)?;
             self.put(id, reader, writer)?;
         }
@@ -173,14 +213,6 @@ impl Pipes {
         }
         Ok(())
     }
-}
-
-fn take(end: BorrowedFd<'_>, entry: &PipeEntry) -> Result<OwnedFd, FileRestoreError> {
-    let fd = end
-        .try_clone_to_owned()
-        .map_err(|error| FileRestoreError::refused("duplicate", "a pipe")(error.into()))?;
-    open::set_flags(&fd, flags_of(entry), "a pipe")?;
-    Ok(fd)
 }
 
 /// All flags of an end; of ours only the one that is known.

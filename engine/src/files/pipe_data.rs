@@ -21,6 +21,8 @@ use super::open_file::OpenFile;
 
 /// Capacity that every new pipe has.
 const DEFAULT_CAPACITY: usize = 65536;
+/// What an empty pipe takes in any case.
+const LEAST_ROOM: usize = 4096;
 /// The largest number of bytes that a pipe can hold, for any privilege.
 const MAX_BYTES: u64 = 1 << 31;
 
@@ -257,7 +259,25 @@ pub(super) fn for_each(
     Ok(())
 }
 
-/// Sets the capacity of a fresh pipe and fills it.
+/// Sets the capacity of a pipe that nobody else has yet and fills it.
+pub(super) fn fill_new(
+    writer: OwnedFd,
+    entry: &PipeDataEntry,
+    bytes: &[u8],
+) -> Result<OwnedFd, FileRestoreError> {
+    let has_capacity =
+        |size: u32| pipe::capacity(&writer).is_ok_and(|is| u32::try_from(is) == Ok(size));
+    let is_plain = entry.firn.is_none() && entry.size.is_none_or(has_capacity);
+    if !is_plain || bytes.len() > LEAST_ROOM {
+        return fill(writer, entry, bytes);
+    }
+    let failed =
+        |source| FileRestoreError::refused("fill", format!("pipe {}", entry.pipe_id))(source);
+    write(&writer, bytes).map_err(failed)?;
+    Ok(writer)
+}
+
+/// Sets the capacity of a pipe or fifo and fills it.
 pub(super) fn fill(
     writer: OwnedFd,
     entry: &PipeDataEntry,

@@ -1,12 +1,11 @@
 //! How many descriptors there may be: in this process while files are opened, and in the tables that the
 //! tasks had.
 
-use std::collections::HashMap;
-
 use firn_proto::{FdTypes, FdinfoEntry};
 use firn_sys::{Pid, rlimit};
 
 use super::error::FileRestoreError;
+use super::ids::IdMap;
 use super::shelf::Room;
 use super::store::FileStore;
 
@@ -71,8 +70,8 @@ impl FileStore {
     }
 
     /// How many ends each pipe has among these files.
-    pub(super) fn nr_ends(&self, keys: &[(FdTypes, u32)]) -> HashMap<u32, usize> {
-        let mut nr_ends = HashMap::new();
+    pub(super) fn nr_ends(&self, keys: &[(FdTypes, u32)]) -> IdMap<u32, usize> {
+        let mut nr_ends = IdMap::default();
         for pipe_id in keys.iter().filter_map(|key| self.pipe_of(*key)) {
             *nr_ends.entry(pipe_id).or_default() += 1;
         }
@@ -82,7 +81,7 @@ impl FileStore {
     /// Sorts files by number, but the ends of one pipe together: so few pipes are held at any time.
     pub(super) fn sort_for_opening(&self, keys: &mut [(FdTypes, u32)]) {
         keys.sort_unstable_by_key(|(_, id)| *id);
-        let mut first = HashMap::new();
+        let mut first: IdMap<u32, u32> = IdMap::default();
         for key in keys.iter() {
             if let Some(pipe_id) = self.pipe_of(*key) {
                 first.entry(pipe_id).or_insert(key.1);

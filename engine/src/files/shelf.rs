@@ -6,7 +6,7 @@
 //! So a restore takes no more descriptors in any process than the tasks themselves have, however many the
 //! tree has together.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::Hash;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use firn_sys::Pid;
 use firn_sys::keeper::Keeper;
 
 use super::error::FileRestoreError;
+use super::ids::IdMap;
 
 /// Files of files.img that are open, by type and number.
 pub(super) type OpenedFiles = Shelf<(FdTypes, u32)>;
@@ -23,8 +24,8 @@ pub(super) type OpenedFiles = Shelf<(FdTypes, u32)>;
 /// Open files by key.
 #[derive(Debug)]
 pub(super) struct Shelf<K> {
-    here: HashMap<K, OwnedFd>,
-    away: HashMap<K, Away>,
+    here: IdMap<K, OwnedFd>,
+    away: IdMap<K, Away>,
     keepers: Vec<Keeper>,
     room: Room,
 }
@@ -96,8 +97,8 @@ impl<K> Shelf<K> {
     /// An empty shelf.
     pub(super) fn new(room: Room) -> Shelf<K> {
         Shelf {
-            here: HashMap::new(),
-            away: HashMap::new(),
+            here: IdMap::default(),
+            away: IdMap::default(),
             keepers: Vec::new(),
             room,
         }

@@ -18,18 +18,23 @@ use super::error::FileRestoreError;
 use super::external::{self, Inherited};
 use super::fifo::Fifos;
 use super::ghost_restore::{GhostName, StandIns};
+use super::ids::IdSet;
 use super::late::LateFiles;
 use super::memfd::MemfdRestore;
 use super::open::{self, Opener};
+use super::open_file::FDS_PER_THREAD;
 use super::pidfd::Departed;
 use super::pipe::Pipes;
 use super::pty::{ControlledSession, Ptys};
-use super::shelf::{Held, OpenedFiles, Source};
+use super::shelf::{Held, OpenedFiles, Room, Source};
 use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tables::Tables;
 use super::tty::{self, TerminalInfos};
 use super::{FileRestoreOptions, io_uring, kind, link_remap, task_files, validate};
+use crate::crew;
 
+/// Files that are opened beside others, before their shelf is there, at the most.
+const MOST_PLAIN: usize = 4096;
 /// Bit of remap_id that marked ghosts before there was remap_type.
 const OLD_GHOST_BIT: u32 = 1 << 31;
 
@@ -126,22 +131,24 @@ impl FileStore {
         let replaced = self.terminal_paths();
         let mut entries: Vec<&RegFileEntry> = self.entries.regular().collect();
         entries.sort_by_key(|entry| (!executables.contains(&entry.id), entry.id));
-        let mut nr_without_mtime = 0;
-        for entry in entries {
-            if self.remaps.contains_key(&entry.id) || replaced.contains(&entry.id) {
-                continue;
-            }
-            // Files of tasks are there when their tasks are.
-            if external::is_given(entry, given) || task_files::task_of(&entry.name).is_some() {
-                continue;
-            }
+        // Files of tasks are there when their tasks are.
+        entries.retain(|entry| {
+            !self.remaps.contains_key(&entry.id)
+                && !replaced.contains(&entry.id)
+                && !external::is_given(entry, given)
+                && task_files::task_of(&entry.name).is_none()
+        });
+        let check = |entry: &&RegFileEntry| {
             let role = match executables.contains(&entry.id) {
                 true => "executable",
                 false => "file",
             };
-            validate::check(&open::path_of(entry, options), entry, role, options)?;
-            nr_without_mtime += u32::from(validate::lacks_mtime(entry, options));
-        }
+            validate::check(&open::path_of(entry, options), entry, role, options)
+        };
+        let checked = crew::share_out(&entries, FDS_PER_THREAD, check);
+        checked.into_iter().collect::<Result<(), _>>()?;
+        let lacks_mtime = |entry: &&&RegFileEntry| validate::lacks_mtime(entry, options);
+        let nr_without_mtime = entries.iter().filter(lacks_mtime).count();
         if nr_without_mtime > 0 {
             warnings.push(format!(
                 "{nr_without_mtime} files were compared by size only: the images do not say when they were \
@@ -180,7 +187,15 @@ impl FileStore {
         self.network = RestoredNetwork::lock(&self.entries, &inventory, options)?;
         self.inherited = Inherited::take(&options.inherit, &self.images)?;
         let inherited = &self.inherited;
-        let mut pipes = Pipes::load(&self.images, inherited, self.nr_ends(&keys), &room)?;
+        let nr_ends = self.nr_ends(&keys);
+        let pipes = || Pipes::load(&self.images, inherited, nr_ends, &room);
+        // What is given, or lies beneath a mount that is to be made, comes in its order.
+        let has_plain = inherited.is_empty() && !Automounts::are_in(&self.entries);
+        let (plain, pipes) = match has_plain {
+            true => crew::both(|| self.open_plain(&keys, &room), pipes),
+            false => (Ok(Vec::new()), pipes()),
+        };
+        let (plain, mut pipes) = (plain?, pipes?);
         // Other files may be beneath the mounts.
         self.automounts = Automounts::open(&self.entries, &keys, &mut pipes, inherited, options)?;
         let mut opener = Opener {
@@ -207,7 +222,13 @@ impl FileStore {
             maps: Maps::load(&self.images)?,
         };
         let mut opened = OpenedFiles::new(room);
+        for (id, fd) in plain {
+            opened.insert((FdTypes::Reg, id), fd)?;
+        }
         for key in keys {
+            if opened.contains(&key) {
+                continue;
+            }
             let (fd_type, id) = key;
             let entry = self.entries.get(fd_type, id);
             let entry = entry.ok_or_else(|| FileRestoreError::corrupt(id, "it is missing"))?;
@@ -234,6 +255,32 @@ impl FileStore {
         self.opened = opened;
         self.check_free_numbers()?;
         self.set_leases()
+    }
+
+    /// Opens files that are found by their path and by nothing else: as many as may be open beside all others.
+    fn open_plain(
+        &self,
+        keys: &[(FdTypes, u32)],
+        room: &Room,
+    ) -> Result<Vec<(u32, OwnedFd)>, FileRestoreError> {
+        let removed: HashSet<u32> = self.entries.removed_names().map(|(e, _)| e.id).collect();
+        let plain = |&(fd_type, id): &(FdTypes, u32)| {
+            let entry = self
+                .entries
+                .get(fd_type, id)
+                .filter(|_| fd_type == FdTypes::Reg)?;
+            let reg = entry.reg.as_ref()?;
+            let has_stand_in = self.remaps.contains_key(&id) || removed.contains(&id);
+            let is_other = reg.ext == Some(true) || task_files::task_of(&reg.name).is_some();
+            (!has_stand_in && !is_other).then_some(reg)
+        };
+        let most = room.nr_here.map_or(MOST_PLAIN, |nr| MOST_PLAIN.min(nr / 4));
+        let plain = keys.iter().filter_map(plain).take(most);
+        let open = |entry: &RegFileEntry| {
+            let path = open::path_of(entry, &self.options);
+            Ok((entry.id, open::open_entry_at(&path, entry, entry.flags)?))
+        };
+        plain.map(open).collect()
     }
 
     /// What open files have lost, a sentence each: options of sockets, datagrams, memberships, pins of BPF maps.
@@ -274,7 +321,7 @@ impl FileStore {
             .into_iter()
             .collect();
         let sent = self.entries.keys().filter(|(_, id)| sent.contains(id));
-        let keys: HashSet<(FdTypes, u32)> = described.chain(standing).chain(sent).collect();
+        let keys: IdSet<(FdTypes, u32)> = described.chain(standing).chain(sent).collect();
         let mut keys: Vec<_> = keys.into_iter().collect();
         self.sort_for_opening(&mut keys);
         Ok(keys)

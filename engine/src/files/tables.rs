@@ -3,19 +3,20 @@
 //! What belongs to an open file and not to a descriptor (its owner, the targets of an epoll set) is given to
 //! it once, by a task with the first table that it is in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::FdinfoEntry;
 
 use super::FileRestoreError;
 use super::entries::{self, Entries};
+use super::ids::IdMap;
 
 /// All tables by files id.
 pub(super) struct Tables {
     by_id: BTreeMap<u32, Vec<FdinfoEntry>>,
     /// Lowest files id of the tables that an open file is in, by its type and number.
-    first: HashMap<(i32, u32), u32>,
+    first: IdMap<(i32, u32), u32>,
 }
 
 impl Tables {
@@ -40,7 +41,7 @@ impl Tables {
     }
 
     fn new(by_id: BTreeMap<u32, Vec<FdinfoEntry>>) -> Tables {
-        let mut first = HashMap::new();
+        let mut first = IdMap::default();
         for (id, table) in &by_id {
             for fd in table {
                 first.entry((fd.r#type, fd.id)).or_insert(*id);

@@ -42,7 +42,7 @@ use std::time::{Duration, Instant};
 
 use firn_images::{ImageDir, ImageKind};
 use firn_proto::{CredsEntry, SeccompEntry};
-use firn_sys::{Pid, rlimit};
+use firn_sys::{Pid, fcntl, rlimit};
 
 use crate::arch::Abi;
 use crate::cancel::CancelFlag;
@@ -74,6 +74,9 @@ const CAP_SYS_RESOURCE: u32 = 24;
 /// The arena begins this far behind the start of the hole; the vdso is parked before it.
 const PARKING_LEN: u64 = 2 << 20;
 
+/// Descriptors that the table of this process has room for from the start, when it has no other threads.
+const DESCRIPTORS: i32 = 4096;
+
 /// Runs a restore.
 pub(crate) fn run(
     options: &RestoreOptions,
@@ -82,6 +85,8 @@ pub(crate) fn run(
 ) -> Result<RestoreReport, RestoreError> {
     // Every task has images that are open at once. Where that is forbidden the old limit may do.
     let _limit = rlimit::raise_descriptor_limit(0).ok();
+    // Where the limit is lower, or more are wanted, the table grows when it has to.
+    let _ = fcntl::make_room(DESCRIPTORS);
     Operation {
         options,
         reporter,

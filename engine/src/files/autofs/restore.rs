@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use firn_proto::{FdTypes, FirnAutofsEntry};
+use firn_proto::{FdTypes, FileEntry, FirnAutofsEntry};
 use firn_sys::autofs::{self, Control};
 use firn_sys::{Pid, nr};
 
@@ -50,6 +50,21 @@ struct Served {
 }
 
 impl Automounts {
+    /// Whether an image has any.
+    pub(in crate::files) fn are_in(entries: &Entries) -> bool {
+        let firn = |entry: &FileEntry| {
+            entry
+                .pipe
+                .as_ref()?
+                .firn
+                .as_ref()?
+                .autofs
+                .as_ref()
+                .map(drop)
+        };
+        entries.all().any(|entry| firn(entry).is_some())
+    }
+
     /// Opens the mounts of these files, and makes those that are gone.
     ///
     /// # Errors
