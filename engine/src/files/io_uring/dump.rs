@@ -12,7 +12,7 @@ use firn_sys::{Errno, Pid, pidfd};
 use super::belongings;
 use super::dumped::Busy;
 use super::fdinfo::Shown;
-use super::in_flight::{self, Progress};
+use super::in_flight::{self, Known, Progress};
 use super::inner::Inner;
 use super::layout::{self, Layout};
 use super::memory::Memory;
@@ -187,6 +187,11 @@ pub(super) fn dump(
     }
     let kernel = state.collected.rings.kernel.clone();
     let kernel = kernel.get();
+    let states = state.collected.rings.states.clone();
+    let known = kernel.map(|kernel| Known {
+        kernel,
+        states: &states,
+    });
     let inner = kernel.and_then(|kernel| Inner::of(kernel, fd));
     let special = match inner.and_then(|inner| inner.special()) {
         Some(special) => special,
@@ -197,8 +202,8 @@ pub(super) fn dump(
     }
     let failed = |source| query(file, "the memory of the io_uring ring", source);
     if let Some(trouble) = await_end(file, inner).map_err(failed)? {
-        let seen = kernel.zip(inner);
-        let named = seen.and_then(|(kernel, inner)| in_flight::refused(kernel, inner));
+        let seen = known.zip(inner);
+        let named = seen.and_then(|(known, inner)| in_flight::refused(known, inner));
         return Err(in_the_way(named.unwrap_or(trouble)));
     }
     let Ok(head) = probe::head(fd) else {
@@ -240,8 +245,8 @@ pub(super) fn dump(
     let added = belongings::add(file, &shown, kernel.zip(inner), &mut ring);
     let said = added.map_err(in_the_way)?;
     let settings = settings::add(kernel.zip(inner), &mut ring).map_err(in_the_way)?;
-    if let Some((kernel, inner)) = kernel.zip(inner) {
-        in_flight::add(kernel, inner, &mut ring).map_err(in_the_way)?;
+    if let Some((known, inner)) = known.zip(inner) {
+        in_flight::add(known, inner, &mut ring).map_err(in_the_way)?;
         if let Some(before) = Progress::of(&inner).filter(|_| !ring.requests.is_empty()) {
             state.collected.rings.note_busy(Busy {
                 address: inner.address(),

@@ -2,12 +2,14 @@
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
 
 use firn_sys::{Pid, file};
 
 use super::dump;
 use super::in_flight::Progress;
 use super::inner::Inner;
+use super::operations::States;
 use crate::files::open_file::{OpenFile, Trouble, links_of};
 use crate::files::outside::{self, Held};
 use crate::kernel::LazyKernel;
@@ -19,6 +21,8 @@ pub(in crate::files) struct DumpedRings {
     pub(in crate::files) kernel: LazyKernel,
     /// Numbers in files.img by the address of the ring in the kernel.
     by_address: HashMap<u64, u32>,
+    /// The kernel's numbers for the states of requests, once they were needed.
+    pub(super) states: Arc<OnceLock<States>>,
     /// Rings with requests in flight.
     busy: Vec<Busy>,
     /// Rings that others have open. All of /proc has to be looked through for them, so that is done once.

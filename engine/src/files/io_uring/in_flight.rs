@@ -33,6 +33,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use firn_proto::{FirnUringEntry, FirnUringRequest};
 use firn_sys::Pid;
@@ -165,9 +166,16 @@ pub(super) fn is_saved(opcode: u8) -> bool {
     )
 }
 
+/// The kernel, and its numbers for the states of requests, which take some milliseconds to find.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) states: &'a OnceLock<States>,
+}
+
 /// What is to be said of the first request that can't be saved.
-pub(super) fn refused(kernel: &Kernel, inner: Inner<'_>) -> Option<Trouble> {
-    add(kernel, inner, &mut FirnUringEntry::default()).err()
+pub(super) fn refused(known: Known<'_>, inner: Inner<'_>) -> Option<Trouble> {
+    add(known, inner, &mut FirnUringEntry::default()).err()
 }
 
 /// Adds requests in flight to the image of a ring.
@@ -175,23 +183,24 @@ pub(super) fn refused(kernel: &Kernel, inner: Inner<'_>) -> Option<Trouble> {
 /// # Errors
 /// One of them can't be saved.
 pub(super) fn add(
-    kernel: &Kernel,
+    known: Known<'_>,
     inner: Inner<'_>,
     ring: &mut FirnUringEntry,
 ) -> Result<(), Trouble> {
     let unseen = || operations::trouble(None, &Refusal::Unseen);
     let mut waiting = inner.waiting().ok_or_else(unseen)?;
-    if let Some(first) = waiting.first()
-        && inner.flags & setup::SQPOLL != 0
-    {
+    let Some(first) = waiting.first() else {
+        return Ok(());
+    };
+    if inner.flags & setup::SQPOLL != 0 {
         return Err(operations::trouble(first.named(), &Refusal::OfKernelThread));
     }
     put_in_order(&mut waiting);
     let nr_completed = inner.nr_completed(&waiting).ok_or_else(unseen)?;
     let mut look = Look {
-        kernel,
+        kernel: known.kernel,
         nr_completed,
-        states: States::of(kernel),
+        states: known.states.get_or_init(|| States::of(known.kernel)),
         users: HashMap::new(),
     };
     for request in waiting {
@@ -222,7 +231,7 @@ struct Look<'a> {
     kernel: &'a Kernel,
     /// How many completions the ring has had that were not timeouts.
     nr_completed: u32,
-    states: States,
+    states: &'a States,
     /// Threads by their addresses.
     users: HashMap<u64, Rc<User<'a>>>,
 }
@@ -267,7 +276,7 @@ impl<'a> Look<'a> {
             is_woken: state != 0,
             is_over: waiting.is_over,
             nr_completed: self.nr_completed,
-            states: &self.states,
+            states: self.states,
             whole,
         };
         asked.describe()
