@@ -203,9 +203,18 @@ fn reads(stage: &Stage) -> Result<()> {
     ring.submit(0)?;
     // The kernel has its own copy.
     memory.put(LIST, &[0; 32]);
+    // What this one waits for is there, and the kernel does not go on before it is asked.
+    let (early, to_early) = sys::pipe(0)?;
+    let mut deferred = Ring::new(8, None, sys::SINGLE_ISSUER | sys::DEFER_TASKRUN)?;
+    deferred.put(&request(sys::READ, &early, (at(768), 32), 6)?);
+    deferred.submit(0)?;
+    sys::write(&to_early, b"early")?;
     stage.ready_and_wait()?;
     let found = taken(&mut ring)?;
     ensure!(found.is_empty(), "after the restore {found:?}");
+    expect(&mut deferred, (6, 5), "of what came early")?;
+    expect_memory(memory, 768, b"early\0")?;
+    expect_nothing_else(&mut deferred)?;
     sys::write(&writer, b"seven b")?;
     expect(&mut ring, (1, 7), "of the pipe")?;
     expect_memory(memory, 0, b"seven b\0")?;
