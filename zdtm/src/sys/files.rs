@@ -202,6 +202,12 @@ pub fn borrow(number: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
+/// Owns a descriptor that a forked child has from its parent, whose value for it is not used there.
+pub fn inherited(number: RawFd) -> OwnedFd {
+    // SAFETY: each process closes its own number once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Lets every descriptor from `first` on be closed by an exec.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     let arguments = [first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC, 0, 0, 0].map(i64::from);

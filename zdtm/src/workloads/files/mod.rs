@@ -18,6 +18,7 @@ mod owner;
 mod pidfd;
 mod pipe;
 mod pty;
+mod random;
 mod regular;
 mod sharing;
 mod signalfd;
@@ -28,6 +29,7 @@ mod watches;
 use crate::Workload;
 
 pub static ALL: &[&Workload] = &[
+    &random::DESCRIPTORS,
     &regular::POSITIONS,
     &regular::FLAGS,
     &regular::APPEND,
