@@ -74,6 +74,9 @@ pub fn is_readable(fd: impl AsFd) -> Result<bool> {
     Ok(poll(fd, libc::POLLIN)? & libc::POLLIN != 0)
 }
 
+/// What [`poll`] tells where an error waits to be told.
+pub const POLLERR: i16 = libc::POLLERR;
+
 /// Which of some events (`POLLIN`, `POLLOUT` and so on) a descriptor is ready for now, errors and ends included; takes
 /// nothing.
 ///

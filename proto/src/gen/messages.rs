@@ -4704,6 +4704,9 @@ pub struct FirnUnixSkEntry {
     /// A datagram socket whose peer is gone.
     #[prost(bool, optional, tag = "4")]
     pub lost_peer: ::core::option::Option<bool>,
+    /// A connection whose peer has gone without reading all: the next call is to fail with ECONNRESET.
+    #[prost(bool, optional, tag = "5")]
+    pub reset: ::core::option::Option<bool>,
 }
 impl ::prost::Name for FirnUnixSkEntry {
 const NAME: &'static str = "firn_unix_sk_entry";

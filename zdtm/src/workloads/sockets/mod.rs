@@ -16,6 +16,7 @@ pub static ALL: &[&Workload] = &[
     &unix::PAIRS,
     &unix::LISTENING,
     &unix::HALF,
+    &unix::RESET,
     &unix::ACROSS,
     &unix::OPTIONS,
     &unix::PEERS,

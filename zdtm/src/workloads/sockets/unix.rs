@@ -23,6 +23,11 @@ pub static HALF: Workload = Workload::new(
     "connections that are shut down or whose other end is closed",
     half,
 );
+pub static RESET: Workload = Workload::new(
+    "sockets/unix-reset",
+    "connections whose other end has been closed with something unread in it",
+    reset,
+);
 pub static ACROSS: Workload = Workload::new(
     "sockets/unix-across",
     "a ring of tasks connected by sockets",
@@ -135,6 +140,31 @@ fn listening(stage: &Stage) -> Result<()> {
     let end = sys::accept(&silent)?;
     sys::write(&client, b"packet")?;
     ensure!(message(&end)? == b"packet", "the other server is deaf");
+    Ok(())
+}
+
+fn reset(stage: &Stage) -> Result<()> {
+    let left_by_peer = |kind: i32, last: &[u8]| -> Result<OwnedFd> {
+        let (own, gone) = sys::socket_pair(kind)?;
+        sys::write(&own, b"unread")?;
+        if !last.is_empty() {
+            sys::write(&gone, last)?;
+        }
+        Ok(own)
+    };
+    let silent = left_by_peer(libc::SOCK_STREAM, b"")?;
+    let packets = left_by_peer(libc::SOCK_SEQPACKET, b"")?;
+    let spoken = left_by_peer(libc::SOCK_STREAM, b"last words")?;
+    stage.ready_and_wait()?;
+    let said = sys::read_exact(&spoken, 10)?;
+    ensure!(said == b"last words", "the closed end said {said:?}");
+    for fd in [silent, packets, spoken] {
+        let error = sys::read_exact(&fd, 1).err();
+        let error = error.and_then(|error| error.raw_os_error());
+        ensure!(error == Some(libc::ECONNRESET), "errno is {error:?}");
+        let ends = sys::receive_message(&fd, 1, 0)?;
+        ensure!(ends.bytes.is_empty(), "it goes on with {:?}", ends.bytes);
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use firn_proto::UnixSkEntry;
-use firn_sys::socket::{self, TCP_LISTEN};
+use firn_sys::socket::{self, Outgoing, TCP_LISTEN};
 
 use super::super::options;
 use super::makers::{connect, listen, make_pair};
@@ -54,6 +54,19 @@ impl<'a> RestoredUnix<'a> {
         } else {
             self.as_pair(entry, None)?
         };
+        if entry
+            .firn
+            .as_ref()
+            .is_some_and(|firn| firn.reset == Some(true))
+        {
+            // Whoever closes an end with something unread in it resets the other.
+            let unread = Outgoing {
+                bytes: b"x",
+                ..Outgoing::default()
+            };
+            let refused = FileRestoreError::refused("prepare the reset of", shown(entry));
+            socket::send(&own, &unread).map_err(refused)?;
+        }
         self.made.insert(entry.id, own)?;
         self.others.insert(entry.id, other)?;
         Ok(())

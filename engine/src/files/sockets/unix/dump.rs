@@ -8,9 +8,10 @@ use firn_proto::{
 };
 use firn_sys::sock_diag::{self, UnixSocket};
 use firn_sys::socket::{
-    self, Message, SIOCINQ, SO_PEEK_OFF, SOCK_DGRAM, SOL_SOCKET, TCP_ESTABLISHED, TCP_LISTEN,
+    self, Message, SIOCINQ, SO_PEEK_OFF, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, TCP_ESTABLISHED,
+    TCP_LISTEN,
 };
-use firn_sys::{Errno, Pid, file};
+use firn_sys::{Errno, Pid, epoll, file};
 
 use super::super::extra::{Defaults, SocketKind};
 use super::super::packets::{self, to_image};
@@ -201,6 +202,13 @@ fn messages(
     if kind != SOCK_DGRAM && waiting == 0 {
         return Ok(Vec::new());
     }
+    let is_reset = is_reset(fd, diag).map_err(|errno| query(file, "its errors", errno))?;
+    if kind != SOCK_STREAM && is_reset {
+        return Err(FileDumpError::Obstacles(vec![file.obstacle(Trouble::new(
+            "its peer has left an error before the messages, which a look at these would take",
+            "dump when the task has received the error",
+        ))]));
+    }
     packets::read_queue(fd, kind, waiting).map_err(|errno| match errno {
         Errno::EIO => FileDumpError::Obstacles(vec![file.obstacle(Trouble::new(
             "an urgent byte waits in the socket",
@@ -247,8 +255,18 @@ fn extension(fd: impl AsFd, diag: &UnixSocket) -> firn_sys::Result<Option<FirnUn
         peek_off: (peek_off >= 0).then_some(peek_off),
         outside_peer: None,
         lost_peer: (diag.kind == kind_number(SOCK_DGRAM) && diag.peer == Some(0)).then_some(true),
+        reset: is_reset(fd, diag)?.then_some(true),
     };
     Ok((firn != FirnUnixSkEntry::default()).then_some(firn))
+}
+
+/// Whether a connection has an error to tell, which poll shows without taking it. ECONNRESET is the only one there is.
+///
+/// Source: linux net/unix/af_unix.c, unix_release_sock.
+fn is_reset(fd: BorrowedFd<'_>, diag: &UnixSocket) -> firn_sys::Result<bool> {
+    let is_connection = diag.kind != kind_number(SOCK_DGRAM);
+    let has_peer = diag.peer.is_some_and(|peer| peer != 0);
+    Ok(is_connection && !has_peer && epoll::poll(fd, 0)? & epoll::POLLERR != 0)
 }
 
 /// Fills in what belongs to the file that a socket is bound to.
