@@ -82,7 +82,9 @@ impl DumpedRings {
     /// Rings that are not any more as they were read: threads have run programs of a dump since, and with them
     /// whatever has come from outside of the tree.
     pub(in crate::files) fn gone_on(&self) -> Vec<Obstacle> {
-        let Some(kernel) = self.kernel.get() else {
+        // To open the kernel's structures for nothing would cost the stopped tree milliseconds.
+        let busy = (!self.busy.is_empty()).then(|| self.kernel.get()).flatten();
+        let Some(kernel) = busy else {
             return Vec::new();
         };
         let has_gone_on = |busy: &&Busy| {
