@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bitmap::Bitmap;
 
-/// Listeners of one disk at most.
-pub const MAX_LISTENERS: usize = 64;
+/// Memory that the bitmaps of a disk's listeners may take together. In units of 1 MiB that is 20,000 listeners of
+/// a disk of 100 GiB.
+pub const MAX_BITMAP_BYTES: u64 = 256 << 20;
 /// Finest unit of tracking.
 pub const MIN_UNIT_BYTES: u64 = 4096;
 
@@ -32,9 +33,17 @@ pub enum TrackerError {
         /// The name asked for.
         name: String,
     },
-    /// There are as many as there may be.
-    #[error("there are {MAX_LISTENERS} listeners already; stop one first")]
-    TooMany,
+    /// The bitmaps have as much memory as they may.
+    #[error(
+        "the bitmaps of {listeners} listeners and this one would take {needed_bytes} bytes, {MAX_BITMAP_BYTES} at \
+         most; stop one first or take a coarser unit"
+    )]
+    TooLarge {
+        /// Those that are there.
+        listeners: usize,
+        /// What all would take.
+        needed_bytes: u64,
+    },
     /// The unit makes no sense.
     #[error("a unit of {unit_bytes} bytes is no power of two from {MIN_UNIT_BYTES} on")]
     Unit {
@@ -119,7 +128,7 @@ impl Trackers {
     /// read after the call sees it.
     ///
     /// # Errors
-    /// The name is taken, the unit is wrong, or there are too many.
+    /// The name is taken, the unit is wrong, or the bitmaps would take too much memory.
     pub fn start(&self, spec: ListenerSpec, begin: Begin) -> Result<(), TrackerError> {
         if !spec.unit_bytes.is_power_of_two() || spec.unit_bytes < MIN_UNIT_BYTES {
             let unit_bytes = spec.unit_bytes;
@@ -129,8 +138,15 @@ impl Trackers {
         if state.listeners.iter().any(|one| one.spec.name == spec.name) {
             return Err(TrackerError::Exists { name: spec.name });
         }
-        if state.listeners.len() >= MAX_LISTENERS {
-            return Err(TrackerError::TooMany);
+        let there = state.listeners.iter().map(|one| one.spec.unit_bytes);
+        let units = there.chain([spec.unit_bytes]);
+        let needed_bytes = units.map(|unit| bitmap_bytes(state.size_bytes, unit)).sum();
+        if needed_bytes > MAX_BITMAP_BYTES {
+            let listeners = state.listeners.len();
+            return Err(TrackerError::TooLarge {
+                listeners,
+                needed_bytes,
+            });
         }
         // Set before the listener can be seen: a change between the two is marked or came before.
         self.any.store(true, Ordering::Release);
@@ -244,6 +260,10 @@ impl Trackers {
     }
 }
 
+fn bitmap_bytes(size_bytes: u64, unit_bytes: u64) -> u64 {
+    size_bytes.div_ceil(unit_bytes).div_ceil(64) * 8
+}
+
 fn unknown(name: &str) -> TrackerError {
     TrackerError::Unknown {
         name: name.to_owned(),
@@ -320,5 +340,34 @@ mod tests {
         };
         let odd = trackers.start(odd, Begin::Clean);
         assert!(matches!(odd, Err(TrackerError::Unit { .. })));
+    }
+
+    #[test]
+    fn listeners_are_bounded_by_memory_alone() {
+        let trackers = Trackers::new(1 << 30);
+        let spec = |nth: u32, unit_bytes| ListenerSpec {
+            name: format!("listener {nth}"),
+            unit_bytes,
+        };
+        for nth in 0..1000 {
+            trackers.start(spec(nth, 1 << 20), Begin::Clean).unwrap();
+        }
+        trackers.mark(5..6);
+        for nth in 0..1000 {
+            assert_eq!(trackers.pending_bytes(&spec(nth, 0).name), Ok(1 << 20));
+        }
+        // 32 MiB of bits for each.
+        let large = Trackers::new(1 << 40);
+        for nth in 0..8 {
+            large
+                .start(spec(nth, MIN_UNIT_BYTES), Begin::Clean)
+                .unwrap();
+        }
+        let refused = large.start(spec(8, MIN_UNIT_BYTES), Begin::Clean);
+        assert!(
+            matches!(refused, Err(TrackerError::TooLarge { listeners: 8, .. })),
+            "{refused:?}"
+        );
+        assert!(large.start(spec(8, 1 << 30), Begin::Clean).is_err());
     }
 }
