@@ -513,3 +513,45 @@ fn restore_by_somebody_under_seccomp_filters() {
         },
     );
 }
+
+/// A child leads a group, leaves a grandchild there, and goes back to the group that the shell has made.
+const BACK_IN_AN_OUTER_GROUP: &str = r#"
+    my $outer = getpgrp;
+    pipe my $reader, my $writer;
+    if (!fork) {
+        setpgrp 0, 0;
+        if (!fork) { sleep 1000 }
+        setpgrp 0, $outer;
+        syswrite $writer, "x";
+        sleep 1000;
+    }
+    sysread $reader, my $ready, 1;
+    open my $file, ">", "pid.new"; print $file $$; close $file;
+    rename "pid.new", "pid";
+    sleep 1000;
+"#;
+
+#[test]
+fn dump_of_a_tree_that_no_restore_could_make() {
+    isolated(
+        "dump_of_a_tree_that_no_restore_could_make",
+        &["perl"],
+        |sandbox| {
+            let dir = sandbox.make_dir("work");
+            let arguments = ["-c", "perl -e \"$1\"; :", "sh", BACK_IN_AN_OUTER_GROUP];
+            let shell = Task::spawn(sandbox, &dir, "sh", arguments);
+            sandbox.wait_until(60, "perl does not start", || dir.join("pid").exists());
+            let pid = std::fs::read_to_string(dir.join("pid")).expect("it is there");
+            let images = sandbox.make_dir("images");
+            let named = images.to_str().expect("a plain path");
+            let refused = sandbox.firn(["dump", "--shell-job", "-t", &pid, "-D", named]);
+            refused.expect_refusal(&["has led the process group of its pid"]);
+            assert!(refused.stderr.contains("has ended"), "{}", refused.stderr);
+            let left = std::fs::read_dir(&images).expect("the directory stays");
+            assert_eq!(left.count(), 0, "files are left");
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+            assert!(stat.contains(") S "), "{stat}");
+            shell.kill();
+        },
+    );
+}

@@ -15,14 +15,13 @@ use crate::tree::Tree;
 
 /// The tasks that tell of their sessions: the first living one of each.
 pub fn speakers(tree: &Tree) -> HashSet<Pid> {
+    let pids: HashSet<Pid> = tree.tasks.iter().map(|task| task.pid).collect();
+    let is_made_anew =
+        |leader: Pid| pids.contains(&leader) || !Path::new(&format!("/proc/{leader}")).exists();
     let mut seen = HashSet::new();
     let first = tree.alive().filter(|task| seen.insert(task.sid));
-    let made = first.filter(|task| is_made_anew(tree, task.sid));
+    let made = first.filter(|task| is_made_anew(task.sid));
     made.map(|task| task.pid).collect()
-}
-
-fn is_made_anew(tree: &Tree, leader: Pid) -> bool {
-    tree.task(leader).is_some() || !Path::new(&format!("/proc/{leader}")).exists()
 }
 
 /// Nice value of a task's autogroup; none where it is 0 or the kernel has no such groups.

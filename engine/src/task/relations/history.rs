@@ -31,8 +31,12 @@ impl History {
         let numbers: HashMap<Pid, usize> = (tree.tasks.iter().enumerate())
             .map(|(nth, task)| (task.pid, nth))
             .collect();
-        let parent = |task: &Task| numbers.get(&task.ppid).copied();
-        let parents: Vec<Option<usize>> = tree.tasks.iter().map(parent).collect();
+        // Whoever stands behind is none, or the way up might be a circle in images that contradict themselves.
+        let parent = |(nth, task): (usize, &Task)| {
+            let parent = numbers.get(&task.ppid).copied();
+            parent.filter(|parent| *parent < nth)
+        };
+        let parents: Vec<Option<usize>> = tree.tasks.iter().enumerate().map(parent).collect();
         let mut depth: Vec<u32> = vec![0; parents.len()];
         for (nth, parent) in parents.iter().enumerate() {
             depth[nth] = parent.map_or(0, |parent| depth[parent] + 1);

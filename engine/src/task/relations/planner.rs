@@ -8,6 +8,10 @@ use super::history::History;
 use super::{Birth, BirthId, RelationError, Role};
 use crate::tree::{Task, Tree};
 
+/// Tasks that wait for one another to be borne at most: more than a tree has that came about in a usual way, and fewer
+/// than the stack has room for.
+const MAX_WAITING: usize = 256;
+
 /// The births that are decided so far.
 pub(super) struct Planner<'a> {
     pub tree: &'a Tree,
@@ -164,7 +168,7 @@ impl<'a> Planner<'a> {
         if self.by_pid.contains_key(&task.pid) {
             return Ok(());
         }
-        if !self.waiting.insert(nth) {
+        if !self.waiting.insert(nth) || self.waiting.len() > MAX_WAITING {
             return Err(unreachable(task));
         }
         let parent = self.born(task.ppid, task)?;

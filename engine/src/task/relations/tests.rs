@@ -183,3 +183,32 @@ fn the_lower_of_two_subreapers_gets_its_orphans_first() {
     let until = |nth| family.births[family.of_task(nth)].subreaper_until;
     assert_eq!((until(1), until(0)), (Some(1), Some(3)));
 }
+
+#[test]
+fn parents_in_a_circle_are_refused() {
+    let root = (10, 1, 10, 10);
+    for rest in [
+        [(11, 11, 11, 11), (12, 11, 20, 20)],
+        [(11, 12, 11, 11), (12, 11, 20, 20)],
+    ] {
+        let tasks = [&[root][..], &rest].concat();
+        assert!(Family::plan(&tree(&tasks), false).is_err(), "{tasks:?}");
+    }
+}
+
+#[test]
+fn a_root_whose_parent_has_the_pid_of_a_child_is_a_root() {
+    let family = plan(&[(10, 11, 10, 10), (11, 10, 11, 11), (12, 11, 20, 20)]);
+    assert_eq!(family.births[0].maker, None);
+}
+
+#[test]
+fn a_long_row_of_leaders_that_need_the_next_is_refused() {
+    // Each leader has a child of the session of the next one.
+    let leaders = (0..3000).map(|nth| (100 + nth, 10, 100 + nth, 100 + nth));
+    let children = (0..2999).map(|nth| (10_000 + nth, 100 + nth, 101 + nth, 101 + nth));
+    let root = [(10, 1, 10, 10)].into_iter();
+    let tasks: Vec<_> = root.chain(leaders).chain(children).collect();
+    let refused = Family::plan(&tree(&tasks), false);
+    assert!(matches!(refused, Err(RelationError::Unreachable { .. })));
+}
