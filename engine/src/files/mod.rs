@@ -57,6 +57,7 @@ mod policy;
 mod pty;
 mod pty_data;
 mod regular;
+mod remap;
 mod room;
 mod sharing;
 mod shelf;

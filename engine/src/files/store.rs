@@ -5,9 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use firn_images::{ImageDir, ImageKind};
-use firn_proto::{
-    FdTypes, FdinfoEntry, FileEntry, FileLockEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-};
+use firn_proto::{FdTypes, FdinfoEntry, FileEntry, FileLockEntry, RegFileEntry};
 use firn_sys::rlimit::RaisedDescriptorLimit;
 use firn_sys::{Pid, file};
 
@@ -26,6 +24,7 @@ use super::open_file::FDS_PER_THREAD;
 use super::pidfd::Departed;
 use super::pipe::Pipes;
 use super::pty::{ControlledSession, Ptys};
+use super::remap::{self, Remap};
 use super::shelf::{Held, OpenedFiles, Room, Source};
 use super::sockets::{self, RestoredNetwork, SocketSet};
 use super::tables::Tables;
@@ -35,8 +34,6 @@ use crate::crew;
 
 /// Files that are opened beside others, before their shelf is there, at the most.
 const MOST_PLAIN: usize = 4096;
-/// Bit of remap_id that marked ghosts before there was remap_type.
-const OLD_GHOST_BIT: u32 = 1 << 31;
 
 /// The open files of a set: read, checked, and opened, in this order.
 ///
@@ -68,15 +65,6 @@ pub struct FileStore {
     pub(super) automounts: Automounts,
 }
 
-/// What stands in for the path of an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Remap {
-    Ghost(u32),
-    Link(u32),
-    /// A file of /proc of this task, which is gone.
-    Departed(Pid),
-}
-
 impl FileStore {
     /// Reads all images of open files.
     ///
@@ -85,10 +73,8 @@ impl FileStore {
     pub fn load(images: &ImageDir) -> Result<FileStore, FileRestoreError> {
         let entries = Entries::read(images)?;
         let tables = Tables::read(images, &entries)?;
-        let mut remaps = HashMap::new();
-        for remap in images.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
-            remaps.insert(remap.orig_id, Remap::of(&remap, &entries)?);
-        }
+        let remaps = images.read_all(ImageKind::RemapFpath, 0)?;
+        let remaps = remap::by_file(&remaps, &entries)?;
         let store = FileStore {
             images: images.clone(),
             entries,
@@ -521,29 +507,5 @@ impl FileStore {
     /// Where a task finds the open file behind a table entry.
     pub(super) fn source(&self, fd: &FdinfoEntry) -> Option<Source> {
         self.opened.source(&(fd.r#type(), fd.id))
-    }
-}
-
-impl Remap {
-    fn of(entry: &RemapFilePathEntry, entries: &Entries) -> Result<Remap, FileRestoreError> {
-        if entries.get(FdTypes::Reg, entry.orig_id).is_none() {
-            return Err(FileRestoreError::corrupt(
-                entry.orig_id,
-                "its path is missing",
-            ));
-        }
-        match entry.remap_type.map(RemapType::try_from) {
-            Some(Ok(RemapType::Ghost)) => Ok(Remap::Ghost(entry.remap_id)),
-            Some(Ok(RemapType::Linked)) => Ok(Remap::Link(entry.remap_id)),
-            None if entry.remap_id & OLD_GHOST_BIT != 0 => {
-                Ok(Remap::Ghost(entry.remap_id & !OLD_GHOST_BIT))
-            }
-            None => Ok(Remap::Link(entry.remap_id)),
-            Some(Ok(RemapType::Procfs)) => Ok(Remap::Departed(Pid::from_image(entry.remap_id))),
-            Some(Err(_)) => {
-                let what = "it has a stand-in of an unknown kind";
-                Err(FileRestoreError::corrupt(entry.orig_id, what))
-            }
-        }
     }
 }

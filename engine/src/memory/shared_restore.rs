@@ -139,14 +139,13 @@ impl SharedRestore {
             shared.add_memfd(images, entry)?;
         }
         for (shmid, (size, huge)) in anonymous(tasks) {
-            let pages = PageSource::open(images, ImageKind::ShmemPagemap, shmid)?;
             let mut object = Object {
                 name: b"/dev/zero".to_vec(),
                 size,
                 huge,
                 entry: None,
                 shmid,
-                pages: Some(pages),
+                pages: open_pages(images, shmid, size)?,
                 held: Held::Nothing,
                 read_only: OnceLock::new(),
             };
@@ -165,13 +164,13 @@ impl SharedRestore {
         images: &ImageDir,
         entry: MemfdInodeEntry,
     ) -> Result<(), SharedRestoreError> {
-        let pages = PageSource::open(images, ImageKind::ShmemPagemap, entry.shmid.into())?;
+        let shmid = entry.shmid.into();
         let mut object = Object {
             name: entry.name.clone(),
             size: entry.size,
             huge: map_flags(entry.hugetlb_flag.unwrap_or(0)),
-            shmid: entry.shmid.into(),
-            pages: Some(pages),
+            shmid,
+            pages: open_pages(images, shmid, entry.size)?,
             held: Held::Nothing,
             read_only: OnceLock::new(),
             entry: Some(entry.clone()),
@@ -208,12 +207,12 @@ impl SharedRestore {
     ) -> Result<(), SharedRestoreError> {
         for (nth, object) in self.objects.iter_mut().enumerate() {
             let (file, mapping) = object.make()?;
-            match object.pages.take() {
-                Some(pages) => object.fill(&file, &pages, how)?,
-                None => {
-                    let pages = PageSource::open(images, ImageKind::ShmemPagemap, object.shmid)?;
-                    object.fill(&file, &pages, how)?;
-                }
+            let pages = match object.pages.take() {
+                Some(pages) => Some(pages),
+                None => open_pages(images, object.shmid, object.size)?,
+            };
+            if let Some(pages) = pages {
+                object.fill(&file, &pages, how)?;
             }
             object.held = match nth < self.nr_open {
                 true => Held::File(file),
@@ -258,6 +257,8 @@ impl SharedRestore {
             return Ok(None);
         };
         let is_writable = open_flags.is_none_or(|flags| flags & ACCESS_MODE != 0);
+        // CRIU does not say how a mapping had its file open; nobody can write by one of a file sealed so.
+        let is_writable = is_writable && !object.is_sealed_against_writing();
         let file = match &object.held {
             Held::File(file) if !is_writable => file,
             Held::Mapping(mapping) if !is_writable => {
@@ -347,6 +348,19 @@ fn anonymous<'a>(tasks: impl IntoIterator<Item = &'a MemoryImage>) -> BTreeMap<u
     found
 }
 
+/// The pages of an object; None where it is empty, for which CRIU makes no image.
+fn open_pages(
+    images: &ImageDir,
+    shmid: u64,
+    size: u64,
+) -> Result<Option<PageSource>, SharedRestoreError> {
+    if size == 0 {
+        return Ok(None);
+    }
+    let pages = PageSource::open(images, ImageKind::ShmemPagemap, shmid)?;
+    Ok(Some(pages))
+}
+
 /// The flags of mmap for the huge pages that flags of memfd_create ask for.
 fn map_flags(memfd_flags: u32) -> u32 {
     match memfd_flags & memfd::flag::HUGETLB {
@@ -426,6 +440,11 @@ impl Object {
             _ => self.name == b"/anon_hugepage" || self.entry.is_none(),
         };
         is_named_so && self.size > 0
+    }
+
+    fn is_sealed_against_writing(&self) -> bool {
+        let seals = self.entry.as_ref().map_or(0, |entry| entry.seals);
+        seals & memfd::seal::WRITE != 0
     }
 
     fn source(&self) -> Option<MappingSource> {

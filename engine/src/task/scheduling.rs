@@ -15,6 +15,10 @@ use crate::program::{Program, Rule};
 const SCHED_DEADLINE: u32 = 6;
 /// Policies that share CPUs by weight: normal, batch, idle, and sched_ext.
 const FAIR: [u32; 4] = [0, 3, 5, 7];
+/// Stands in the policy that sched_getscheduler tells, which is what CRIU saves; sched_getattr has it in
+/// its flags.
+const POLICY_RESET_ON_FORK: u32 = 0x4000_0000;
+const FLAG_RESET_ON_FORK: u64 = 0x01;
 const FLAG_UTIL_MIN: u64 = 0x20;
 const FLAG_UTIL_MAX: u64 = 0x40;
 const IOPRIO_WHO_PROCESS: u32 = 1;
@@ -81,11 +85,13 @@ pub fn plan(program: &mut Program, core: &ThreadCoreEntry, own: &OwnScheduling) 
     let (Some(policy), Some(nice)) = (core.sched_policy, core.sched_nice) else {
         return;
     };
+    let is_reset = policy & POLICY_RESET_ON_FORK != 0;
+    let flags = extension.sched_flags.unwrap_or(own.attr.flags);
     let wanted = SchedAttr {
-        policy,
+        policy: policy & !POLICY_RESET_ON_FORK,
         nice,
         priority: core.sched_prio.unwrap_or(0),
-        flags: extension.sched_flags.unwrap_or(own.attr.flags),
+        flags: flags | if is_reset { FLAG_RESET_ON_FORK } else { 0 },
         runtime: extension.sched_runtime.unwrap_or(own.attr.runtime),
         deadline: extension.sched_deadline.unwrap_or(own.attr.deadline),
         period: extension.sched_period.unwrap_or(own.attr.period),
@@ -175,6 +181,27 @@ mod tests {
         plan(&mut program, &core, &own);
         assert!(program.is_empty(), "{}", program.describe(0));
         assert_eq!(affinity_warning(&core, &own), None);
+    }
+
+    #[test]
+    fn policies_of_criu_may_say_that_children_start_anew() {
+        let own = OwnScheduling::read().unwrap();
+        let core = ThreadCoreEntry {
+            sched_policy: Some(POLICY_RESET_ON_FORK | own.attr.policy),
+            sched_nice: Some(own.attr.nice),
+            ..ThreadCoreEntry::default()
+        };
+        let mut program = Program::new("test");
+        plan(&mut program, &core, &own);
+        let flags = own.attr.flags | FLAG_RESET_ON_FORK;
+        let wanted = SchedAttr { flags, ..own.attr };
+        let expected = settable(wanted, &own.attr).to_bytes();
+        let mut other = Program::new("test");
+        let attr = other.data(&expected);
+        let args = [0.into(), attr.into(), 0.into()];
+        let why = "setting scheduling policy and priority";
+        other.call(nr::SCHED_SETATTR, &args, Rule::Ok, why);
+        assert_eq!(program.describe(0), other.describe(0));
     }
 
     #[test]
