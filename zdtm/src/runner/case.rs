@@ -14,7 +14,7 @@ use super::engine::{Call, Engine, tail};
 use super::outside::OutsideObject;
 use super::reaper::Reaper;
 use super::snapshot::Snapshot;
-use super::{After, Play};
+use super::{After, CriuDoes, Play};
 use crate::stage::SAME_TASKS;
 use crate::sys::{self, Exit};
 use crate::workload::find_program;
@@ -40,6 +40,8 @@ pub fn play(workload: &Workload, play: &Play, dir: &Path) -> Result<()> {
     let mut reaper = Reaper::new().context("becoming a subreaper")?;
     let engine = play.find_engine()?.map(|program| Engine {
         program,
+        dumps_instead: play.criu_for(CriuDoes::Dump),
+        restores_instead: play.criu_for(CriuDoes::Restore),
         output_dir: dir.to_owned(),
         timeout: play.timeout(workload),
         shell_job: workload.shell_job,

@@ -18,6 +18,10 @@ use crate::sys::{self, Exit};
 pub struct Engine {
     /// The program.
     pub program: PathBuf,
+    /// A CRIU that dumps in its place.
+    pub dumps_instead: Option<PathBuf>,
+    /// A CRIU that restores in its place.
+    pub restores_instead: Option<PathBuf>,
     /// Where its standard output and error are kept.
     pub output_dir: PathBuf,
     /// How long one call may take.
@@ -31,6 +35,13 @@ pub struct Engine {
     /// Its limit of descriptors.
     pub descriptor_limit: Option<usize>,
 }
+
+/// What CRIU has to be told, and the engine knows by itself.
+const CRIU_OPTIONS: [&str; 3] = ["--file-locks", "--link-remap", "--tcp-established"];
+/// More of it for a dump.
+const CRIU_DUMP_OPTIONS: [&str; 1] = ["--ghost-limit=1G"];
+/// More of it for a restore.
+const CRIU_RESTORE_OPTIONS: [&str; 1] = ["--skip-file-rwx-check"];
 
 /// The number under which a restore gets the object that has a side outside.
 const GIVEN: i32 = 100;
@@ -56,13 +67,16 @@ impl Engine {
         after: After,
         outside: Option<&OutsideObject>,
     ) -> Result<Call> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.dumps_instead.as_ref().unwrap_or(&self.program));
         command
             .args(["dump", "-t", &pid.to_string(), "-D"])
             .arg(images);
         command
             .args(["-o", "dump.log", "-v4"])
             .args(self.dump_options);
+        if self.dumps_instead.is_some() {
+            command.args(CRIU_OPTIONS).args(CRIU_DUMP_OPTIONS);
+        }
         if let Some(outside) = outside {
             command.args(["--external", &outside.declared_key()?]);
         }
@@ -82,12 +96,15 @@ impl Engine {
         pidfile: &Path,
         outside: Option<&mut OutsideObject>,
     ) -> Result<Call> {
-        let mut command = Command::new(&self.program);
+        let mut command = Command::new(self.restores_instead.as_ref().unwrap_or(&self.program));
         command.args(["restore", "-D"]).arg(images);
         command
             .args(["-o", "restore.log", "-v4", "-d", "--pidfile"])
             .arg(pidfile)
             .args(self.restore_options);
+        if self.restores_instead.is_some() {
+            command.args(CRIU_OPTIONS).args(CRIU_RESTORE_OPTIONS);
+        }
         if self.shell_job {
             command.arg("--shell-job");
         }

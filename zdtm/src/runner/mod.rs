@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{Workload, proc, sys};
 
@@ -50,6 +50,13 @@ pub struct Play {
     /// The engine's program [default: `firn` beside this program]
     #[arg(long, value_name = "PATH")]
     pub engine: Option<PathBuf>,
+    /// A CRIU that dumps, restores or does both in the engine's place: it needs --no-compare, for it does
+    /// not keep all that the comparison sees
+    #[arg(long, value_name = "PATH", requires = "no_compare")]
+    pub criu: Option<PathBuf>,
+    /// What CRIU does
+    #[arg(long, value_name = "WHAT", requires = "criu", default_value = "both")]
+    pub criu_does: CriuDoes,
     /// Start, wait, verify, without any checkpoint
     #[arg(long)]
     pub no_checkpoint: bool,
@@ -74,6 +81,25 @@ pub struct Play {
     /// How long one step may take
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub step_timeout: u64,
+}
+
+/// The part of CRIU, where it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CriuDoes {
+    /// It dumps, and the engine restores.
+    Dump,
+    /// The engine dumps, and it restores.
+    Restore,
+    /// It dumps and restores: what it can't carry through alone says nothing of the images.
+    Both,
+}
+
+impl CriuDoes {
+    /// The word on the command line.
+    fn word(self) -> OsString {
+        let value = self.to_possible_value().expect("no value is skipped");
+        value.get_name().into()
+    }
 }
 
 impl Play {
@@ -107,6 +133,13 @@ impl Play {
         Ok(Some(engine.canonicalize().context("finding the engine")?))
     }
 
+    /// The CRIU that does `part`, if it does.
+    fn criu_for(&self, part: CriuDoes) -> Option<PathBuf> {
+        let does = self.criu_does == part || self.criu_does == CriuDoes::Both;
+        let criu = self.criu.as_ref().filter(|_| does)?;
+        Some(criu.canonicalize().unwrap_or_else(|_| criu.clone()))
+    }
+
     /// How long a step of that workload may take.
     fn timeout(&self, workload: &Workload) -> Duration {
         const TIMES_LONGER: u64 = 10;
@@ -119,6 +152,10 @@ impl Play {
         let mut arguments: Vec<OsString> = Vec::new();
         if let Some(engine) = &self.engine {
             arguments.extend(["--engine".into(), engine.into()]);
+        }
+        if let Some(criu) = &self.criu {
+            arguments.extend(["--criu".into(), criu.into()]);
+            arguments.extend(["--criu-does".into(), self.criu_does.word()]);
         }
         let flags = [
             ("--no-checkpoint", self.no_checkpoint),
