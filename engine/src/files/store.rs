@@ -294,6 +294,12 @@ impl FileStore {
         self.network.free(&self.opened);
     }
 
+    /// Whether something is to be done when the tasks live already, or to be taken back if they never do.
+    pub fn leaves_work(&self) -> bool {
+        let is_link = |remap: &Remap| matches!(remap, Remap::Link(_));
+        self.network.is_locked() || self.automounts.were_made() || self.remaps.values().any(is_link)
+    }
+
     /// Everything in a table or in a message, and everything whose stand-in is about to vanish; in the
     /// order in which they are opened.
     fn keys_to_open(&self) -> Result<Vec<(FdTypes, u32)>, FileRestoreError> {

@@ -14,11 +14,12 @@
 //! ```
 //!
 //! Until the release an error kills what was made and removes it, and so does the death of this process.
-//! Before it the network lock is up, and stays, so that no connection is ended; after it nothing is left to
-//! do that a task could miss for good.
+//! Before it the network lock is up, and stays, so that no connection is ended. What is left to do after it is done by
+//! a deputy if this process dies ([`deputy`]).
 
 mod births;
 mod calls;
+mod deputy;
 mod error;
 mod hole;
 mod leader;
@@ -196,11 +197,15 @@ impl Operation<'_> {
         files.wake_connections()?;
         files.ask_again(&prepared.checkpoint.tree)?;
         prepared.shared.keep();
-        let released = taken.release(self.options.leave_stopped);
+        let mut deputy = deputy::appoint(&taken, &mut files);
+        let released = taken.release(self.options.leave_stopped, deputy.as_ref());
         files.free_network();
         files.keep_mounts();
         released.let_go();
         files.remove_link_remaps();
+        if let Some(deputy) = &mut deputy {
+            deputy.dismiss();
+        }
         self.gentle_script(ScriptAction::PostResume, root);
         let report = self.report(&prepared, root, pages, fork_time, warnings);
         report.write_stats(&self.options.work_dir())?;

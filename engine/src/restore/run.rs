@@ -427,7 +427,7 @@ fn is_dead(task: &Task) -> bool {
     is_zombie(speaker)
 }
 
-fn is_zombie(pid: Pid) -> bool {
+pub(super) fn is_zombie(pid: Pid) -> bool {
     Stat::read(pid).map_or(true, |stat| matches!(stat.state, b'Z' | b'X'))
 }
 

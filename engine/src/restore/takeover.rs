@@ -15,11 +15,13 @@
 use std::time::Duration;
 
 use firn_proto::CoreEntry;
+use firn_sys::deputy::Deputy;
 use firn_sys::ptrace::{self, DispatchConfig};
 use firn_sys::wait::Status as WaitStatus;
 use firn_sys::{Errno, Pid, task as sys_task, wait};
 
 use super::RestoreError;
+use super::deputy::{ALL_LIVE, LETTING_GO};
 use super::load::{LivingTask, LoadedTask};
 use super::run::{NewTree, SEIZE_OPTIONS};
 use super::{calls, thread};
@@ -308,17 +310,26 @@ impl TakenOver<'_> {
         Ok(())
     }
 
-    /// Ends the hold of the coordinator's life on the tree's: if it dies now, the tasks run.
-    pub fn release(self, leave_stopped: bool) -> Released {
+    /// Number of threads that are held.
+    pub(super) fn nr_threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Ends the hold of the coordinator's life on the tree's: if it dies now, the tasks run. The deputy sees to it
+    /// that they do all or none.
+    pub fn release(self, leave_stopped: bool, deputy: Option<&Deputy>) -> Released {
         for (_, task, _) in self.living() {
             if leave_stopped && !matches!(task.state, TaskState::Stopped(_)) {
                 // Pending before the first instruction.
                 let _ = sys_task::kill(task.pid, SIGSTOP);
             }
         }
+        let note = |note| deputy.map_or((), |deputy| deputy.note(note));
+        note(LETTING_GO);
         for tid in &self.threads {
             let _ = ptrace::set_options(*tid, 0);
         }
+        note(ALL_LIVE);
         self.tree.keep();
         Released {
             threads: self.threads,

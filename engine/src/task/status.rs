@@ -231,6 +231,8 @@ pub struct Stat {
     pub exit_code: i32,
     /// PF_* flags of the kernel.
     pub flags: u32,
+    /// When it was born, in clock ticks since the machine was started.
+    pub start_ticks: u64,
 }
 
 /// PF_FORKNOEXEC and friends are not ours; this one marks kernel threads.
@@ -281,6 +283,7 @@ impl Stat {
             sid: pid(6)?,
             flags: at(9)?.parse().ok()?,
             exit_signal: at(38)?.parse().ok()?,
+            start_ticks: at(22)?.parse().ok()?,
             exit_code: at(52).and_then(|value| value.parse().ok()).unwrap_or(0),
         })
     }

@@ -34,6 +34,11 @@ static IDLE: Mutex<Vec<Arc<Helper>>> = Mutex::new(Vec::new());
 /// All that live.
 static ALIVE: AtomicUsize = AtomicUsize::new(0);
 
+/// Number of helpers that live, at work or idle.
+pub fn nr_alive() -> usize {
+    ALIVE.load(Ordering::Relaxed)
+}
+
 type Work = &'static (dyn Fn() + Sync);
 type Panic = Box<dyn Any + Send>;
 

@@ -10,6 +10,7 @@ pub mod autofs;
 pub mod bpf;
 pub mod clock;
 pub mod clone3;
+pub mod deputy;
 pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;

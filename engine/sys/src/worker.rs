@@ -73,7 +73,8 @@ pub fn split() -> Result<Side> {
     }
 }
 
-fn nr_threads() -> Option<usize> {
+/// Threads of this process.
+pub(crate) fn nr_threads() -> Option<usize> {
     let stat = procfs::read_to_string("/proc/self/stat").ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(17)?.parse().ok()
 }

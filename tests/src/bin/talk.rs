@@ -3,6 +3,9 @@
 //! `talk echo NUMBER`: listens on all addresses, writes the port to the file `port`, accepts that many
 //! connections, and sends back whatever comes, each until its end.
 //!
+//! `talk crowd NUMBER`: the same for one connection, with so many children beside, each of two threads, which write
+//! into the file `count-N` how often they have written there, and live as long as their parent.
+//!
 //! `talk pour BYTES`: accepts one connection and writes that many bytes of a sequence into it.
 //!
 //! `talk trickle BYTES`: the same, in segments of 100 bytes, when 100 bytes have come; ends after its peer.
@@ -16,10 +19,13 @@
 //!
 //! `talk log PATH`: sends datagrams to a unix socket for ever.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -32,6 +38,7 @@ fn main() -> Outcome {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["ask", path] => ask(UnixStream::connect(path)?),
         ["log", path] => log(path),
+        ["count", path] => count(path),
         ref listening => listen(listening),
     }
 }
@@ -43,12 +50,13 @@ fn listen(arguments: &[&str]) -> Outcome {
     std::fs::rename("port.new", "port")?;
     match *arguments {
         ["echo", number] => echo(&listener, number.parse()?),
+        ["crowd", number] => crowd(&listener, number.parse()?),
         ["pour", bytes] => pour(listener.accept()?.0, bytes.parse()?),
         ["trickle", bytes] => trickle(listener.accept()?.0, bytes.parse()?),
         ["part", bytes] => part(listener.accept()?.0, bytes.parse()?),
         ["hold"] => hold(&listener),
         _ => Err(
-            "usage: talk echo NUMBER | pour BYTES | trickle BYTES | part BYTES | hold | ask PATH | log PATH"
+            "usage: talk echo NUMBER | crowd NUMBER | pour BYTES | trickle BYTES | part BYTES | hold | ask PATH | log PATH"
                 .into(),
         ),
     }
@@ -70,6 +78,36 @@ fn echo(listener: &TcpListener, number: usize) -> Outcome {
     }
     for thread in threads {
         thread.join().map_err(|_| "a connection panicked")??;
+    }
+    Ok(())
+}
+
+fn crowd(listener: &TcpListener, number: usize) -> Outcome {
+    let mut children = Vec::new();
+    for nr in 0..number {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["count", &format!("count-{nr}")]);
+        children.push(command.stdin(Stdio::piped()).spawn()?);
+    }
+    echo(listener, 1)?;
+    for mut child in children {
+        drop(child.stdin.take());
+        if !child.wait()?.success() {
+            return Err("a child has failed".into());
+        }
+    }
+    Ok(())
+}
+
+fn count(path: &str) -> Outcome {
+    let file = File::create(path)?;
+    let parent = thread::spawn(|| std::io::stdin().read(&mut [0; 1]));
+    for nr in 1u64.. {
+        file.write_all_at(nr.to_string().as_bytes(), 0)?;
+        thread::sleep(Duration::from_micros(100));
+        if parent.is_finished() {
+            break;
+        }
     }
     Ok(())
 }

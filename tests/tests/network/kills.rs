@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::net::{Shutdown, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,7 +13,7 @@ use firn_tests::{HERE, Network, Sandbox, Task, firn_path, isolated};
 use super::{KEEP, Talk, connect, longest_silence, move_once, start, talk};
 
 /// Calls of a restore that end connections, or let tasks and packets go.
-const FINAL_CALLS: &str = "setsockopt,sendmsg,shutdown,ptrace";
+const FINAL_CALLS: &str = "setsockopt,sendmsg,shutdown,ptrace,write";
 
 /// A restore whose calls are traced, with more options for the tracer.
 fn traced_restore(images: &Path, trace: &Path, options: &[&str]) -> ExitStatus {
@@ -34,76 +34,100 @@ fn traced_restore(images: &Path, trace: &Path, options: &[&str]) -> ExitStatus {
     restore.status().expect("the tracer starts")
 }
 
-/// Threads that no longer die with the restore, by the trace of its calls.
-fn nr_released(calls: &str) -> usize {
-    let released = |call: &&str| call.contains("PTRACE_SETOPTIONS") && call.ends_with(" = 0");
-    calls.lines().filter(released).count()
+/// Whether the restore has noted that all tasks live without it, by the trace of its calls: from then on somebody
+/// finishes what it is killed in.
+fn is_past_return(calls: &str) -> bool {
+    let noted = |call: &str| {
+        call.starts_with("write(") && call.contains(r#", "\2", 1)"#) && call.ends_with(" = 1")
+    };
+    calls.lines().any(noted)
 }
 
-/// Kills restores at each of their last calls, beginning before any connection is out of repair mode. The
-/// next one works where nothing is left of the tree, and where the tree runs, it was complete.
-fn kill_restores(sandbox: &Sandbox, name: &str, task: &Task<'_>, goes_on: &dyn Fn() -> bool) {
-    let dump = |step: usize| {
-        let images = sandbox.make_dir(&format!("images-{name}-{step}"));
-        task.dump(&images, KEEP).expect_success("dump");
+/// A tree whose restores are killed.
+struct Victim<'a> {
+    sandbox: &'a Sandbox,
+    name: &'a str,
+    task: &'a Task<'a>,
+    /// Whether there is news from every part of it since the last time.
+    goes_on: &'a dyn Fn() -> bool,
+}
+
+impl Victim<'_> {
+    fn dump(&self, step: usize) -> PathBuf {
+        let images = self
+            .sandbox
+            .make_dir(&format!("images-{}-{step}", self.name));
+        self.task.dump(&images, KEEP).expect_success("dump");
         images
-    };
-    let trace = |images: &Path| images.join("calls");
-    let images = dump(0);
-    let status = traced_restore(&images, &trace(&images), &[]);
-    assert_eq!(status.code(), Some(0), "the traced restore");
-    let calls = std::fs::read_to_string(trace(&images)).expect("the trace is written");
-    let first = calls
-        .lines()
-        .position(|call| call.contains("TCP_REPAIR, [0]"));
-    let first = first.expect("repair mode ends");
-    let kinds: Vec<&str> = calls
-        .lines()
-        .filter_map(|call| Some(call.split_once('(')?.0))
-        .collect();
-    let nr_threads = nr_released(&calls);
-    let (mut gone, mut lived) = (0, 0);
-    for step in first - 1..kinds.len() {
-        sandbox.wait_until(60, "the connections are silent", goes_on);
-        let images = dump(step + 1);
-        // The tracer counts the calls of each kind.
-        let kind = kinds[step];
-        let nth = kinds[..=step]
-            .iter()
-            .filter(|other| **other == kind)
-            .count();
-        let kill = format!("inject={kind}:signal=KILL:when={nth}");
-        let status = traced_restore(&images, &trace(&images), &["-e", &kill]);
-        let calls = std::fs::read_to_string(trace(&images)).expect("the trace is written");
-        let last = calls
-            .lines()
-            .rfind(|call| call.contains('('))
-            .unwrap_or_default();
-        println!("{name}, step {step}, killed at {kind} {nth}: {last:.120}");
-        if nr_released(&calls) == nr_threads {
-            lived += 1;
-            let directory = images.to_str().expect("our own names are text");
-            // The lock stays if it was not lifted yet.
-            let _ = sandbox.firn(["unlock", "-D", directory]);
-            // Connections that nobody has pushed may wait for ever, but not for another restore.
-            let again = sandbox.make_dir(&format!("images-{name}-{step}-again"));
-            move_once(task, &again, &[]);
-        } else {
-            assert_eq!(
-                status.code(),
-                None,
-                "the restore was not killed in step {step}"
-            );
-            gone += 1;
-            task.wait_until_gone();
-            task.try_restore_with(&images, KEEP)
-                .expect_success(&format!("restore after step {step}"));
+    }
+
+    fn wait_until_it_goes_on(&self) {
+        // What was on its way counts only once.
+        for _ in 0..2 {
+            let silent = "some of the tree, or a connection, is silent";
+            self.sandbox.wait_until(60, silent, self.goes_on);
         }
     }
-    sandbox.wait_until(60, "the connections are silent", goes_on);
-    move_once(task, &sandbox.make_dir(&format!("images-{name}")), &[]);
-    println!("{name}: {gone} restores died with their trees, {lived} without");
-    assert!(gone >= 2 && lived >= 2, "{calls}");
+
+    /// Kills restores at each of their last calls, from the one before the first that `begins` is true of. The next
+    /// one works where nothing is left of the tree; else the tree goes on, all of it, and so do its connections.
+    fn kill_restores(&self, begins: &dyn Fn(&str) -> bool) {
+        let (sandbox, name) = (self.sandbox, self.name);
+        let trace = |images: &Path| images.join("calls");
+        let images = self.dump(0);
+        let status = traced_restore(&images, &trace(&images), &[]);
+        assert_eq!(status.code(), Some(0), "the traced restore");
+        let calls = std::fs::read_to_string(trace(&images)).expect("the trace is written");
+        let first = calls.lines().position(begins);
+        let first = first.expect("it comes so far");
+        let kinds: Vec<&str> = calls
+            .lines()
+            .filter_map(|call| Some(call.split_once('(')?.0))
+            .collect();
+        let (mut gone, mut lived) = (0, 0);
+        for step in first - 1..kinds.len() {
+            self.wait_until_it_goes_on();
+            let images = self.dump(step + 1);
+            // The tracer counts the calls of each kind.
+            let kind = kinds[step];
+            let nth = kinds[..=step]
+                .iter()
+                .filter(|other| **other == kind)
+                .count();
+            let kill = format!("inject={kind}:signal=KILL:when={nth}");
+            let status = traced_restore(&images, &trace(&images), &["-e", &kill]);
+            let calls = std::fs::read_to_string(trace(&images)).expect("the trace is written");
+            let last = calls
+                .lines()
+                .rfind(|call| call.contains('('))
+                .unwrap_or_default();
+            println!("{name}, step {step}, killed at {kind} {nth}: {last:.120}");
+            if is_past_return(&calls) {
+                lived += 1;
+                sandbox.wait_until(60, "the lock stays", || {
+                    let locks = sandbox.firn(["unlock", "--list"]).expect_success("list");
+                    locks.stdout.is_empty()
+                });
+            } else {
+                let was_killed = "the restore was not killed";
+                assert_eq!(status.code(), None, "{was_killed} in step {step}");
+                gone += 1;
+                self.task.wait_until_gone();
+                self.task
+                    .try_restore_with(&images, KEEP)
+                    .expect_success(&format!("restore after step {step}"));
+            }
+        }
+        self.wait_until_it_goes_on();
+        move_once(self.task, &sandbox.make_dir(&format!("images-{name}")), &[]);
+        println!("{name}: {gone} restores died with their trees, {lived} without");
+        assert!(gone >= 2 && lived >= 2, "{calls}");
+    }
+}
+
+/// The end of the first connection's repair.
+fn ends_repair(call: &str) -> bool {
+    call.contains("TCP_REPAIR, [0]")
 }
 
 /// Ends the talks when it is dropped, also by a failed assertion: somebody waits for their threads, whatever has
@@ -122,6 +146,54 @@ impl Drop for Enough<'_> {
             }
         }
     }
+}
+
+/// Whether more has come back than the last time.
+fn has_heard(talk: &Talk, before: &Cell<u64>) -> bool {
+    let now = talk.returned.load(Ordering::Relaxed);
+    before.replace(now) < now
+}
+
+/// A restore is killed while it lets many tasks go: they live all or none.
+#[test]
+fn a_killed_restore_parts_no_tree() {
+    let name = "kills::a_killed_restore_parts_no_tree";
+    isolated(name, &["ip", "nsenter", "strace"], |sandbox| {
+        const CHILDREN: usize = 5;
+        let network = Network::enter(sandbox);
+        let (task, port) = start(sandbox, "server", &["crowd", &CHILDREN.to_string()]);
+        let stream = connect(&network, HERE[0], port);
+        let one = Talk::default();
+        let enough = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| talk(&stream, &one, &enough));
+            let _enough = Enough {
+                is_enough: &enough,
+                streams: std::slice::from_ref(&stream),
+            };
+            let before: [Cell<u64>; CHILDREN] = Default::default();
+            let heard = Cell::new(0);
+            let goes_on = || {
+                let has_counted = |nr: usize| {
+                    let path = sandbox.dir().join(format!("server/count-{nr}"));
+                    let text = std::fs::read_to_string(path).unwrap_or_default();
+                    let now = text.parse().unwrap_or(0);
+                    before[nr].replace(now) < now
+                };
+                let counted: Vec<bool> = (0..CHILDREN).map(has_counted).collect();
+                has_heard(&one, &heard) && counted.into_iter().all(|one| one)
+            };
+            let victim = Victim {
+                sandbox,
+                name: "crowd",
+                task: &task,
+                goes_on: &goes_on,
+            };
+            victim.kill_restores(&ends_repair);
+        });
+        let status = task.wait(60).exit_status();
+        assert_eq!(status, Some(0), "the server has failed");
+    });
 }
 
 /// A restore is killed when connections are about to run: no peer is told, and no byte is lost.
@@ -143,13 +215,17 @@ fn a_killed_restore_keeps_its_connections() {
                 streams: &streams,
             };
             let before = [Cell::new(0), Cell::new(0)];
-            kill_restores(sandbox, "busy", &task, &|| {
-                let [one, other] = [0, 1].map(|n| {
-                    let now = talks[n].returned.load(Ordering::Relaxed);
-                    before[n].replace(now) < now
-                });
+            let goes_on = || {
+                let [one, other] = [0, 1].map(|n| has_heard(&talks[n], &before[n]));
                 one && other
-            });
+            };
+            let victim = Victim {
+                sandbox,
+                name: "busy",
+                task: &task,
+                goes_on: &goes_on,
+            };
+            victim.kill_restores(&ends_repair);
         });
         let status = task.wait(60).exit_status();
         assert_eq!(status, Some(0), "the server has failed");
@@ -167,7 +243,13 @@ fn a_killed_restore_keeps_full_queues() {
         let mut stream = connect(&network, HERE[1], port);
         // Until both queues are full; with less in them fewer calls are made.
         thread::sleep(Duration::from_millis(300));
-        kill_restores(sandbox, "full", &task, &|| true);
+        let victim = Victim {
+            sandbox,
+            name: "full",
+            task: &task,
+            goes_on: &|| true,
+        };
+        victim.kill_restores(&ends_repair);
         longest_silence(&mut stream, BYTES);
         let status = task.wait(60).exit_status();
         assert_eq!(status, Some(0), "the server has failed");

@@ -6,10 +6,11 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use firn_proto::{FdTypes, FileEntry, FirnAutofsEntry};
 use firn_sys::autofs::{self, Control};
+use firn_sys::deputy::Deputy;
 use firn_sys::{Pid, nr};
 
 use super::super::FileRestoreOptions;
@@ -34,6 +35,8 @@ const SPARE: usize = 4;
 pub(in crate::files) struct Automounts {
     control: Option<Control>,
     mounts: Vec<Served>,
+    /// Takes mounts away that were made, if this process is killed.
+    deputy: Option<Deputy>,
 }
 
 /// A mount and what makes it answer again.
@@ -77,6 +80,7 @@ impl Automounts {
         options: &FileRestoreOptions,
     ) -> Result<Automounts, FileRestoreError> {
         let mut set = Automounts::default();
+        let mut found = Vec::new();
         for (kind, id) in keys {
             let pipe = entries
                 .get(*kind, *id)
@@ -85,12 +89,28 @@ impl Automounts {
                 continue;
             };
             if let Some(entry) = pipe.firn.as_ref().and_then(|firn| firn.autofs.as_ref()) {
-                let writer = pipes.writer(pipe.pipe_id)?;
-                let path = local_path(&entry.mount_point, options);
-                set.add(*id, entry, writer, &path)?;
+                found.push((
+                    *id,
+                    entry,
+                    pipe.pipe_id,
+                    local_path(&entry.mount_point, options),
+                ));
             }
         }
+        let gone = found
+            .iter()
+            .filter(|(.., entry, _, path)| device_at(path, entry).is_none());
+        let gone: Vec<_> = gone.map(|(_, entry, _, path)| (*entry, path)).collect();
+        set.deputy = (!gone.is_empty()).then(|| appoint(&gone)).flatten();
+        for (id, entry, pipe, path) in &found {
+            set.add(*id, entry, pipes.writer(*pipe)?, path)?;
+        }
         Ok(set)
+    }
+
+    /// Whether some were made that are not kept yet.
+    pub(in crate::files) fn were_made(&self) -> bool {
+        self.mounts.iter().any(|served| served.made.is_some())
     }
 
     fn add(
@@ -142,6 +162,21 @@ impl Automounts {
     }
 }
 
+/// Somebody who takes these mounts, which are not there yet, away if this process is killed.
+fn appoint(gone: &[(&FirnAutofsEntry, &PathBuf)]) -> Option<Deputy> {
+    let appointed = Deputy::appoint(|_| {
+        for (entry, path) in gone.iter().rev() {
+            if device_at(path, entry).is_some() {
+                unmake(Some(&c_string(path.as_os_str().as_bytes())));
+            }
+        }
+    });
+    let told = appointed.inspect_err(|errno| {
+        tracing::info!("automounts would stay if this restore were killed: {errno}");
+    });
+    told.ok()
+}
+
 /// The device of the mount of an entry, the uppermost one, if it is there still.
 fn device_at(path: &Path, entry: &FirnAutofsEntry) -> Option<u32> {
     let mut mounts = mounts::here().into_iter().rev();
@@ -183,7 +218,7 @@ fn c_string(bytes: &[u8]) -> CString {
 
 impl Drop for Automounts {
     fn drop(&mut self) {
-        for served in &self.mounts {
+        for served in self.mounts.iter().rev() {
             unmake(served.made.as_ref());
         }
     }
@@ -247,5 +282,15 @@ impl FileStore {
     /// Lets the mounts that were made stay: the tasks live without this process.
     pub fn keep_mounts(&mut self) {
         self.automounts.mounts.clear();
+    }
+
+    /// Who takes the mounts away if this process is killed; for when somebody else does.
+    pub fn mounts_deputy(&mut self) -> Option<Deputy> {
+        self.automounts.deputy.take()
+    }
+
+    /// Takes away the mounts that were made and are not kept.
+    pub fn unmake_mounts(&mut self) {
+        self.automounts = Automounts::default();
     }
 }

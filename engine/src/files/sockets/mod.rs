@@ -280,6 +280,11 @@ impl RestoredNetwork {
         Ok(lost)
     }
 
+    /// Whether the lock is up.
+    pub(super) fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
     /// Takes sockets that are complete, with the connections that do not run yet.
     pub(super) fn rest(&mut self, finished: Finished) {
         self.resting = finished.resting;

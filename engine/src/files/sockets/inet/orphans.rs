@@ -3,8 +3,6 @@
 //! When the last descriptor of a socket is closed, the kernel goes on for a while to tell the peer of the end. The
 //! network lock drops that, but until the kernel gives up the addresses are taken.
 
-use std::cell::Cell;
-
 use firn_sys::{Errno, Result, sock_diag};
 
 use crate::files::sockets::lingering;
@@ -14,7 +12,6 @@ use crate::network_lock::Connection;
 #[derive(Debug)]
 pub(super) struct Orphans {
     connections: Vec<Connection>,
-    ended: Cell<bool>,
 }
 
 impl Orphans {
@@ -22,22 +19,20 @@ impl Orphans {
     pub(super) fn of(connections: impl Iterator<Item = Connection>) -> Orphans {
         Orphans {
             connections: connections.collect(),
-            ended: Cell::new(false),
         }
     }
 
-    /// Does what needs an address; where that is taken, once more after all orphans have been ended.
+    /// Does what needs an address; where that is taken, once more after all orphans have been ended. While whoever
+    /// had a socket is about to go, it is no orphan yet.
     pub(super) fn end_for(&self, act: impl Fn() -> Result<()>) -> Result<()> {
-        match act() {
+        lingering::outlast(|| match act() {
             Err(Errno::EADDRINUSE | Errno::EADDRNOTAVAIL) => {
-                if !self.ended.replace(true) {
-                    let nr = self.end()?;
-                    tracing::debug!("ended {nr} connections that an earlier restore has left");
-                }
-                lingering::outlast(act)
+                let nr = self.end()?;
+                tracing::debug!("ended {nr} connections that an earlier restore has left");
+                act()
             }
             result => result,
-        }
+        })
     }
 
     fn end(&self) -> Result<usize> {
