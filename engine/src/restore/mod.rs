@@ -15,7 +15,7 @@
 //!
 //! Until the release an error kills what was made and removes it, and so does the death of this process.
 //! Before it the network lock is up, and stays, so that no connection is ended. What is left to do after it is done by
-//! a deputy if this process dies ([`deputy`]).
+//! a deputy if this process dies (`deputy.rs`).
 
 mod births;
 mod calls;
