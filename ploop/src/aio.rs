@@ -87,9 +87,39 @@ struct Slot<T> {
     _file: Arc<File>,
 }
 
+/// Room for requests in the kernel. To give it back takes the kernel some 20 ms, in which whoever does it
+/// sleeps.
+#[derive(Debug)]
+pub(crate) struct Context {
+    number: libc::c_ulong,
+    depth: usize,
+}
+
+impl Context {
+    /// Room for so many requests at a time.
+    ///
+    /// # Errors
+    /// The kernel has none, or its users have used up `fs.aio-max-nr`.
+    pub fn new(depth: usize) -> io::Result<Context> {
+        let mut number: libc::c_ulong = 0;
+        // SAFETY: the kernel writes the number of the new context, which outlives the call.
+        let made = unsafe { libc::syscall(libc::SYS_io_setup, depth, &raw mut number) };
+        check(made)?;
+        Ok(Context { number, depth })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours. The call returns when nothing is under way any more.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.number) };
+    }
+}
+
 /// Requests that are under way, with all that belongs to them.
 pub(crate) struct Aio<T> {
-    context: libc::c_ulong,
+    /// The first to go: the buffers have to stay as long as something is under way.
+    context: Context,
     eventfd: u32,
     slots: Vec<Option<Slot<T>>>,
     queued: Vec<Iocb>,
@@ -97,15 +127,12 @@ pub(crate) struct Aio<T> {
 }
 
 impl<T> Aio<T> {
-    /// Room for so many requests at a time. `eventfd` has to live as long.
+    /// Nothing is under way yet. `eventfd` has to live as long.
     ///
     /// # Errors
-    /// The kernel has none, or its users have used up `fs.aio-max-nr`.
-    pub fn new(depth: usize, eventfd: BorrowedFd<'_>) -> io::Result<Aio<T>> {
-        let mut context: libc::c_ulong = 0;
-        // SAFETY: the kernel writes the number of the new context, which outlives the call.
-        let made = unsafe { libc::syscall(libc::SYS_io_setup, depth, &raw mut context) };
-        check(made)?;
+    /// `eventfd` has no number.
+    pub fn new(context: Context, eventfd: BorrowedFd<'_>) -> io::Result<Aio<T>> {
+        let depth = context.depth;
         Ok(Aio {
             context,
             eventfd: u32::try_from(eventfd.as_raw_fd()).map_err(io::Error::other)?,
@@ -152,7 +179,12 @@ impl<T> Aio<T> {
             // SAFETY: the pointers lead to requests that outlive the call. Their buffers and files are in
             // `slots`, where they stay untouched until the kernel has told the end of each.
             let taken = unsafe {
-                libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_ptr())
+                libc::syscall(
+                    libc::SYS_io_submit,
+                    self.context.number,
+                    rest.len(),
+                    rest.as_ptr(),
+                )
             };
             let answer = check(taken);
             let count = answer.as_ref().map_or(0, |count| *count);
@@ -185,7 +217,7 @@ impl<T> Aio<T> {
         let count = unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
-                self.context,
+                self.context.number,
                 0,
                 events.len(),
                 events.as_mut_ptr(),
@@ -221,14 +253,6 @@ impl<T> Aio<T> {
     }
 }
 
-impl<T> Drop for Aio<T> {
-    fn drop(&mut self) {
-        // SAFETY: the context is ours. The call returns when nothing is under way any more; the buffers go
-        // after it.
-        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
-    }
-}
-
 fn check(answer: libc::c_long) -> io::Result<usize> {
     usize::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
@@ -250,7 +274,7 @@ mod tests {
         file.write_all_at(&[7; 8192], 0).unwrap();
         let flags = rustix::event::EventfdFlags::CLOEXEC;
         let told = rustix::event::eventfd(0, flags).unwrap();
-        let mut aio = Aio::new(4, told.as_fd()).unwrap();
+        let mut aio = Aio::new(Context::new(4).unwrap(), told.as_fd()).unwrap();
         let transfer = |way, offset| Transfer {
             way,
             file: Arc::clone(&file),

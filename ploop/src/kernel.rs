@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 const FIFREEZE: libc::Ioctl = 0xC004_5877;
 const FITHAW: libc::Ioctl = 0xC004_5878;
@@ -182,9 +182,29 @@ impl PageBuffer {
     /// # Errors
     /// There is not enough memory.
     pub fn new(len_bytes: usize) -> io::Result<PageBuffer> {
+        PageBuffer::map(len_bytes, MapFlags::POPULATE)
+    }
+
+    /// The same, whose pages come with their first use or with [`back`](PageBuffer::back).
+    ///
+    /// # Errors
+    /// There is not enough memory.
+    pub(crate) fn unbacked(len_bytes: usize) -> io::Result<PageBuffer> {
+        PageBuffer::map(len_bytes, MapFlags::empty())
+    }
+
+    /// Gets all pages now: a block server must not wait for memory that is freed by writing to its disk.
+    pub(crate) fn back(&mut self) {
+        let advice = Advice::LinuxPopulateWrite;
+        // SAFETY: the mapping is ours and of this length; the call changes none of its bytes. A kernel
+        // before 5.14 has no such call; then the pages come one by one.
+        let _ = unsafe { rustix::mm::madvise(self.start.as_ptr().cast(), self.len_bytes, advice) };
+    }
+
+    fn map(len_bytes: usize, populate: MapFlags) -> io::Result<PageBuffer> {
         let len_bytes = len_bytes.next_multiple_of(4096).max(4096);
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        let flags = MapFlags::PRIVATE | populate;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice disturbs nothing.
         let start = unsafe {
             rustix::mm::mmap_anonymous(std::ptr::null_mut(), len_bytes, protection, flags)

@@ -27,8 +27,8 @@ use rustix::io::Errno;
 use super::abi::{self, Opcode, Span};
 use super::bulk::Bulk;
 use super::pace::Pace;
-use super::serve::{Answer, DATA_AT, Request, Served, cause_of, new_buffer, spawn, written};
-use crate::aio::{Aio, Done, Transfer};
+use super::serve::{Answer, BUFFER, DATA_AT, Request, Served, cause_of, spawn, written};
+use crate::aio::{Aio, Context, Done, Transfer};
 use crate::device::{Ended, Export};
 use crate::disk::{Placed, Way};
 use crate::kernel::PageBuffer;
@@ -49,6 +49,9 @@ struct UnderWay<'d> {
     /// Nothing moves the place before this is gone.
     _placed: Placed<'d>,
 }
+
+/// Buffers for each thread of the crew.
+const BUFFERS: usize = 2;
 
 /// Only what is new: what is told of has to be read until it is empty before the next wait.
 const NEWS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
@@ -111,12 +114,11 @@ impl Alarm {
 /// # Errors
 /// No thread or no memory for the buffers.
 pub fn start(served: &Served, threads: usize, ended: &Sender<Ended>) -> io::Result<bool> {
-    let depth = threads * 2;
-    let alarm = Arc::new(Alarm::new(&served.channel)?);
-    // The lane's thread makes its own; this one only shows that it can.
-    if Aio::<()>::new(depth, alarm.eventfd.as_fd()).is_err() {
+    let depth = threads * BUFFERS;
+    let Ok(context) = Context::new(depth) else {
         return Ok(false);
-    }
+    };
+    let alarm = Arc::new(Alarm::new(&served.channel)?);
     rustix::fs::fcntl_setfl(&*served.channel, OFlags::NONBLOCK)?;
     let (jobs, taken) = channel();
     let (back, returned) = channel();
@@ -131,100 +133,47 @@ pub fn start(served: &Served, threads: usize, ended: &Sender<Ended>) -> io::Resu
             bulk: Arc::clone(&bulk),
             ended: ended.clone(),
         };
-        spawn(format!("disk{number}"), move || crew.work())?;
+        let buffers = (0..BUFFERS).map(|_| PageBuffer::unbacked(BUFFER));
+        let buffers = buffers.collect::<io::Result<Vec<PageBuffer>>>()?;
+        spawn(format!("disk{number}"), move || crew.run(buffers))?;
     }
-    let buffers = (0..depth).map(|_| new_buffer());
-    let buffers = buffers.collect::<io::Result<Vec<PageBuffer>>>()?;
     let (served, ended) = (served.clone(), ended.clone());
     spawn("lane".to_owned(), move || {
-        let cause = match run(&served, &alarm, &bulk, buffers, &jobs, &returned) {
-            Ok(cause) => cause,
-            Err(error) => {
-                eprintln!("fuse: {error}");
-                Ended::Failed
-            }
+        let lane = Aio::new(context, alarm.eventfd.as_fd()).map(|aio| Lane {
+            served: &served,
+            aio,
+            buffers: Vec::with_capacity(depth),
+            depth,
+            jobs: &jobs,
+            bulk: &bulk,
+            done: Vec::new(),
+            has_taken: false,
+        });
+        let told = |cause| {
+            // The receiver leaves when the first cause has come.
+            let _ = ended.send(cause);
         };
-        // The receiver leaves when the first cause has come.
-        let _ = ended.send(cause);
+        // Before the lane goes, which takes its time.
+        match lane {
+            Ok(mut lane) => told(lane.run(&alarm, &returned)),
+            Err(error) => told(failed(&error)),
+        }
     })?;
     Ok(true)
 }
 
-fn run(
-    served: &Served,
-    alarm: &Alarm,
-    bulk: &Bulk,
-    buffers: Vec<PageBuffer>,
-    jobs: &Sender<Job>,
-    returned: &Receiver<PageBuffer>,
-) -> io::Result<Ended> {
-    let mut lane = Lane {
-        served,
-        aio: Aio::new(buffers.len(), alarm.eventfd.as_fd())?,
-        buffers,
-        jobs,
-        bulk,
-        done: Vec::new(),
-        has_taken: false,
-    };
-    let depth = lane.buffers.len();
-    // The lane takes the requests, and not the crew.
-    let mut listens = true;
-    let mut pace = Pace::default();
-    loop {
-        lane.buffers.extend(returned.try_iter());
-        if !listens && !bulk.is_on() {
-            alarm.listen(&served.channel)?;
-            listens = true;
-        }
-        let leaves = listens && bulk.is_wanted();
-        if leaves && lane.buffers.len() == depth {
-            // Nothing is under way here that the crew, waiting for the channel, would not see.
-            alarm.ignore(&served.channel)?;
-            listens = false;
-            bulk.begin(&served.channel)?;
-            lane.let_crew_take(depth / 2)?;
-        } else if listens
-            && !leaves
-            && let Some(cause) = lane.take_all()?
-        {
-            return Ok(cause);
-        }
-        lane.aio.reap(&mut lane.done)?;
-        let has_news = lane.has_taken || !lane.done.is_empty();
-        if let Some(cause) = lane.answer_all()? {
-            return Ok(cause);
-        }
-        if has_news {
-            lane.has_taken = false;
-            pace.has_news();
-            continue;
-        }
-        if pace.looks_on() {
-            // Whoever makes the next news may want this processor.
-            rustix::thread::sched_yield();
-            continue;
-        }
-        if lane.buffers.is_empty() || leaves {
-            alarm.is_hungry.store(true, Ordering::SeqCst);
-            // One may have come back before it could know.
-            let had = lane.buffers.len();
-            lane.buffers.extend(returned.try_iter());
-            if lane.buffers.len() != had {
-                continue;
-            }
-        }
-        match alarm.wait() {
-            Ok(()) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+fn failed(error: &io::Error) -> Ended {
+    eprintln!("fuse: {error}");
+    Ended::Failed
 }
 
 struct Lane<'d> {
     served: &'d Served,
     aio: Aio<UnderWay<'d>>,
+    /// Those that are free.
     buffers: Vec<PageBuffer>,
+    /// How many there are.
+    depth: usize,
     jobs: &'d Sender<Job>,
     bulk: &'d Bulk,
     done: Vec<Done<UnderWay<'d>>>,
@@ -233,6 +182,67 @@ struct Lane<'d> {
 }
 
 impl<'d> Lane<'d> {
+    /// Works until the service ends.
+    fn run(&mut self, alarm: &Alarm, returned: &Receiver<PageBuffer>) -> Ended {
+        self.work(alarm, returned)
+            .unwrap_or_else(|error| failed(&error))
+    }
+
+    fn work(&mut self, alarm: &Alarm, returned: &Receiver<PageBuffer>) -> io::Result<Ended> {
+        let channel = &self.served.channel;
+        // The lane takes the requests, and not the crew.
+        let mut listens = true;
+        let mut pace = Pace::default();
+        loop {
+            self.buffers.extend(returned.try_iter());
+            if !listens && !self.bulk.is_on() {
+                alarm.listen(channel)?;
+                listens = true;
+            }
+            let leaves = listens && self.bulk.is_wanted();
+            if leaves && self.buffers.len() == self.depth {
+                // Nothing is under way here that the crew, waiting for the channel, would not see.
+                alarm.ignore(channel)?;
+                listens = false;
+                self.bulk.begin(channel)?;
+                self.let_crew_take(self.depth / BUFFERS)?;
+            } else if listens
+                && !leaves
+                && let Some(cause) = self.take_all()?
+            {
+                return Ok(cause);
+            }
+            self.aio.reap(&mut self.done)?;
+            let has_news = self.has_taken || !self.done.is_empty();
+            if let Some(cause) = self.answer_all()? {
+                return Ok(cause);
+            }
+            if has_news {
+                self.has_taken = false;
+                pace.has_news();
+                continue;
+            }
+            if pace.looks_on() {
+                // Whoever makes the next news may want this processor.
+                rustix::thread::sched_yield();
+                continue;
+            }
+            if self.buffers.is_empty() || leaves {
+                alarm.is_hungry.store(true, Ordering::SeqCst);
+                // One may have come back before it could know.
+                let had = self.buffers.len();
+                self.buffers.extend(returned.try_iter());
+                if self.buffers.len() != had {
+                    continue;
+                }
+            }
+            match alarm.wait() {
+                Ok(()) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Takes requests until there are none, or no buffer is left: then the next buffer that comes back
     /// wakes the lane, and it goes on here.
     fn take_all(&mut self) -> io::Result<Option<Ended>> {
@@ -379,6 +389,19 @@ struct Crew {
 }
 
 impl Crew {
+    /// Gives the lane its buffers and works. Their pages are gotten here, beside whatever else has to be done
+    /// for a disk's first request.
+    fn run(&self, buffers: Vec<PageBuffer>) {
+        for mut buffer in buffers {
+            buffer.back();
+            if self.back.send(buffer).is_err() {
+                return;
+            }
+            self.alarm.has_come_back();
+        }
+        self.work();
+    }
+
     fn work(&self) {
         loop {
             let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);

@@ -47,7 +47,7 @@ pub fn start(
         return Ok(());
     }
     for number in 0..threads {
-        let mut buffer = new_buffer()?;
+        let mut buffer = PageBuffer::new(BUFFER)?;
         let (served, ended) = (served.clone(), ended.clone());
         spawn(format!("disk{number}"), move || {
             served.run(&mut buffer, &ended)
@@ -61,9 +61,8 @@ pub(super) fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> io::R
     thread.spawn(work).map(drop)
 }
 
-pub(super) fn new_buffer() -> io::Result<PageBuffer> {
-    PageBuffer::new(DATA_AT + MAX_DATA as usize)
-}
+/// Bytes of a buffer.
+pub(super) const BUFFER: usize = DATA_AT + MAX_DATA as usize;
 
 /// Asks the kernel for the requests that an earlier server read and did not answer.
 ///
