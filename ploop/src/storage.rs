@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -129,6 +129,14 @@ impl HostFile {
             path: path.to_owned(),
             name: path.display().to_string(),
         }
+    }
+
+    /// Which file it is on its file system.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub fn inode(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
     }
 
     /// Whether somebody else has the writer's seat at this moment.
@@ -275,6 +283,13 @@ impl Storage for HostFile {
         // It can't fail on a file that is open, and closing would do it too.
         let _ = self.file.unlock();
     }
+}
+
+/// Whether a name still leads to an open file.
+pub(crate) fn is_named(file: &File, path: &Path) -> bool {
+    let which = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let open = file.metadata().map(which).ok();
+    open.is_some() && open == std::fs::metadata(path).map(which).ok()
 }
 
 /// A file of the host whose data goes past the page cache, and whose tables go through it.

@@ -12,12 +12,11 @@
 //! A length of 0 ends the stream. A length of 4 at place 0 asks that everything be durable; the answer
 //! is eight bytes of text. A receiver never undoes its work: it keeps the file as `NAME.partial`.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::{CopyError, ReceiveOptions, ReceiveProgress, ReceiveReport};
+use super::{CopyError, ReceiveOptions, ReceiveProgress, ReceiveReport, partial};
 
 /// First word of each packet.
 pub(super) const LEGACY_MAGIC: u32 = 0x4CC0_AC3D;
@@ -46,7 +45,8 @@ pub(super) fn receive(
     if path.exists() {
         return Err(failed("creating")(io::ErrorKind::AlreadyExists.into()));
     }
-    let file = File::create(&partial).map_err(failed("creating"))?;
+    let held = partial::create(&partial).map_err(failed("creating"))?;
+    let file = held.file();
     // A map of another copy is of the file that was there before.
     let mut map = partial.clone().into_os_string();
     map.push(".map");

@@ -24,6 +24,7 @@
 mod ahead;
 mod flusher;
 mod legacy;
+mod partial;
 mod rate;
 mod receive;
 mod send;

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::flusher::Flusher;
 use super::wire::{self, Hello};
-use super::{CopyError, Sink};
+use super::{CopyError, Sink, partial};
 use crate::bitmap::Bitmap;
 use crate::format::expanded::{self, ExpandedImage, Preallocation, Unclosed};
-use crate::{Access, ChainDisk, Disk, HostFile, Image, RawImage, Storage};
+use crate::{Access, ChainDisk, Disk, HostFile, RawImage, Storage, format};
 
 /// A longer map is nobody's.
 const MAX_MAP: u64 = 64 << 20;
@@ -54,9 +54,17 @@ pub struct FileTarget {
     written: u64,
 }
 
+/// The partial file as a disk.
+struct Image {
+    disk: Arc<dyn Disk>,
+    /// Which file it is.
+    inode: u64,
+}
+
 struct Open {
     hello: Hello,
     disk: Arc<dyn Disk>,
+    inode: u64,
     /// The blocks that have come.
     blocks: Bitmap,
     /// Bytes that came since the map was written.
@@ -128,7 +136,7 @@ impl FileTarget {
         fits.then_some(map)
     }
 
-    fn create(&self, hello: &Hello) -> Result<Arc<dyn Disk>, CopyError> {
+    fn create(&self, hello: &Hello) -> Result<Image, CopyError> {
         if self.path.exists() {
             let there = io::Error::from(io::ErrorKind::AlreadyExists);
             return Err(CopyError::Target {
@@ -137,15 +145,13 @@ impl FileTarget {
                 source: there,
             });
         }
-        for old in [&self.partial, &self.map] {
-            match std::fs::remove_file(old) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(self.failed("removing an old partial file")(error));
-                }
-                _ => {}
+        let storage = partial::create(&self.partial).map_err(self.failed("creating"))?;
+        match std::fs::remove_file(&self.map) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(self.failed("removing the old map of")(error));
             }
+            _ => {}
         }
-        let storage = HostFile::create(&self.partial).map_err(self.failed("creating"))?;
         match self.format {
             TargetFormat::Raw => storage
                 .set_len(hello.size_bytes)
@@ -157,14 +163,13 @@ impl FileTarget {
                     .map_err(CopyError::TargetDisk)?;
             }
         }
-        drop(storage);
-        self.open_image(hello)
+        self.open_image(storage, hello)
     }
 
-    fn open_image(&self, hello: &Hello) -> Result<Arc<dyn Disk>, CopyError> {
-        let storage = HostFile::open(&self.partial, Access::ReadWrite);
-        let storage: Box<dyn Storage> = Box::new(storage.map_err(self.failed("opening"))?);
-        let image: Arc<dyn Image> = match self.format {
+    fn open_image(&self, storage: HostFile, hello: &Hello) -> Result<Image, CopyError> {
+        let inode = storage.inode().map_err(self.failed("opening"))?;
+        let storage: Box<dyn Storage> = Box::new(storage);
+        let image: Arc<dyn format::Image> = match self.format {
             TargetFormat::Raw => Arc::new(
                 RawImage::open(storage, Access::ReadWrite, hello.unit_bytes)
                     .map_err(CopyError::TargetDisk)?,
@@ -175,7 +180,10 @@ impl FileTarget {
             ),
         };
         let disk = ChainDisk::new(vec![image]).map_err(CopyError::TargetDisk)?;
-        Ok(Arc::new(disk))
+        Ok(Image {
+            disk: Arc::new(disk),
+            inode,
+        })
     }
 
     /// Hashes of the blocks that have come.
@@ -252,14 +260,22 @@ impl FileTarget {
         };
         open.flusher.finish().map_err(CopyError::TargetDisk)?;
         open.disk.close().map_err(CopyError::TargetDisk)?;
+        let inode = open.inode;
         drop(open);
-        let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-        sync(&self.partial).map_err(self.failed("syncing"))?;
+        // The image left its seat when it was closed; a name that is given has to be this file's.
+        let whole = partial::open(&self.partial).map_err(self.failed("opening"))?;
+        if whole.inode().ok() != Some(inode) {
+            return Err(self.failed("opening")(partial::taken()));
+        }
+        let sync = whole.file().sync_all();
+        sync.map_err(self.failed("syncing"))?;
         rename_new(&self.partial, &self.path).map_err(self.failed("renaming"))?;
         // It names a file that is no more; that it is gone is all that is wanted.
         let _ = std::fs::remove_file(&self.map);
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        sync(dir.unwrap_or(Path::new("."))).map_err(self.failed("syncing the directory of"))
+        let dir = File::open(dir.unwrap_or(Path::new(".")));
+        let synced = dir.and_then(|dir| dir.sync_all());
+        synced.map_err(self.failed("syncing the directory of"))
     }
 
     fn touched(&mut self, offset: u64, len: u64) -> Result<(), CopyError> {
@@ -297,21 +313,23 @@ impl Sink for FileTarget {
         hello.check(self.max_size)?;
         let unit = u64::from(hello.unit_bytes);
         let blocks = Bitmap::new(hello.size_bytes, unit);
-        let (disk, have) = match self.earlier(hello) {
+        let (image, have) = match self.earlier(hello) {
             Some(map) => {
-                let disk = self.open_image(hello)?;
-                let have = self.hashes(&map, &*disk)?;
+                let storage = partial::open(&self.partial).map_err(self.failed("opening"))?;
+                let image = self.open_image(storage, hello)?;
+                let have = self.hashes(&map, &*image.disk)?;
                 have.keys()
                     .for_each(|block| blocks.set(block * unit..block * unit + 1));
-                self.forget_unknown(&*disk, &blocks)?;
-                (disk, have)
+                self.forget_unknown(&*image.disk, &blocks)?;
+                (image, have)
             }
             None => (self.create(hello)?, HashMap::new()),
         };
-        let flusher = Flusher::start(Arc::clone(&disk));
+        let flusher = Flusher::start(Arc::clone(&image.disk));
         self.open = Some(Open {
             hello: hello.clone(),
-            disk,
+            disk: image.disk,
+            inode: image.inode,
             flusher,
             blocks,
             unsaved: 0,

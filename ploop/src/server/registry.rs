@@ -14,6 +14,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::config::Source;
+use crate::storage::is_named;
 
 /// Environment variable that names another directory.
 pub const RUN_DIR_VARIABLE: &str = "FIRN_PLOOP_RUN";
@@ -76,8 +77,10 @@ impl AsFd for Held {
 impl Registry {
     /// The directory that the environment names, or the usual one.
     pub fn from_environment() -> Registry {
-        let dir = std::env::var_os(RUN_DIR_VARIABLE);
-        Registry::at(dir.map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from))
+        let dir = std::env::var_os(RUN_DIR_VARIABLE).filter(|dir| !dir.is_empty());
+        let dir = dir.map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
+        // Servers work in another directory.
+        Registry::at(std::path::absolute(&dir).unwrap_or(dir))
     }
 
     /// Some directory.
@@ -157,8 +160,7 @@ impl Place {
             let file = open_lock(&self.lock)?;
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             // The last holder removes the file: a lock on a file without a name is worth nothing.
-            let named = std::fs::metadata(&self.lock).map(|meta| meta.ino()).ok();
-            if named == Some(file.metadata()?.ino()) {
+            if is_named(&file, &self.lock) {
                 return Ok(Held { file });
             }
         }
