@@ -39,6 +39,11 @@ macro_rules! engine_errors {
 
 engine_errors!(DumpError, RestoreError);
 
+/// Whether it is the user's rights that are missing.
+fn denies(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::PermissionDenied
+}
+
 /// Why a command failed, ready to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -50,6 +55,8 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What the user can do.
     pub hint: Option<String>,
+    /// Somebody with more rights could have done it.
+    pub denied: bool,
     /// Everything that is in the way of a dump.
     pub obstacles: Vec<firn_engine::obstacle::Obstacle>,
     /// Exit status of the program.
@@ -64,6 +71,7 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             hint: None,
+            denied: false,
             obstacles: Vec::new(),
             code: FAILED,
         }
@@ -97,6 +105,7 @@ impl Failure {
     pub fn io(message: impl Into<String>, error: &std::io::Error) -> Failure {
         let mut failure = Failure::new("refused", message);
         failure.causes.push(error.to_string());
+        failure.denied = denies(error);
         failure
     }
 
@@ -111,6 +120,7 @@ impl Failure {
         let mut source = error.source();
         while let Some(cause) = source {
             self.causes.push(cause.to_string());
+            self.denied |= cause.downcast_ref::<std::io::Error>().is_some_and(denies);
             source = cause.source();
         }
         self

@@ -212,3 +212,107 @@ fn an_image_that_is_a_pipe_is_not_waited_for() {
     std::fs::rename(&image, disk.path("disk/DiskDescriptor.xml")).unwrap();
     refuses(disk.call(&["snapshot-list"]));
 }
+
+/// A user without rights, with the program where he can reach it.
+struct Nobody {
+    dir: tempfile::TempDir,
+}
+
+impl Nobody {
+    const ID: u32 = 65534;
+
+    /// None where this user can't become another one.
+    fn new() -> Option<Nobody> {
+        if firn_sys::task::effective_uid() != 0 {
+            eprintln!("skipped: only root can become a user without rights");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        std::fs::copy(env!("CARGO_BIN_EXE_firn"), dir.path().join("firn")).unwrap();
+        for name in ["own", "own/run", "run", "mnt"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        for name in ["own", "own/run"] {
+            std::os::unix::fs::chown(dir.path().join(name), Some(Self::ID), Some(Self::ID))
+                .unwrap();
+        }
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(dir.path().join("run"), closed).unwrap();
+        Some(Nobody { dir })
+    }
+
+    /// A command in the directory, with a registry.
+    fn call(&self, run_dir: &str, args: &str) -> Said {
+        let mut command = std::process::Command::new("setpriv");
+        let id = Self::ID;
+        command.args([&format!("--reuid={id}"), &format!("--regid={id}")]);
+        command.args(["--clear-groups", "./firn", "ploop"]);
+        command.args(args.split(' ')).current_dir(self.dir.path());
+        command
+            .env("FIRN_PLOOP_RUN", run_dir)
+            .stdin(std::process::Stdio::null());
+        Said::of(command.output().unwrap())
+    }
+
+    fn refused(&self, run_dir: &str, args: &str, hint: &str) {
+        let said = self.call(run_dir, args);
+        assert!(!matches!(said.code, Some(0) | None), "{args}: {said:?}");
+        let lines: Vec<&str> = said.err.lines().collect();
+        assert_eq!(lines.len(), 2, "{args}: {lines:?}");
+        assert!(lines[0].starts_with("error: "), "{args}: {lines:?}");
+        assert!(lines[1].starts_with("hint: ") && lines[1].contains("sudo"));
+        assert!(lines[1].contains(hint), "{args}: {lines:?}");
+    }
+}
+
+#[test]
+fn users_are_told_which_rights_they_lack() {
+    let Some(nobody) = Nobody::new() else { return };
+    let disk = nobody.dir.path().join("d");
+    run(&["ploop", "init", "-s", "16M", disk.to_str().unwrap()]).good();
+    let id = run(&["ploop", "snapshot", disk.to_str().unwrap()]).good();
+    let id = id.out.trim();
+    for args in [
+        "mount d",
+        "mount -m mnt d",
+        "mount --without-device d",
+        &format!("snapshot-mount -u {id} d"),
+        "compact d",
+    ] {
+        nobody.refused("run", args, "--without-device");
+    }
+    for args in ["umount d", "umount mnt", "stat d", "list", "nbd -s s d"] {
+        nobody.refused("run", args, "only root sees");
+    }
+    for args in ["mount d", "mount -m mnt d", "compact d"] {
+        nobody.refused("own/run", args, "CAP_SYS_ADMIN");
+    }
+    for args in [
+        "init -s 1M new",
+        "snapshot d",
+        &format!("snapshot-switch -u {id} d"),
+        &format!("snapshot-delete -u {id} d"),
+        "resize -s 32M d",
+        "merge d",
+        "check d",
+        "convert -f raw d",
+        "clone d new",
+        "backup -o own/backup d",
+        "copy -s d -d copied",
+        "restore-descriptor -f expanded mnt ../d/root.hds",
+        "ping run",
+        "mount --without-device d",
+    ] {
+        nobody.refused("own/run", args, "owner");
+    }
+    // What takes no rights is his.
+    nobody.call("own/run", "init -s 16M own/d").good();
+    let mounted = nobody.call("own/run", "mount --without-device own/d");
+    let copied = nobody.call("own/run", "copy -s own/d -d own/copied");
+    let unmounted = nobody.call("own/run", "umount own/d");
+    mounted.good();
+    copied.good();
+    unmounted.good();
+}

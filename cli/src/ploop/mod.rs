@@ -10,6 +10,7 @@ mod init;
 mod live;
 mod report;
 mod resize;
+mod rights;
 mod snapshot;
 mod words;
 
@@ -89,7 +90,11 @@ enum Task {
 
 /// Does it.
 pub fn run(args: &PloopArgs) -> Result<u8, Failure> {
-    match &args.task {
+    carry_out(&args.task).map_err(rights::explained)
+}
+
+fn carry_out(task: &Task) -> Result<u8, Failure> {
+    match task {
         Task::Init(args) => init::init(args),
         Task::Clone(args) => init::clone(args),
         Task::RestoreDescriptor(args) => init::restore_descriptor(args),

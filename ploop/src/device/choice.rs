@@ -34,6 +34,12 @@ pub struct NoDevice {
 }
 
 impl NoDevice {
+    /// Whether the last resort would do for somebody with more rights.
+    pub fn is_denied(&self) -> bool {
+        let last = self.tried.last().map(|(_, error)| error.kind());
+        last == Some(io::ErrorKind::PermissionDenied)
+    }
+
     fn text(&self) -> String {
         let tried = self.tried.iter();
         let tried = tried.map(|(name, error)| format!("{name}: {error}"));

@@ -115,11 +115,40 @@ pub struct WorkerConfig {
 pub enum Launched {
     /// It is.
     Ready(registry::Record),
-    /// It is not: a message, and the exit status that goes with it.
-    Failed {
-        /// Chain of causes.
-        message: String,
-        /// Exit status of the command.
-        code: u8,
-    },
+    /// It is not.
+    Failed(NotServed),
+}
+
+/// Why there is no disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct NotServed {
+    /// Chain of causes.
+    pub message: String,
+    /// Exit status of the command.
+    pub code: u8,
+    /// What the user has no right to, where that is the reason.
+    pub denied: Option<Denied>,
+}
+
+/// What somebody may have no right to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Denied {
+    /// The directory of served disks.
+    Registry,
+    /// Making a block device, or mounting it.
+    Device,
+    /// The disk's files.
+    Disk,
+}
+
+impl From<String> for NotServed {
+    fn from(message: String) -> NotServed {
+        NotServed {
+            message,
+            code: 2,
+            denied: None,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::config::{Launched, ServeConfig};
+use super::config::{Launched, NotServed, ServeConfig};
 use super::registry::Record;
 use super::{Client, ControlError, mounting};
 use crate::device::users::users_of;
@@ -40,13 +40,8 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The server said why.
-    #[error("{message}")]
-    Failed {
-        /// The chain of causes.
-        message: String,
-        /// Exit status that goes with it.
-        code: u8,
-    },
+    #[error(transparent)]
+    Failed(NotServed),
     /// The server ended without a word.
     #[error("the server ended at its start")]
     Silent,
@@ -87,7 +82,7 @@ impl LaunchError {
     pub fn exit_code(&self) -> u8 {
         match self {
             LaunchError::Start { .. } | LaunchError::Silent => 12,
-            LaunchError::Failed { code, .. } => *code,
+            LaunchError::Failed(why) => why.code,
             LaunchError::Unmount { .. } => 22,
             LaunchError::StillUsed { .. } | LaunchError::StillClosing { .. } => 17,
         }
@@ -118,7 +113,7 @@ impl Launcher {
         })?;
         match serde_json::from_str(&answer) {
             Ok(Launched::Ready(record)) => Ok(record),
-            Ok(Launched::Failed { message, code }) => Err(LaunchError::Failed { message, code }),
+            Ok(Launched::Failed(why)) => Err(LaunchError::Failed(why)),
             Err(_) => Err(LaunchError::Silent),
         }
     }

@@ -32,7 +32,7 @@ mod supervisor;
 mod worker;
 
 pub use client::{Client, ControlError};
-pub use config::{MountConfig, ServeConfig, Source, THREADS};
+pub use config::{Denied, MountConfig, NotServed, ServeConfig, Source, THREADS};
 pub use launch::{LaunchError, Launcher, unmount};
 pub use mounting::where_seen_by;
 pub use registry::{RUN_DIR, RUN_DIR_VARIABLE, Record, Registry};
@@ -58,6 +58,15 @@ pub fn run(words: &[String]) -> u8 {
             1
         }
     }
+}
+
+/// Whether an error comes of missing rights.
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let refusal = cause.downcast_ref::<std::io::Error>();
+        refusal.is_some_and(|it| it.kind() == std::io::ErrorKind::PermissionDenied)
+    })
 }
 
 /// An error and its causes in one line.

@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::config::{Launched, ServeConfig, WorkerConfig};
+use super::config::{Denied, Launched, NotServed, ServeConfig, WorkerConfig};
 use super::pending::PendingFile;
 use super::registry::{Held, Place, Record};
 use super::scratch::Scratch;
 use super::setup::{SetUp, SetUpError, set_up};
 use super::state::State;
 use super::worker::READY;
-use super::{Registry, chain_of, mounting};
+use super::{Registry, chain_of, is_denied, mounting};
 use crate::device::{Channel, Device, Lent, View, choose};
 use crate::kernel;
 
@@ -76,28 +76,9 @@ pub fn run(prefix: &[String]) -> Result<(), String> {
         Ok((supervisor, place)) => supervisor.supervise(&place),
         Err(refused) => {
             // Before the log is there, a word more would come to the launcher's terminal.
-            tell(io::stdout(), &failed(&refused.message, refused.code));
+            tell(io::stdout(), &Launched::Failed(refused));
             Ok(())
         }
-    }
-}
-
-/// Why there is no disk, and the exit status that goes with it.
-struct Refused {
-    message: String,
-    code: u8,
-}
-
-impl From<String> for Refused {
-    fn from(message: String) -> Refused {
-        Refused { message, code: 2 }
-    }
-}
-
-fn failed(message: &str, code: u8) -> Launched {
-    Launched::Failed {
-        message: message.to_owned(),
-        code,
     }
 }
 
@@ -125,19 +106,29 @@ fn begin(
     config: ServeConfig,
     prefix: &[String],
     registry: &Registry,
-) -> Result<(Supervisor, Place), Refused> {
+) -> Result<(Supervisor, Place), NotServed> {
     let place = registry
         .place(&config.source)
         .map_err(|error| format!("{}: {error}", config.source.path().display()))?;
     let held = place.hold().map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Refused {
-            message: format!("{} is mounted already", config.source.path().display()),
+        io::ErrorKind::WouldBlock => NotServed {
             code: 37,
+            ..format!("{} is mounted already", config.source.path().display()).into()
         },
-        _ => Refused::from(format!("{}: {error}", registry.dir().display())),
+        _ => NotServed {
+            denied: is_denied(&error).then_some(Denied::Registry),
+            ..format!(
+                "the disk can't be noted as mounted in {}: {error}",
+                registry.dir().display()
+            )
+            .into()
+        },
     })?;
     // As long as the launcher still hears why there is none.
-    let device = choose(config.device).map_err(|error| error.to_string())?;
+    let device = choose(config.device).map_err(|error| NotServed {
+        denied: error.is_denied().then_some(Denied::Device),
+        ..error.to_string().into()
+    })?;
     let launcher = step_aside(&place).map_err(|error| format!("log: {error}"))?;
     let signals = kernel::signals_as_fd().map_err(|error| error.to_string())?;
     // A name left by a server that was killed together with its supervisor.
@@ -197,8 +188,9 @@ impl Supervisor {
         let first = self.start_first();
         if let Err(refused) = first {
             place.remove();
-            self.report(&failed(&refused.message, refused.code));
-            return Err(refused.message);
+            let message = refused.message.clone();
+            self.report(&Launched::Failed(refused));
+            return Err(message);
         }
         self.start_set_up(place);
         let outcome = loop {
@@ -215,7 +207,11 @@ impl Supervisor {
             self.hear_of_failure();
         }
         if let Some(failure) = self.failure.take() {
-            self.report(&failed(&chain_of(&failure), failure.exit_code()));
+            self.report(&Launched::Failed(NotServed {
+                message: chain_of(&failure),
+                code: failure.exit_code(),
+                denied: is_denied(&failure).then_some(Denied::Device),
+            }));
         }
         outcome
     }
@@ -237,7 +233,7 @@ impl Supervisor {
     }
 
     /// Starts the first worker, whose failure is the launcher's business.
-    fn start_first(&mut self) -> Result<(), Refused> {
+    fn start_first(&mut self) -> Result<(), NotServed> {
         let (mut ready, theirs) = io::pipe().map_err(|error| error.to_string())?;
         self.spawn(&theirs, false)
             .map_err(|error| format!("the server can't be started: {error}"))?;
@@ -249,12 +245,8 @@ impl Supervisor {
         if answer == READY {
             return Ok(());
         }
-        let silent = || Refused::from("the server ended at its start".to_owned());
-        let (code, message) = answer.split_once(' ').ok_or_else(silent)?;
-        Err(Refused {
-            message: message.to_owned(),
-            code: code.parse().map_err(|_| silent())?,
-        })
+        let silent = || NotServed::from("the server ended at its start".to_owned());
+        Err(serde_json::from_str(&answer).unwrap_or_else(|_| silent()))
     }
 
     fn spawn(&mut self, ready: &io::PipeWriter, restarted: bool) -> io::Result<()> {

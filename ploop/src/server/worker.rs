@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal};
 
-use super::config::WorkerConfig;
+use super::config::{Denied, NotServed, WorkerConfig};
 use super::pending::PendingFile;
 use super::scratch::Scratch;
 use super::state::State;
-use super::{chain_of, conversation, open};
+use super::{chain_of, conversation, is_denied, open};
 use crate::DiskError;
 use crate::device::{Ended, Export, View};
 use crate::folder::{FolderError, OpenOptions};
@@ -61,8 +61,8 @@ impl WorkerError {
     }
 }
 
-/// What the first worker tells its supervisor when requests are answered; otherwise it is an exit status
-/// and why.
+/// What the first worker tells its supervisor when requests are answered; otherwise it is a
+/// [`NotServed`].
 pub(super) const READY: &str = "ready";
 
 fn step(what: &'static str) -> impl FnOnce(io::Error) -> WorkerError {
@@ -95,9 +95,14 @@ pub fn run(text: &str) -> Result<(), WorkerError> {
     let result = serve(config, &mut ready);
     if let Err(error) = &result {
         // The first worker's supervisor listens; later ones' read it in the log.
-        let answer = format!("{} {}", error.exit_code(), chain_of(error));
-        let _ = ready.write_all(answer.as_bytes());
-        eprintln!("{}", chain_of(error));
+        let why = NotServed {
+            message: chain_of(error),
+            code: error.exit_code(),
+            denied: is_denied(error).then_some(Denied::Disk),
+        };
+        let answer = serde_json::to_vec(&why).unwrap_or_default();
+        let _ = ready.write_all(&answer);
+        eprintln!("{why}");
     }
     result
 }

@@ -14,7 +14,7 @@ pub mod stat;
 use std::io;
 use std::path::Path;
 
-use firn_ploop::server::{Client, Record, Registry};
+use firn_ploop::server::{Client, RUN_DIR_VARIABLE, Record, Registry};
 
 use crate::output::Failure;
 
@@ -52,7 +52,10 @@ fn unreadable(registry: &Registry, error: &io::Error) -> Failure {
     let failure = Failure::io(format!("{} can't be read", registry.dir().display()), error);
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            failure.hint("only root sees the disks that are mounted")
+            let own = format!("or name your own directory of them in {RUN_DIR_VARIABLE}");
+            failure.hint(format!(
+                "only root sees the disks that are mounted: use sudo, {own}"
+            ))
         }
         _ => failure,
     }

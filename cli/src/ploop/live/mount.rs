@@ -9,14 +9,16 @@ use firn_ploop::descriptor;
 use firn_ploop::device::Choice;
 use firn_ploop::format::expanded::DEFAULT_CLUSTER;
 use firn_ploop::server::{
-    LaunchError, Launcher, MountConfig, Record, Registry, ServeConfig, Source, THREADS, unmount,
+    LaunchError, Launcher, MountConfig, NotServed, Record, Registry, ServeConfig, Source, THREADS,
+    unmount,
 };
 use firn_ploop::{Access, Format, HostFile};
 use serde_json::{Value, json};
 
-use super::{must_be_served, refused};
+use super::{must_be_served, refused, unreadable};
 use crate::output::Failure;
 use crate::ploop::report::answer;
+use crate::ploop::rights;
 use crate::ploop::words::{Arrangement, cluster};
 
 /// So long umount waits for the last user of the device.
@@ -297,6 +299,13 @@ pub fn launch(config: &ServeConfig) -> Result<Record, Failure> {
 
 fn told(error: &LaunchError) -> Failure {
     let failure = refused(error, error.exit_code());
+    if let LaunchError::Failed(NotServed {
+        denied: Some(denied),
+        ..
+    }) = error
+    {
+        return failure.hint(rights::of(*denied));
+    }
     match error.exit_code() {
         37 => failure.hint(
             "unmount it where it is mounted; if nobody has it open, use 'firn ploop mount --recover' \
@@ -325,9 +334,8 @@ pub fn umount(args: &UmountArgs) -> Result<u8, Failure> {
 /// Lists what is mounted.
 pub fn list(args: &ListArgs) -> Result<u8, Failure> {
     let registry = Registry::from_environment();
-    let records = registry
-        .list()
-        .map_err(|error| Failure::io(format!("{}", registry.dir().display()), &error))?;
+    let records = registry.list();
+    let records = records.map_err(|error| unreadable(&registry, &error))?;
     let mut text = String::new();
     for record in &records {
         let device = record.device.as_deref().unwrap_or(Path::new("-"));
