@@ -3,9 +3,11 @@
 //! Between two syncs a disk writes in any order, or not at all, sector by sector: what a crash leaves
 //! is everything up to a sync, and any part of what came after.
 
+use std::cmp::Ordering;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::storage::Storage;
@@ -101,10 +103,27 @@ impl MemoryFile {
         }
         apply(&mut state.bytes, &change);
         if let Some((clock, recording)) = &mut state.log {
-            let moment = clock.fetch_add(1, Ordering::SeqCst);
+            let moment = clock.fetch_add(1, SeqCst);
             recording.changes.push((moment, change));
         }
         Ok(())
+    }
+}
+
+/// What of a change happens as a whole or not at all.
+fn pieces(change: &Change) -> Box<dyn Iterator<Item = Change> + '_> {
+    match change {
+        Change::Write(offset, new) => {
+            let sectors = new.chunks(SECTOR).enumerate();
+            Box::new(sectors.map(move |(at, sector)| {
+                Change::Write(offset + (at * SECTOR) as u64, sector.to_vec())
+            }))
+        }
+        Change::Zero(range) => Box::new(range.clone().step_by(SECTOR).map(move |start| {
+            let end = range.end.min(start + SECTOR as u64);
+            Change::Zero(start..end)
+        })),
+        other => Box::new(std::iter::once(other.clone())),
     }
 }
 
@@ -145,21 +164,35 @@ impl Recording {
         for change in &steps[..safe] {
             apply(&mut bytes, change);
         }
-        for change in &steps[safe..] {
-            match change {
-                Change::Write(offset, new) => {
-                    for (at, sector) in new.chunks(SECTOR).enumerate() {
-                        if survives() {
-                            let offset = offset + (at * SECTOR) as u64;
-                            apply(&mut bytes, &Change::Write(offset, sector.to_vec()));
-                        }
-                    }
-                }
-                other if survives() => apply(&mut bytes, other),
-                _ => {}
+        for piece in steps[safe..].iter().flat_map(|change| pieces(change)) {
+            if survives() {
+                apply(&mut bytes, &piece);
             }
         }
         bytes
+    }
+
+    /// What a crash in the middle of the change at `moment` leaves, if nothing was put off: all before it,
+    /// and the first `sectors` of it.
+    pub fn torn(&self, moment: usize, sectors: usize) -> Vec<u8> {
+        let mut bytes = self.start.clone();
+        for (at, change) in &self.changes {
+            match at.cmp(&moment) {
+                Ordering::Less => apply(&mut bytes, change),
+                Ordering::Equal => {
+                    let first = pieces(change).take(sectors);
+                    first.for_each(|piece| apply(&mut bytes, &piece));
+                }
+                Ordering::Greater => break,
+            }
+        }
+        bytes
+    }
+
+    /// Sectors of the change at `moment`, if it is one of this file's.
+    pub fn sectors_at(&self, moment: usize) -> usize {
+        let change = self.changes.iter().find(|(at, _)| *at == moment);
+        change.map_or(0, |(_, change)| pieces(change).count())
     }
 }
 

@@ -66,11 +66,12 @@ impl Model {
             .map_or(0, |(_, stamp)| *stamp)
     }
 
-    /// The stamps that a sector may hold after a crash at a moment.
-    fn allowed(&self, sector: u64, moment: usize) -> Vec<u64> {
+    /// The stamps that a sector may hold after a crash at a moment, or in the middle of its change.
+    fn allowed(&self, sector: u64, moment: usize, is_torn: bool) -> Vec<u64> {
         let flushed = self.flushes.iter().rev().find(|(at, _)| *at <= moment);
         let covered = flushed.map_or(0, |(_, step)| *step);
-        let begun = self.steps.iter().take_while(|at| **at < moment).count();
+        let next = moment + usize::from(is_torn);
+        let begun = self.steps.iter().take_while(|at| **at < next).count();
         let Some(history) = self.sectors.get(&sector) else {
             return vec![0];
         };
@@ -293,9 +294,29 @@ impl World {
         }
     }
 
-    /// Plays a crash; panics with everything needed to see why.
+    /// Plays a crash at a moment that leaves what chance leaves of all that was not synced.
     fn crash(&self, recordings: &[Recording], moment: usize, chance: &mut Chance) {
         let percent = [0, 100, 50, 10, 90][usize::try_from(chance.below(5)).unwrap()];
+        let what = format!("moment {moment}, {percent} % survive");
+        let mut left = |file: usize| recordings[file].after_crash(moment, || chance.often(percent));
+        self.must_open(&what, moment, false, &mut left);
+    }
+
+    /// Plays one in the middle of a change, with all that came before it.
+    fn tear(&self, recordings: &[Recording], moment: usize, sectors: usize) {
+        let what = format!("moment {moment}, torn after {sectors} sectors");
+        let mut left = |file: usize| recordings[file].torn(moment, sectors);
+        self.must_open(&what, moment, true, &mut left);
+    }
+
+    /// Opens what a crash left of each file; panics with everything needed to see why that is wrong.
+    fn must_open(
+        &self,
+        what: &str,
+        moment: usize,
+        is_torn: bool,
+        left: &mut dyn FnMut(usize) -> Vec<u8>,
+    ) {
         let chain = &self
             .model
             .chains
@@ -306,8 +327,7 @@ impl World {
         let mut layers = Vec::new();
         let mut crashed = Vec::new();
         for (at, file) in chain.iter().enumerate() {
-            let bytes = recordings[*file].after_crash(moment, || chance.often(percent));
-            let file = MemoryFile::of(bytes);
+            let file = MemoryFile::of(left(*file));
             let checked = check(&file, Repair::No).unwrap();
             let damage = checked.findings.iter().find(|finding| {
                 finding.severity() == Severity::Damage
@@ -315,7 +335,7 @@ impl World {
             });
             assert!(
                 damage.is_none(),
-                "moment {moment}, file {at} of {chain:?}: {damage:?}"
+                "{what}, file {at} of {chain:?}: {damage:?}"
             );
             let access = match at + 1 == chain.len() {
                 true => Access::ReadWrite,
@@ -327,10 +347,10 @@ impl World {
         let disk = ChainDisk::new(layers).unwrap();
         for sector in self.model.sectors.keys() {
             let found = stamp_of(&disk, *sector);
-            let allowed = self.model.allowed(*sector, moment);
+            let allowed = self.model.allowed(*sector, moment, is_torn);
             assert!(
                 allowed.contains(&found),
-                "moment {moment}, {percent} % survive: sector {sector} holds {found}, not {allowed:?}"
+                "{what}: sector {sector} holds {found}, not {allowed:?}"
             );
         }
         disk.write_at(&[0xff; 700], 3 * CLUSTER + 99).unwrap();
@@ -381,6 +401,28 @@ fn nothing_flushed_is_lost_in_a_crash() {
                 "{:?}",
                 checked.findings
             );
+        }
+    }
+}
+
+/// Every moment of a short life, and a place inside of each change.
+#[test]
+fn every_prefix_of_what_was_written_is_a_disk() {
+    for seed in 1..=disks(1) {
+        let mut chance = Chance(seed.wrapping_mul(0xA076_1D64_78BD_642F));
+        let mut world = World::new(None);
+        for _ in 0..18 {
+            world.step(&mut chance);
+        }
+        let recordings: Vec<Recording> = world.files.iter().map(MemoryFile::recording).collect();
+        for moment in 0..=world.moment() {
+            world.crash(&recordings, moment, &mut chance);
+            let sectors: usize = recordings.iter().map(|it| it.sectors_at(moment)).sum();
+            let whole = u64::try_from(sectors).unwrap();
+            let part = usize::try_from(chance.below(whole + 1)).unwrap();
+            for sectors in [0, part] {
+                world.tear(&recordings, moment, sectors);
+            }
         }
     }
 }

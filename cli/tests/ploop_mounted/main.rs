@@ -12,6 +12,7 @@ mod common;
 mod backup;
 mod device;
 mod full;
+mod lane;
 mod life;
 mod namespace;
 mod place;

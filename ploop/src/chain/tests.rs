@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::format::expanded::{self, ExpandedImage, Preallocation, Unclosed};
 use crate::recorder::MemoryFile;
-use crate::{HostFile, PendingLog, RawImage};
+use crate::{DirectFile, HostFile, PendingLog, RawImage};
 
 fn raw(dir: &std::path::Path, size: u64) -> ChainDisk {
     let file = HostFile::create(&dir.join("disk")).unwrap();
@@ -136,5 +136,140 @@ fn requests_go_on_while_clusters_make_room_for_a_longer_table() {
     for (cluster, expected) in [(0, 7), (3, 7), (4, 8), (39_999, 9)] {
         disk.read_at(&mut buf, cluster * unit).unwrap();
         assert_eq!(buf, [expected; 100]);
+    }
+}
+
+/// An expanded image past the page cache; None where this directory's file system has no direct I/O.
+fn direct(path: &std::path::Path, clusters: u64) -> Option<Arc<ExpandedImage>> {
+    let file = HostFile::create(path).unwrap();
+    expanded::create(&file, clusters << 16, 1 << 16, Preallocation::None).unwrap();
+    drop(file);
+    opened(path, Access::ReadWrite)
+}
+
+fn opened(path: &std::path::Path, access: Access) -> Option<Arc<ExpandedImage>> {
+    let cached = HostFile::open(path, access).unwrap();
+    let file = DirectFile::of(cached, access);
+    let image = ExpandedImage::open(Box::new(file), access, Unclosed::Refuse).unwrap();
+    if !image.knows_places() {
+        eprintln!("skipped: {} has no direct I/O", path.display());
+        return None;
+    }
+    Some(Arc::new(image))
+}
+
+/// Holds a place against what the disk reads there.
+fn holds(disk: &ChainDisk, offset: u64, len: usize) {
+    use std::os::unix::fs::FileExt;
+    let mut wanted = vec![0; len];
+    disk.read_at(&mut wanted, offset).unwrap();
+    let placed = disk.place(offset, len as u64, Way::Read).unwrap();
+    let mut found = crate::kernel::PageBuffer::new(len).unwrap();
+    placed
+        .file
+        .read_exact_at(&mut found[..len], placed.offset)
+        .unwrap();
+    assert!(found[..len] == wanted[..]);
+}
+
+#[test]
+fn a_place_is_known_where_bytes_lie_in_one_piece() {
+    const UNIT: u64 = 1 << 16;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(base) = direct(&dir.path().join("base"), 8) else {
+        return;
+    };
+    let disk = ChainDisk::new(vec![base]).unwrap();
+    for (cluster, byte) in [(5, 5), (1, 1)] {
+        disk.write_at(&vec![byte; 1 << 16], cluster * UNIT).unwrap();
+    }
+    disk.close().unwrap();
+    drop(disk);
+    let base = opened(&dir.path().join("base"), Access::ReadOnly).unwrap();
+    let top = direct(&dir.path().join("top"), 8).unwrap();
+    let disk = ChainDisk::new(vec![base, top]).unwrap();
+    disk.write_at(&[9; 4096], UNIT).unwrap();
+    disk.swap_bitmap(Some(DirtyBitmap::new([1; 16], 8 * UNIT, UNIT)));
+    for offset in [UNIT, UNIT + 4096, 5 * UNIT + 512] {
+        holds(&disk, offset, 4096);
+    }
+    let is_known = |offset, len, way| disk.place(offset, len, way).is_some();
+    let is_dirty = || disk.bitmap.read().unwrap().as_ref().unwrap().bits.count();
+    // Nobody holds it, it goes over a border, or over the end.
+    assert!(!is_known(0, 512, Way::Read) && !is_known(0, 512, Way::Write));
+    assert!(!is_known(2 * UNIT - 512, 1024, Way::Read));
+    assert!(!is_known(8 * UNIT, 512, Way::Read) && !is_known(u64::MAX, 512, Way::Read));
+    // The base has it: to be read where it is, and to be written only after it was copied.
+    assert!(!is_known(5 * UNIT, 512, Way::Write));
+    assert_eq!(is_dirty(), 0, "what was refused was not written");
+    assert!(is_known(UNIT + 512, 512, Way::Read));
+    assert_eq!(is_dirty(), 0);
+    assert!(is_known(UNIT + 512, 512, Way::Write));
+    assert_eq!(is_dirty(), 1);
+    // Whoever holds the cluster or the chain is not waited for.
+    let held = disk.lock(1).write().unwrap();
+    assert!(!is_known(UNIT, 512, Way::Read) && is_known(5 * UNIT, 512, Way::Read));
+    drop(held);
+    let held = disk.layers.write().unwrap();
+    assert!(!is_known(UNIT, 512, Way::Read));
+    drop(held);
+    let held = disk.missed.write().unwrap();
+    assert!(!is_known(UNIT, 512, Way::Write) && is_known(UNIT, 512, Way::Read));
+    drop(held);
+    disk.close().unwrap();
+    assert!(!is_known(UNIT, 512, Way::Write) && is_known(UNIT, 512, Way::Read));
+}
+
+/// Something that would move a cluster.
+type Mover<'a> = &'a (dyn Fn() -> Result<(), DiskError> + Sync);
+
+#[test]
+fn nothing_moves_a_place_that_is_held() {
+    const UNIT: u64 = 1 << 16;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(base) = direct(&dir.path().join("base"), 4) else {
+        return;
+    };
+    let disk = ChainDisk::new(vec![base]).unwrap();
+    let top = |name: &str| direct(&dir.path().join(name), 4).unwrap();
+    let push = |name: &str| {
+        let new = NewTop {
+            image: top(name),
+            bitmap: BitmapChange::Keep,
+            commit: &mut || Ok(()),
+        };
+        disk.push_top(new).map(drop)
+    };
+    let merge = |level: usize, name: &str| {
+        let lower = opened(&dir.path().join(name), Access::ReadWrite).unwrap();
+        let merge = Merge {
+            lower,
+            progress: &mut |_, _| true,
+            commit: &mut || Ok(()),
+        };
+        disk.merge_down(level, merge)
+    };
+    let movers: [(&str, Mover<'_>); 5] = [
+        ("zeroes", &|| disk.write_zeroes(UNIT, UNIT)),
+        ("discard", &|| disk.discard(UNIT, UNIT)),
+        ("grow", &|| disk.grow(disk.size_bytes() + UNIT)),
+        ("snapshot", &|| push("top")),
+        ("merge", &|| merge(1, "base")),
+    ];
+    for (what, mover) in movers {
+        disk.write_at(&vec![7; 1 << 16], UNIT).unwrap();
+        let placed = disk.place(UNIT, 4096, Way::Write).unwrap();
+        let is_free = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let moved = scope.spawn(|| {
+                mover().unwrap();
+                assert!(is_free.load(Ordering::SeqCst), "{what} did not wait");
+            });
+            // A mover that waits for nothing would have ended by now, on most machines.
+            std::thread::sleep(Duration::from_millis(50));
+            is_free.store(true, Ordering::SeqCst);
+            drop(placed);
+            moved.join().unwrap();
+        });
     }
 }
