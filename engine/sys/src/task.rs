@@ -11,6 +11,12 @@ pub fn kill(pid: Pid, signal: i32) -> Result<()> {
     Errno::check(i64::from(unsafe { libc::kill(pid.raw(), signal) })).map(drop)
 }
 
+/// Ends this process at once: nothing is dropped and nothing is flushed.
+pub fn exit(status: u8) -> ! {
+    // SAFETY: it takes a number only, and does not return.
+    unsafe { libc::_exit(status.into()) }
+}
+
 /// Sends a signal to one thread.
 ///
 /// # Errors
@@ -103,23 +109,40 @@ pub fn can_choose_timer_ids() -> bool {
 pub fn own_rseq() -> Option<(u64, u32, u32)> {
     /// glibc's RSEQ_SIG on x86.
     const SIGNATURE: u32 = 0x5305_3053;
-    // SAFETY: the names are NUL-terminated; dlsym only looks them up.
-    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) };
-    // SAFETY: as above.
-    let size = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()) };
+    let (offset, size) = rseq_symbols();
     if offset.is_null() || size.is_null() {
         return None;
     }
     // SAFETY: glibc documents the symbol as a ptrdiff_t constant.
-    let offset = unsafe { offset.cast::<isize>().read() };
+    let offset = unsafe { offset.read() };
     // SAFETY: glibc documents the symbol as an unsigned int constant; 0 means not registered.
-    let size = unsafe { size.cast::<u32>().read() };
+    let size = unsafe { size.read() };
     if size == 0 {
         return None;
     }
     let address = thread_pointer().wrapping_add_signed(i64::try_from(offset).ok()?);
     // glibc registers 32 bytes, the original structure, unless the kernel asked for more.
     Some((address, size.max(32), SIGNATURE))
+}
+
+/// Where libc tells of its rseq areas; null where it does not. Asked of the linker, as nothing can be looked up by name
+/// in a program that is linked statically.
+#[cfg(target_arch = "x86_64")]
+fn rseq_symbols() -> (*const isize, *const u32) {
+    let (offset, size);
+    // SAFETY: loads two addresses from where the linker has put them, 0 for a symbol that is missing.
+    unsafe {
+        std::arch::asm!(
+            ".weak __rseq_offset",
+            ".weak __rseq_size",
+            "mov {}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+            "mov {}, qword ptr [rip + __rseq_size@GOTPCREL]",
+            out(reg) offset,
+            out(reg) size,
+            options(nostack, readonly),
+        );
+    }
+    (offset, size)
 }
 
 #[cfg(target_arch = "x86_64")]
