@@ -1,5 +1,6 @@
 //! `firn dump`.
 
+use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +21,30 @@ use crate::tracker::Holders;
 /// Longer than anybody waits, and short enough to be added to a time.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Dumps; status 0 says that the images are complete.
+/// Whether a command line names the dump where it usually does, before all options.
+pub fn is_named_by(argv: &[OsString]) -> bool {
+    argv.get(1).is_some_and(|word| word == "dump")
+}
+
+/// Begins a process of its own for the work.
 ///
-/// The work is done by a process of its own: for some hundred microseconds the tasks hold registers of
-/// ours, and whoever holds them then must not be killed. A SIGKILL for the process that was called leaves
-/// the worker time to put everything back.
-pub fn run(args: &DumpArgs) -> Result<u8, Failure> {
-    match worker::split() {
-        Ok(Side::Front(worker)) => status_of(worker),
-        Ok(Side::Worker) => work(args),
-        Err(errno) => Err(Failure::io("the dump can't be started", &errno.into())),
+/// For some hundred microseconds the tasks hold registers of ours, and whoever holds them then must not be
+/// killed. A SIGKILL for the process that was called leaves the worker time to put everything back.
+pub fn split() -> Result<Side, Failure> {
+    worker::split().map_err(|errno| Failure::io("the dump can't be started", &errno.into()))
+}
+
+/// Dumps; status 0 says that the images are complete. `side` tells which of the two processes this is where they have
+/// been split before.
+pub fn run(args: &DumpArgs, side: Option<Side>) -> Result<u8, Failure> {
+    match side.map_or_else(split, Ok)? {
+        Side::Front(worker) => status_of(worker),
+        Side::Worker => work(args),
     }
 }
 
 /// The status of the worker, which has told everything else itself.
-fn status_of(worker: Worker) -> Result<u8, Failure> {
+pub fn status_of(worker: Worker) -> Result<u8, Failure> {
     let failed = |errno: Errno| Failure::io("the dump can't be waited for", &errno.into());
     let status = worker.wait().map_err(failed)?;
     match (status.code(), status.signal()) {
@@ -127,7 +137,7 @@ pub fn validation(validation: Validation) -> FileValidation {
 }
 
 /// Scripts of the command line, in order of registration.
-pub fn scripts(lines: &[std::ffi::OsString]) -> Scripts {
+pub fn scripts(lines: &[OsString]) -> Scripts {
     let mut scripts = Scripts::new();
     for line in lines {
         scripts.register(line);

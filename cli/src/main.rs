@@ -23,27 +23,44 @@ mod unlock;
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
+
+use firn_sys::worker::Side;
 
 use crate::args::Task;
 use crate::output::{Failure, USAGE};
 
-fn main() -> ExitCode {
-    let argv: Vec<OsString> = std::env::args_os().collect();
+fn main() -> ! {
+    let code = run(std::env::args_os().collect());
+    // Nobody waits for memory to be given back piece by piece.
+    let _ = std::io::stdout().flush();
+    firn_sys::task::exit(code)
+}
+
+fn run(argv: Vec<OsString>) -> u8 {
     let json = argv
         .iter()
         .take_while(|word| *word != "--")
         .any(|word| word == "--json");
-    let (command, result) = match parse(argv) {
-        Ok(Parsed::Task(task)) => (name(&task), act(*task)),
-        Ok(Parsed::Answered(code)) => ("firn", Ok(code)),
-        Err(failure) => ("firn", Err(failure)),
-    };
-    let code = result.unwrap_or_else(|failure| {
+    let (command, result) = obey(argv);
+    result.unwrap_or_else(|failure| {
         tell(&failure, command, json);
         failure.code
-    });
-    ExitCode::from(code)
+    })
+}
+
+/// Does what the command line says; returns its command, and the status.
+fn obey(argv: Vec<OsString>) -> (&'static str, Result<u8, Failure>) {
+    // What comes before a fork is copied by it, so it comes first where that can be.
+    let side = match dump::is_named_by(&argv).then(dump::split).transpose() {
+        Ok(Some(Side::Front(worker))) => return ("dump", dump::status_of(worker)),
+        Ok(side) => side,
+        Err(failure) => return ("dump", Err(failure)),
+    };
+    match parse(argv) {
+        Ok(Parsed::Task(task)) => (name(&task), act(*task, side)),
+        Ok(Parsed::Answered(code)) => ("firn", Ok(code)),
+        Err(failure) => ("firn", Err(failure)),
+    }
 }
 
 /// What a command line comes to.
@@ -81,9 +98,10 @@ fn name(task: &Task) -> &'static str {
     }
 }
 
-fn act(task: Task) -> Result<u8, Failure> {
+/// Does a task; this process is on the worker's side already where there is one.
+fn act(task: Task, side: Option<Side>) -> Result<u8, Failure> {
     match task {
-        Task::Dump(args) => dump::run(&args),
+        Task::Dump(args) => dump::run(&args, side),
         Task::Restore(args) => restore::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Check(args) => check::run(&args),
