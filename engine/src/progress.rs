@@ -91,11 +91,6 @@ impl Reporter {
         }
     }
 
-    /// Whether anybody listens.
-    pub(crate) fn is_heard(&self) -> bool {
-        self.callback.is_some()
-    }
-
     pub(crate) fn phase(&mut self, phase: Phase) {
         tracing::debug!(%phase);
         self.present.phase = phase;

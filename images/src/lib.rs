@@ -44,5 +44,5 @@ pub use pages::{
     PagemapWriter, PagesFile,
 };
 pub use reader::ImageReader;
-pub use set::{ImageSetWriter, PARENT_LINK, write_single};
+pub use set::{ImageSetWriter, PARENT_LINK, Sealed, write_single};
 pub use writer::EntryWriter;

@@ -33,6 +33,10 @@ pub struct ImageSetWriter {
     state: Mutex<State>,
 }
 
+/// A set that is complete. Dropped, it removes the subdirectory in which it was written, which is empty by now.
+#[derive(Debug)]
+pub struct Sealed(#[expect(dead_code, reason = "held to be dropped")] PrivateDir);
+
 #[derive(Debug, Default)]
 struct State {
     /// Names of all files made so far.
@@ -127,13 +131,15 @@ impl ImageSetWriter {
     /// Puts the set in place: everything else on disk and moved first, then the inventory.
     ///
     /// A set that was in the directory before is replaced, with its leftovers; other files stay.
-    /// On an error the directory has no inventory and none of the new files.
+    /// On an error the directory has no inventory and none of the new files. What is returned removes the
+    /// empty subdirectory when it is dropped, which somebody who is in a hurry may do later.
     ///
     /// # Errors
     /// `Unfinished` where a writer was dropped early (whatever stopped it was its own error);
     /// `File` where the kernel refused to sync or move.
-    pub fn seal(self, inventory: &InventoryEntry) -> Result<(), ImageWriteError> {
-        seal::seal(self, inventory)
+    pub fn seal(self, inventory: &InventoryEntry) -> Result<Sealed, ImageWriteError> {
+        seal::seal(&self, inventory)?;
+        Ok(Sealed(self.private))
     }
 
     /// Path that a file will have in the sealed set, for messages.

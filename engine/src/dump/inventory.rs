@@ -89,8 +89,16 @@ pub fn inventory(network: Network) -> InventoryEntry {
     }
 }
 
+/// Learns what the inventory says of this machine, so that a stopped tree need not wait for it.
+pub fn know_host() {
+    kernel_release();
+    clocks();
+    arch::cpu_model();
+    XsaveLayout::of_this_cpu();
+}
+
 /// Release of the running kernel, read once.
-pub fn kernel_release() -> Option<String> {
+fn kernel_release() -> Option<String> {
     static RELEASE: OnceLock<Option<String>> = OnceLock::new();
     let read = || {
         let release = procfs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
@@ -108,7 +116,7 @@ fn extension() -> FirnInventoryEntry {
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         xfeatures: Some(layout.features()),
         xsave_size: u32::try_from(layout.size()).ok(),
-        cpu_model: arch::cpu_model(),
+        cpu_model: arch::cpu_model().map(str::to_owned),
         created_at_unix: Some(now.as_secs()),
         cpu_flags: Vec::new(),
         kernel_release: kernel_release(),

@@ -1,18 +1,19 @@
 //! The memory of all tasks on its way into the images.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
 
 use firn_images::{ImageDir, ImageSetWriter};
 
 use super::increment::Increment;
+use super::reader::{Reader, Written};
 use super::{DumpError, O_PATH_LIKE, Operation, REPORT_INTERVAL};
+use crate::cancel::CancelFlag;
 use crate::crew;
 use crate::files::{FileTable, ProcLink};
 use crate::memory::{
-    AddressSpace, Buffers, DescribedSpace, MemoryDumpError, MmAnswers, PageCopy, PageStats,
-    SharedDump,
+    AddressSpace, Buffers, DescribedSpace, MmAnswers, PageCopy, PageStats, SharedDump,
 };
 use crate::task::questions::TaskAnswers;
 use crate::tree::Tree;
@@ -44,77 +45,132 @@ pub(super) fn describe_spaces<'a>(
     Ok(described)
 }
 
-impl Operation<'_> {
-    /// Writes all memory: of the tasks, and what they share.
-    pub(super) fn dump_memory(
+/// The memory of all tasks, for the thread that writes it.
+pub(super) struct SpacesToWrite<'a> {
+    described: Vec<Described<'a>>,
+    images: &'a ImageSetWriter,
+    way: CopyWay<'a>,
+}
+
+/// How pages are copied, for more than one thread.
+#[derive(Clone)]
+struct CopyWay<'a> {
+    copied: Arc<AtomicU64>,
+    given_up: Arc<AtomicBool>,
+    cancel: &'a CancelFlag,
+    buffers: Arc<Buffers>,
+}
+
+impl CopyWay<'_> {
+    fn page_copy(&self) -> PageCopy<'_> {
+        PageCopy {
+            copied: &self.copied,
+            given_up: &self.given_up,
+            cancel: self.cancel,
+            workers: crew::workers(),
+            buffers: &self.buffers,
+        }
+    }
+}
+
+/// Memory that is being written by another thread. Dropped, it lets that thread give up.
+pub(super) struct Writing<'a> {
+    nr_spaces: u32,
+    way: CopyWay<'a>,
+    written: Receiver<Written>,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.way.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<'a> Operation<'a> {
+    /// Has the reader write the memory of the tasks.
+    pub(super) fn begin_memory<'scope>(
+        &self,
+        described: Vec<Described<'scope>>,
+        images: &'scope ImageSetWriter,
+        reader: &Reader<'scope>,
+    ) -> Writing<'a>
+    where
+        'a: 'scope,
+    {
+        let way = CopyWay {
+            copied: Arc::default(),
+            given_up: Arc::default(),
+            cancel: self.cancel,
+            buffers: Arc::clone(&self.buffers),
+        };
+        let nr_spaces = u32::try_from(described.len()).expect("few tasks");
+        let spaces = SpacesToWrite {
+            described,
+            images,
+            way: way.clone(),
+        };
+        Writing {
+            nr_spaces,
+            way,
+            written: reader.write(spaces),
+        }
+    }
+
+    /// Waits until the memory of the tasks is written, and writes what they share; returns the pages of both.
+    pub(super) fn end_memory(
         &mut self,
-        described: Vec<Described<'_>>,
+        writing: &Writing<'_>,
         shared: &SharedDump,
         images: &ImageSetWriter,
     ) -> Result<(PageStats, PageStats), DumpError> {
-        let (copied, buffers) = (AtomicU64::new(0), Buffers::default());
-        let page_copy = PageCopy {
-            copied: &copied,
-            cancel: self.cancel,
-            workers: crew::workers(),
-            buffers: &buffers,
+        let copied = &writing.way.copied;
+        let pages = loop {
+            match writing.written.recv_timeout(REPORT_INTERVAL) {
+                Ok(pages) => break pages?,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
+                }
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the reader does not panic"),
+            }
         };
-        let nr_spaces = u32::try_from(described.len()).expect("few tasks");
-        let pages = self.write_spaces(described, images, &page_copy)?;
-        let mut next_pages_id = 1 + nr_spaces;
+        let mut next_pages_id = 1 + writing.nr_spaces;
         let shared_pages = shared.write(
             images,
             || {
                 next_pages_id += 1;
                 next_pages_id - 1
             },
-            &page_copy,
+            &writing.way.page_copy(),
         )?;
         self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
         Ok((pages, shared_pages))
     }
+}
 
+impl SpacesToWrite<'_> {
     /// Writes the pages of all tasks, several at a time; tasks and pages files have the same order.
-    fn write_spaces(
-        &mut self,
-        described: Vec<Described<'_>>,
-        images: &ImageSetWriter,
-        page_copy: &PageCopy<'_>,
-    ) -> Result<PageStats, DumpError> {
+    pub(super) fn write(self) -> Written {
+        let SpacesToWrite {
+            described,
+            images,
+            way,
+        } = self;
+        let page_copy = way.page_copy();
         let workers = page_copy.workers.min(described.len());
         let queue = Mutex::new((1u32..).zip(described));
-        let work = &|| -> Result<PageStats, MemoryDumpError> {
+        let work = || -> Written {
             let mut pages = PageStats::default();
             loop {
                 let next = queue.lock().unwrap_or_else(|e| e.into_inner()).next();
                 let Some((pages_id, (space, parent))) = next else {
                     return Ok(pages);
                 };
-                pages += space.write(parent, images, pages_id, page_copy)?;
+                pages += space.write(parent, images, pages_id, &page_copy)?;
             }
         };
-        let reporter = &mut self.reporter;
-        // This thread works, too, unless somebody wants to hear how far the others are.
-        let takes_part = !reporter.is_heard();
         std::thread::scope(|scope| {
-            // Nothing is ever sent: the channel is closed when the last worker is done.
-            let (working, ended) = mpsc::channel::<()>();
-            let start = |_| {
-                let working = working.clone();
-                scope.spawn(move || {
-                    let _until_done = working;
-                    work()
-                })
-            };
-            let others: Vec<_> = (usize::from(takes_part)..workers).map(start).collect();
-            drop(working);
-            let mut pages = PageStats::default();
-            if takes_part {
-                pages += work()?;
-            }
-            while ended.recv_timeout(REPORT_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                reporter.bytes(page_copy.copied.load(Ordering::Relaxed), 0);
-            }
+            let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+            let mut pages = work()?;
             for worker in others {
                 pages += worker.join().expect("a worker does not panic")?;
             }

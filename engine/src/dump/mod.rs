@@ -20,12 +20,13 @@ mod memory_images;
 mod options;
 mod reader;
 pub(crate) mod report;
+mod small_images;
 
 use std::os::fd::AsFd;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use firn_images::{ImageKind, ImageSetWriter};
-use firn_proto::{FsEntry, PstreeEntry};
+use firn_images::ImageSetWriter;
 use firn_sys::{Pid, fcntl};
 
 pub(crate) use inventory::root_ids;
@@ -33,10 +34,10 @@ pub(crate) use inventory::root_ids;
 use crate::arch::XsaveLayout;
 use crate::cancel::CancelFlag;
 use crate::crew;
-use crate::files::{self, Depth, FileTable, LockWatch, ProcLink, Told};
+use crate::files::{self, Depth, FileTable, LockWatch, Told};
 use crate::freeze::{self, Fate, FreezeOptions, FrozenTree};
 use crate::kernel::LazyKernel;
-use crate::memory::{self, PageStats, SharedDump, policies};
+use crate::memory::{self, AddressSpace, Buffers, PageStats, SharedDump, policies};
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
@@ -44,17 +45,15 @@ use crate::task::core_image::{self, CoreDumpError};
 use crate::task::ia32;
 use crate::task::lsm;
 use crate::task::notes;
-use crate::task::outside::Outside;
-use crate::task::questions::{self, AskError, TaskAnswers};
+use crate::task::questions::{self, AskError};
 use crate::task::relations::Family;
-use crate::task::seccomp::SeccompDump;
 use crate::task::semaphores::{self, SemaphoreDump};
 use crate::task::survey::{self, OwnNamespaces};
-use crate::tree::{Task, TaskState, Tree};
 
 use increment::{Increment, Trackable};
 use memory_images::describe_spaces;
 use reader::Reader;
+use small_images::{check_answers, describe};
 
 pub use error::DumpError;
 pub use options::{Dump, DumpOptions, Leave};
@@ -83,6 +82,14 @@ struct Captured {
     warnings: Vec<String>,
 }
 
+/// What outlasts the thread beside the tracer.
+struct Place<'a> {
+    images: &'a ImageSetWriter,
+    increment: &'a Increment,
+    /// The address spaces of the stopped tasks.
+    spaces: OnceLock<Vec<AddressSpace>>,
+}
+
 /// Runs a dump.
 pub(crate) fn run(
     options: &DumpOptions,
@@ -99,6 +106,7 @@ pub(crate) fn run(
         namespaces: OwnNamespaces::read(),
         told: Told::default(),
         lock_watch: None,
+        buffers: Arc::default(),
     };
     operation.run()
 }
@@ -118,9 +126,11 @@ struct Operation<'a> {
     told: Told,
     /// Reads all locks from the survey on, where that is worth it.
     lock_watch: Option<LockWatch>,
+    /// What memory is copied through.
+    buffers: Arc<Buffers>,
 }
 
-impl Operation<'_> {
+impl<'a> Operation<'a> {
     fn run(&mut self) -> Result<DumpReport, DumpError> {
         // Where the limit is lower, the table grows when it has to.
         let _ = fcntl::make_room(DESCRIPTORS);
@@ -148,17 +158,23 @@ impl Operation<'_> {
         let images = ImageSetWriter::create(&self.options.images_dir)?;
         let mut warnings = self.warnings.clone();
         let mut increment = Increment::begin(self.options, &images, &mut warnings)?;
-        // What can be known before the tree stops is not asked while it stands still.
-        questions::know_host();
-        inventory::kernel_release();
-        let shared = SharedDump::new()?;
-        let files = FileTable::new(&self.options.file_options()).with_kernel(self.kernel.clone());
-        let files = files.with_lock_watch(self.lock_watch.take());
-        self.reporter.phase(Phase::Freeze);
+        let place = Place {
+            images: &images,
+            increment: &increment,
+            spaces: OnceLock::new(),
+        };
+        let buffers = Arc::clone(&self.buffers);
         let (frozen, captured) = std::thread::scope(|scope| {
-            let reader = Reader::start(scope, &increment);
+            let reader = Reader::start(scope, &increment, buffers);
+            // What can be known before the tree stops is not asked while it stands still.
+            questions::know_host();
+            let shared = SharedDump::new()?;
+            let files =
+                FileTable::new(&self.options.file_options()).with_kernel(self.kernel.clone());
+            let files = files.with_lock_watch(self.lock_watch.take());
+            self.reporter.phase(Phase::Freeze);
             let frozen = FrozenTree::freeze(self.options.pid, &self.freeze_options())?;
-            let captured = self.capture(&frozen, shared, files, &increment, &images, reader)?;
+            let captured = self.capture(&frozen, shared, files, &place, &reader)?;
             Ok::<_, DumpError>((frozen, captured))
         })?;
         self.script(ScriptAction::PostDump)?;
@@ -186,7 +202,11 @@ impl Operation<'_> {
             };
             let locks = self.lock_watch.as_ref();
             let files = || files::survey(&pids, &options, depth, locks);
-            let (mut found, files) = crew::both(tasks, files);
+            // A single task with few descriptors has been seen before another thread has begun.
+            let (mut found, files) = match pids.len() == 1 && locks.is_none() {
+                true => (tasks(), files()),
+                false => crew::both(tasks, files),
+            };
             if files.has_rings {
                 self.kernel.get();
             }
@@ -224,15 +244,18 @@ impl Operation<'_> {
     }
 
     /// Everything that needs the tree to stand still.
-    fn capture(
+    fn capture<'scope>(
         &mut self,
         frozen: &FrozenTree,
         mut shared: SharedDump,
         mut files: FileTable,
-        increment: &Increment,
-        images: &ImageSetWriter,
-        reader: Reader<'_>,
-    ) -> Result<Captured, DumpError> {
+        place: &'scope Place<'_>,
+        reader: &Reader<'scope>,
+    ) -> Result<Captured, DumpError>
+    where
+        'a: 'scope,
+    {
+        let (images, increment) = (place.images, place.increment);
         let tree = frozen.tree();
         reader.begin(frozen.shared_tree());
         let mut told = std::mem::take(&mut self.told);
@@ -240,15 +263,24 @@ impl Operation<'_> {
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
         let looked = questions::look(tree).map_err(AskError::from)?;
-        let spaces = reader.spaces()?;
-        let mut answers = questions::ask(tree, looked, &spaces, &told)?;
-        self.reporter.phase(Phase::Files);
-        for (task, answers) in tree.alive().zip(&mut answers) {
-            if let Some(close_on_exec) = answers.close_on_exec.take() {
-                files.recall(task.speaker(), &mut told, close_on_exec);
-            }
+        let mut semaphores = SemaphoreDump::collect(tree, &self.kernel);
+        // Descriptors that no task is asked for are looked at while the reader reads.
+        let with_answers = !told.is_empty();
+        if !with_answers {
+            files.add_tasks(tree, &mut shared)?;
         }
-        files.add_tasks(tree, &mut shared)?;
+        let read = reader.spaces()?;
+        let spaces = place.spaces.get_or_init(|| read);
+        let mut answers = questions::ask(tree, looked, spaces, &told)?;
+        self.reporter.phase(Phase::Files);
+        if with_answers {
+            for (task, answers) in tree.alive().zip(&mut answers) {
+                if let Some(close_on_exec) = answers.close_on_exec.take() {
+                    files.recall(task.speaker(), &mut told, close_on_exec);
+                }
+            }
+            files.add_tasks(tree, &mut shared)?;
+        }
         let mut outside = reader.outside().map_err(CoreDumpError::from)?;
         for ((task, answers), outside) in tree.alive().zip(&answers).zip(&mut outside) {
             if answers.limit_was_raised {
@@ -257,23 +289,31 @@ impl Operation<'_> {
         }
         self.check_cancel()?;
         self.reporter.phase(Phase::Describe);
-        self.describe(tree, &answers, &outside, &mut files, images)?;
+        let seccomp = check_answers(tree, &answers, &outside, &mut semaphores)?;
         // These run programs, too.
         files.ask_for_rings(tree)?;
-        memory::settle_aio(tree, &spaces)?;
+        memory::settle_aio(tree, spaces)?;
         files.check_rings()?;
 
         self.reporter.phase(Phase::Memory);
         let begun = Instant::now();
         let described =
-            describe_spaces(tree, &spaces, &answers, increment, &mut files, &mut shared)?;
-        let (pages, shared_pages) = self.dump_memory(described, &shared, images)?;
-        let memory_time = begun.elapsed();
+            describe_spaces(tree, spaces, &answers, increment, &mut files, &mut shared)?;
+        let writing = self.begin_memory(described, images, reader);
+        let means = core_image::Means {
+            layout: XsaveLayout::of_this_cpu(),
+            seccomp: &seccomp,
+            semaphores: &semaphores,
+            kernel: &self.kernel,
+        };
+        describe(tree, &answers, &outside, means, &mut files, images)?;
         files.write(images)?;
+        let (pages, shared_pages) = self.end_memory(&writing, &shared, images)?;
+        let memory_time = begun.elapsed();
         let policies = tree.alive().zip(&answers);
         let policies = policies.map(|(task, answers)| (task.pid, answers.policies.as_slice()));
         Ok(Captured {
-            trackable: increment.trackable(&spaces, &files),
+            trackable: increment.trackable(spaces, &files),
             pages,
             shared_pages,
             memory_time,
@@ -305,52 +345,6 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// Writes the small images of every task and the tree.
-    fn describe(
-        &mut self,
-        tree: &Tree,
-        answers: &[TaskAnswers],
-        outside: &[Outside],
-        files: &mut FileTable,
-        images: &ImageSetWriter,
-    ) -> Result<(), DumpError> {
-        let mut seccomp = SeccompDump::collect(tree, outside).map_err(CoreDumpError::from)?;
-        let mut semaphores = SemaphoreDump::collect(tree, &self.kernel);
-        let mut found = seccomp.take_obstacles();
-        found.extend(semaphores.take_obstacles());
-        found.extend(
-            answers
-                .iter()
-                .filter_map(|answers| answers.obstacle.clone()),
-        );
-        if !found.is_empty() {
-            return Err(DumpError::Obstacles(found));
-        }
-        let means = core_image::Means {
-            layout: &XsaveLayout::of_this_cpu(),
-            seccomp: &seccomp,
-            semaphores: &semaphores,
-            kernel: &self.kernel,
-        };
-        let known = answers.iter().zip(outside);
-        for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-            core_image::dump(task, answers, outside, means, images)?;
-            let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
-            let pid = u64::from(task.pid.to_image());
-            images.write_one(ImageKind::Ids, pid, &ids)?;
-            images.write_one(ImageKind::Fs, pid, &dump_fs(task, outside, files)?)?;
-        }
-        for task in &tree.tasks {
-            if let TaskState::Zombie(status) = task.state {
-                core_image::dump_zombie(task.pid, status, images)?;
-            }
-        }
-        images.write_all(ImageKind::Pstree, 0, &pstree_entries(tree))?;
-        images.write_one(ImageKind::Seccomp, 0, seccomp.image())?;
-        images.write_one(ImageKind::Timens, 0, &inventory::clocks())?;
-        Ok(())
-    }
-
     fn finish(
         &mut self,
         frozen: FrozenTree,
@@ -371,18 +365,19 @@ impl Operation<'_> {
         };
         let inventory = inventory::inventory(network);
         let tracker = increment.arm(frozen.tree(), &captured.trackable, files.run_id())?;
-        let released;
+        let (released, sealed);
         if self.options.leave == Leave::Running {
             // Everything has been read: the tree need not wait for the disk.
             files.release_connections(false);
             released = frozen.release(Fate::Resume);
-            images.seal(&inventory)?;
+            sealed = images.seal(&inventory)?;
         } else {
-            images.seal(&inventory)?;
+            sealed = images.seal(&inventory)?;
             let killed = self.options.leave == Leave::Killed;
             files.release_connections(killed);
             released = frozen.release(if killed { Fate::Kill } else { Fate::Stop });
         }
+        drop(sealed);
         files.keep();
         increment.keep(tracker, &mut warnings);
         let report = DumpReport {
@@ -451,28 +446,4 @@ fn survey_tasks(pids: &[Pid], own: &OwnNamespaces) -> Vec<Obstacle> {
         found.into_iter().map(of_process).collect()
     };
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
-}
-
-fn dump_fs(task: &Task, outside: &Outside, files: &mut FileTable) -> Result<FsEntry, DumpError> {
-    Ok(FsEntry {
-        cwd_id: files.add_link(task.speaker(), ProcLink::Cwd, O_PATH_LIKE)?,
-        root_id: files.add_link(task.speaker(), ProcLink::Root, O_PATH_LIKE)?,
-        umask: outside.threads[0].umask,
-    })
-}
-
-/// Entries of pstree.img; the root's parent is not part of the tree and written as 0.
-fn pstree_entries(tree: &Tree) -> Vec<PstreeEntry> {
-    let entry = |task: &Task| PstreeEntry {
-        pid: task.pid.to_image(),
-        ppid: if task.pid == tree.root().pid {
-            0
-        } else {
-            task.ppid.to_image()
-        },
-        pgid: task.pgid.to_image(),
-        sid: task.sid.to_image(),
-        threads: task.tids().map(Pid::to_image).collect(),
-    };
-    tree.tasks.iter().map(entry).collect()
 }

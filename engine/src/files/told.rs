@@ -50,6 +50,11 @@ pub struct ToldFd {
 }
 
 impl Told {
+    /// Whether no task is to be asked for its descriptors.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn of(&self, speaker: Pid) -> &[ToldFd] {
         self.0.get(&speaker).map_or(&[], Vec::as_slice)
     }

@@ -141,9 +141,10 @@ impl FrozenTree {
     /// See [`FreezeError`]; whatever had been stopped goes on.
     ///
     /// # Preconditions
-    /// The calling thread becomes the tracer and must make all further ptrace calls.
+    /// [`check_root`] has found nothing against it: of all that it looks for only the death of the root can come
+    /// later, which is found here, too. The calling thread becomes the tracer and must make all further ptrace
+    /// calls.
     pub fn freeze(root: Pid, options: &FreezeOptions) -> Result<FrozenTree, FreezeError> {
-        check_root(root)?;
         let deadline = Deadline {
             at: Instant::now() + options.timeout,
             timeout: options.timeout,

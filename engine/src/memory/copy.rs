@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use firn_images::{ImageKind, ImageSetWriter, PageFlags, PagemapWriter};
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
@@ -19,6 +19,8 @@ use crate::cancel::CancelFlag;
 /// Bytes that one worker reads and then writes: small enough to stay in a core's cache. Batches end at
 /// multiples of it in the pages file.
 const BATCH_BYTES: usize = 512 << 10;
+/// Bytes of a buffer whose pages are made before they are needed.
+const READY_BYTES: usize = 256 << 10;
 /// Bytes of the pages file that one worker takes at a time at most.
 const UNIT_BYTES: u64 = 4 << 20;
 /// Units that each worker finds at least, so that all have work to the end.
@@ -33,10 +35,18 @@ pub struct PageCopy<'a> {
     pub copied: &'a AtomicU64,
     /// Looked at between batches.
     pub cancel: &'a CancelFlag,
+    /// Nobody wants the pages any more; looked at between batches, too.
+    pub given_up: &'a AtomicBool,
     /// Most threads that copy at the same time.
     pub workers: usize,
     /// What they copy through.
     pub buffers: &'a Buffers,
+}
+
+impl PageCopy<'_> {
+    fn is_over(&self) -> bool {
+        self.cancel.is_cancelled() || self.given_up.load(Ordering::Relaxed)
+    }
 }
 
 /// Buffers that workers take over from each other, task after task, so that their pages are made once.
@@ -44,6 +54,14 @@ pub struct PageCopy<'a> {
 pub struct Buffers(Mutex<Vec<Window>>);
 
 impl Buffers {
+    /// Makes a buffer with as many pages as a small task has, so that a stopped tree need not wait for them.
+    pub fn make_one(&self) {
+        if let Ok(window) = Window::anonymous(BATCH_BYTES) {
+            window.populate(READY_BYTES);
+            self.give_back(Some(window));
+        }
+    }
+
     fn take(&self) -> Option<Window> {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).pop()
     }
@@ -289,7 +307,7 @@ impl Job<'_> {
     fn work_with(&self, buffer: &mut Option<Window>) -> Result<(), MemoryDumpError> {
         while let Some(unit) = self.units.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             for batch in *unit {
-                if self.page_copy.cancel.is_cancelled() {
+                if self.page_copy.is_over() {
                     return Err(MemoryDumpError::Cancelled);
                 }
                 self.copy_through(batch, buffer)?;
@@ -498,10 +516,11 @@ mod tests {
         let on_tmpfs = memfd::create(c"pages", memfd::flag::CLOEXEC).expect("memfd");
         let elsewhere = tempfile::tempfile().expect("file");
         let (copied, cancel) = (AtomicU64::new(0), CancelFlag::new());
-        let buffers = Buffers::default();
+        let (buffers, given_up) = (Buffers::default(), AtomicBool::new(false));
         let page_copy = PageCopy {
             copied: &copied,
             cancel: &cancel,
+            given_up: &given_up,
             workers: 2,
             buffers: &buffers,
         };

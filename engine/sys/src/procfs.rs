@@ -38,9 +38,13 @@ pub fn read_record(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
 }
 
 /// Appends up to `step` bytes; returns how many came.
+///
+/// What is left of the room serves the next read, too, as long as a record fits: a buffer that grows is copied whole.
 fn read_on(file: &File, bytes: &mut Vec<u8>, step: usize) -> io::Result<usize> {
     loop {
-        bytes.reserve(step);
+        if bytes.capacity() - bytes.len() < RECORD {
+            bytes.reserve(step);
+        }
         match rustix::io::read(file, spare_capacity(bytes)) {
             Err(rustix::io::Errno::INTR) => {}
             got => return Ok(got?),

@@ -40,6 +40,13 @@ impl Window {
         Ok(window)
     }
 
+    /// Makes the pages of the first `len` bytes, so that nobody waits for them later.
+    pub fn populate(&self, len: usize) {
+        let len = len.min(self.len);
+        // SAFETY: the range is part of the mapping. Where the kernel can't (before Linux 5.14), faults make the pages.
+        let _ = unsafe { madvise(self.start.as_ptr().cast(), len, Advice::LinuxPopulateWrite) };
+    }
+
     /// Maps `len` bytes of a file from `offset` on, shared, readable and writable.
     ///
     /// # Errors

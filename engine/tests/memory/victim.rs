@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
@@ -213,9 +213,11 @@ impl Victim {
         let mut files = Files::default();
         let (copied, cancel) = (AtomicU64::new(0), CancelFlag::new());
         let buffers = Buffers::default();
+        let given_up = AtomicBool::new(false);
         let copy = PageCopy {
             copied: &copied,
             cancel: &cancel,
+            given_up: &given_up,
             workers: 2,
             buffers: &buffers,
         };

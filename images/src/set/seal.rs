@@ -22,7 +22,10 @@ const MAX_SINGLE_SYNCS: usize = 16;
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
-pub(super) fn seal(set: ImageSetWriter, inventory: &InventoryEntry) -> Result<(), ImageWriteError> {
+pub(super) fn seal(
+    set: &ImageSetWriter,
+    inventory: &InventoryEntry,
+) -> Result<(), ImageWriteError> {
     if let Some(name) = &set.lock().abandoned {
         return Err(ImageWriteError::Unfinished {
             path: set.path_of(name),
@@ -37,10 +40,10 @@ pub(super) fn seal(set: ImageSetWriter, inventory: &InventoryEntry) -> Result<()
     let above = private::open_dir(&set.path).map_err(unusable)?;
     let durable = is_durable(&above);
     if durable {
-        sync_files(&set, &names)?;
+        sync_files(set, &names)?;
     }
-    remove_old_set(&set, &above, &names, durable)?;
-    publish(&set, &above, &names, durable)
+    remove_old_set(set, &above, &names, durable)?;
+    publish(set, &above, &names, durable)
 }
 
 fn is_durable(dir: &OwnedFd) -> bool {

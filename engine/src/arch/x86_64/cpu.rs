@@ -1,11 +1,17 @@
 //! What this CPU is called.
 
 use std::arch::x86_64::__cpuid;
+use std::sync::OnceLock;
 
-/// The brand string, where the CPU has one.
+/// The brand string, where the CPU has one; read once.
 ///
 /// Source: Intel SDM volume 2, CPUID leaves 0x80000002 to 0x80000004.
-pub fn cpu_model() -> Option<String> {
+pub fn cpu_model() -> Option<&'static str> {
+    static MODEL: OnceLock<Option<String>> = OnceLock::new();
+    MODEL.get_or_init(read).as_deref()
+}
+
+fn read() -> Option<String> {
     if __cpuid(0x8000_0000).eax < 0x8000_0004 {
         return None;
     }

@@ -14,6 +14,7 @@
 //! Source: Intel SDM volume 1, chapter 13; linux arch/x86/kernel/fpu/regset.c.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::sync::OnceLock;
 
 use firn_proto::{FirnXfeatureEntry, UserX86FpregsEntry, UserX86XsaveEntry};
 
@@ -78,8 +79,13 @@ pub enum XsaveError {
 }
 
 impl XsaveLayout {
-    /// Reads the layout of this CPU.
-    pub fn of_this_cpu() -> XsaveLayout {
+    /// The layout of this CPU, read once: a hypervisor may take tens of microseconds for each leaf.
+    pub fn of_this_cpu() -> &'static XsaveLayout {
+        static LAYOUT: OnceLock<XsaveLayout> = OnceLock::new();
+        LAYOUT.get_or_init(XsaveLayout::read)
+    }
+
+    fn read() -> XsaveLayout {
         let has_osxsave = __cpuid(1).ecx & (1 << 27) != 0;
         if !has_osxsave {
             return XsaveLayout {
@@ -366,7 +372,7 @@ mod tests {
     #[test]
     fn survives_the_image() {
         let layout = XsaveLayout::of_this_cpu();
-        let area = filled(&layout);
+        let area = filled(layout);
         let image = layout.to_image(&area).unwrap();
         assert_eq!(layout.from_image(&image).unwrap(), area);
     }
@@ -374,7 +380,7 @@ mod tests {
     #[test]
     fn refuses_state_that_this_cpu_lacks() {
         let layout = XsaveLayout::of_this_cpu();
-        let mut image = layout.to_image(&filled(&layout)).unwrap();
+        let mut image = layout.to_image(&filled(layout)).unwrap();
         image.xsave.as_mut().unwrap().xstate_bv |= 1 << 40;
         let error = layout.from_image(&image).unwrap_err();
         assert!(error.to_string().contains("component 40"), "{error}");
@@ -383,7 +389,7 @@ mod tests {
     #[test]
     fn refuses_arrays_of_the_wrong_size() {
         let layout = XsaveLayout::of_this_cpu();
-        let mut image = layout.to_image(&filled(&layout)).unwrap();
+        let mut image = layout.to_image(&filled(layout)).unwrap();
         image.st_space.pop();
         assert_eq!(
             layout.from_image(&image).unwrap_err(),
@@ -398,7 +404,7 @@ mod tests {
     #[test]
     fn an_image_without_xsave_fills_the_legacy_area_only() {
         let layout = XsaveLayout::of_this_cpu();
-        let mut image = layout.to_image(&filled(&layout)).unwrap();
+        let mut image = layout.to_image(&filled(layout)).unwrap();
         image.xsave = None;
         let area = layout.from_image(&image).unwrap();
         assert_eq!(u64_at(&area, HEADER_AT), LEGACY_BITS);
