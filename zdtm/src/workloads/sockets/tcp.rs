@@ -126,8 +126,8 @@ fn many(stage: &Stage) -> Result<()> {
             // Two thirds of what it may have; with a listener, so that both are more than the engine may have.
             let listeners = (0..DESCRIPTORS / 6).map(|_| TcpListener::bind(V4));
             let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
-            let pairs =
-                (0..DESCRIPTORS / 4).map(|at| pair(if (at + nr) % 2 == 0 { V4 } else { V6 }));
+            let pairs = (0..DESCRIPTORS / 4)
+                .map(|at| pair(if (at + nr).is_multiple_of(2) { V4 } else { V6 }));
             let pairs = pairs.collect::<Result<Vec<_>>>()?;
             for (server, client) in &pairs {
                 let mut client = client;
