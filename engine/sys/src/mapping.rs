@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 
@@ -35,6 +35,21 @@ impl SharedMapping {
         let flags = MapFlags::SHARED | MapFlags::FIXED_NOREPLACE;
         // SAFETY: FIXED_NOREPLACE never touches an existing mapping.
         let got = unsafe { mmap_anonymous(hint, len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+        Ok(SharedMapping {
+            start: non_null(got),
+            len,
+        })
+    }
+
+    /// Maps fresh shared memory somewhere, which costs nothing before it is written to.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn sparse(len: usize) -> Result<SharedMapping> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let got = unsafe { mmap_anonymous(std::ptr::null_mut(), len, prot, flags) }?;
         Ok(SharedMapping {
             start: non_null(got),
             len,
@@ -171,6 +186,21 @@ impl SharedMapping {
         let at = unsafe { self.start.as_ptr().add(offset) };
         // SAFETY: aligned, inside, and lives as long as self; all accesses to words are atomic.
         unsafe { AtomicU32::from_ptr(at.cast()) }
+    }
+
+    /// The 64-bit word at `offset`.
+    ///
+    /// # Panics
+    /// If the offset is not a multiple of 8 or lies outside.
+    pub fn long_word(&self, offset: usize) -> &AtomicU64 {
+        assert!(
+            offset.is_multiple_of(8) && offset + 8 <= self.len,
+            "an aligned word inside"
+        );
+        // SAFETY: the offset was checked to lie inside the mapping.
+        let at = unsafe { self.start.as_ptr().add(offset) };
+        // SAFETY: aligned, inside, and lives as long as self; all accesses to words are atomic.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
     }
 }
 

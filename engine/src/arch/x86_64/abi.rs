@@ -23,7 +23,7 @@ const USER_DATA: u64 = 0x2b;
 /// Bit of a selector that names the local descriptor table.
 const LOCAL_TABLE: u64 = 4;
 /// Interrupts are on; the other bit is always set.
-const PLAIN_FLAGS: u64 = 0x202;
+pub(super) const PLAIN_FLAGS: u64 = 0x202;
 
 /// Which kind of code a program is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -49,6 +49,14 @@ impl Abi {
         match self {
             Abi::Native => [0x0f, 0x05],
             Abi::Ia32 => [0xcd, 0x80],
+        }
+    }
+
+    /// Number of the call that sleeps until a signal comes and takes no arguments: pause.
+    pub fn sleep_nr(self) -> u64 {
+        match self {
+            Abi::Native => 34,
+            Abi::Ia32 => 29,
         }
     }
 

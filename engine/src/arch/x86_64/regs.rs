@@ -166,6 +166,28 @@ pub fn call_instruction(regs: &GeneralRegs) -> Option<u64> {
     (regs.orig_rax.cast_signed() >= 0).then(|| regs.rip.wrapping_sub(CALL_LEN))
 }
 
+macro_rules! word_form {
+    ($($register:ident)*) => {
+        /// How many registers there are.
+        pub const NR_REGISTERS: usize = [$(stringify!($register)),*].len();
+
+        /// All registers as they are.
+        pub fn to_words(regs: &GeneralRegs) -> [u64; NR_REGISTERS] {
+            [$(regs.$register),*]
+        }
+
+        /// Registers out of what [`to_words`] gives.
+        pub fn from_words([$($register),*]: [u64; NR_REGISTERS]) -> GeneralRegs {
+            GeneralRegs { $($register),* }
+        }
+    };
+}
+
+word_form! {
+    r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss
+    fs_base gs_base ds es fs gs
+}
+
 /// Result of a system call at its exit stop.
 pub fn syscall_result(regs: &GeneralRegs) -> i64 {
     regs.rax.cast_signed()
@@ -184,6 +206,16 @@ pub(crate) mod tests {
         regs.rax = rax.cast_unsigned();
         regs.orig_rax = orig.cast_unsigned();
         regs
+    }
+
+    #[test]
+    fn registers_come_back_from_words() {
+        let regs = GeneralRegs {
+            gs: 7,
+            r15: 8,
+            ..stopped(-4, 35)
+        };
+        assert_eq!(from_words(to_words(&regs)), regs);
     }
 
     #[test]
