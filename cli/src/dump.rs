@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use firn_engine::cancel::CancelFlag;
+use firn_engine::inject::{Journal, Repair, repair};
 use firn_engine::script::Scripts;
 use firn_engine::{Dump, DumpError, DumpReport, FileValidation, Leave, Pid};
 use firn_sys::Errno;
@@ -26,38 +27,73 @@ pub fn is_named_by(argv: &[OsString]) -> bool {
     argv.get(1).is_some_and(|word| word == "dump")
 }
 
-/// Begins a process of its own for the work.
-///
-/// For some hundred microseconds the tasks hold registers of ours, and whoever holds them then must not be
-/// killed. A SIGKILL for the process that was called leaves the worker time to put everything back.
-pub fn split() -> Result<Side, Failure> {
-    worker::split().map_err(|errno| Failure::io("the dump can't be started", &errno.into()))
+/// Which of the two processes of a dump this is, and what the worker notes in memory of both.
+pub enum Part {
+    /// The process that was called.
+    Front(Worker, Option<Journal>),
+    /// The one that does the work.
+    Worker(Option<Journal>),
 }
 
-/// Dumps; status 0 says that the images are complete. `side` tells which of the two processes this is where they have
+/// Begins a process of its own for the work.
+///
+/// For some hundred microseconds the tasks hold registers of ours. A SIGKILL for the process that was called leaves the
+/// worker time to put everything back; after one for the worker, the process that was called does that, out of the
+/// journal.
+pub fn split() -> Result<Part, Failure> {
+    let journal = Journal::new().ok();
+    match worker::split() {
+        Ok(Side::Front(worker)) => Ok(Part::Front(worker, journal)),
+        Ok(Side::Worker) => Ok(Part::Worker(journal)),
+        Err(errno) => Err(Failure::io("the dump can't be started", &errno.into())),
+    }
+}
+
+/// Dumps; status 0 says that the images are complete. `part` tells which of the two processes this is where they have
 /// been split before.
-pub fn run(args: &DumpArgs, side: Option<Side>) -> Result<u8, Failure> {
-    match side.map_or_else(split, Ok)? {
-        Side::Front(worker) => status_of(worker),
-        Side::Worker => work(args),
+pub fn run(args: &DumpArgs, part: Option<Part>) -> Result<u8, Failure> {
+    match part.map_or_else(split, Ok)? {
+        Part::Front(worker, journal) => status_of(worker, journal.as_ref()),
+        Part::Worker(journal) => work(args, journal),
     }
 }
 
 /// The status of the worker, which has told everything else itself.
-pub fn status_of(worker: Worker) -> Result<u8, Failure> {
+pub fn status_of(worker: Worker, journal: Option<&Journal>) -> Result<u8, Failure> {
     let failed = |errno: Errno| Failure::io("the dump can't be waited for", &errno.into());
     let status = worker.wait().map_err(failed)?;
     match (status.code(), status.signal()) {
         (Some(code), _) => Ok(u8::try_from(code).unwrap_or(output::FAILED)),
         (None, signal) => {
             let signal = signal.unwrap_or(0);
-            let message = format!("the process that dumps was killed by signal {signal}");
+            let mut message = format!("the process that dumps was killed by signal {signal}");
+            if let Some(journal) = journal {
+                message.push_str(&told_of(&repair(journal)));
+            }
             Err(Failure::new("gone", message))
         }
     }
 }
 
-fn work(args: &DumpArgs) -> Result<u8, Failure> {
+/// What was put back, in words.
+fn told_of(repair: &Repair) -> String {
+    let mut said = String::new();
+    if repair.signal.is_some() {
+        said.push_str(
+            "; the images are complete, and what it had begun with the tasks was finished",
+        );
+    }
+    if repair.put_back > 0 {
+        let threads = counted(repair.put_back, "thread");
+        said.push_str(&format!("; {threads} got back what it had changed"));
+    }
+    for (tid, error) in &repair.failures {
+        said.push_str(&format!("; thread {tid} is not as it was: {error}"));
+    }
+    said
+}
+
+fn work(args: &DumpArgs, journal: Option<Journal>) -> Result<u8, Failure> {
     let work_dir = args.common.work_dir();
     crate::log::start(&crate::log::Settings {
         file: args.common.log.log_file.as_deref(),
@@ -68,7 +104,7 @@ fn work(args: &DumpArgs) -> Result<u8, Failure> {
     let cancel = CancelFlag::new();
     let _signals = TerminationFlag::install(cancel.as_atomic())
         .map_err(|errno| Failure::io("signals can't be handled", &errno.into()))?;
-    match operation(args, &cancel).run() {
+    match operation(args, &cancel).journal(journal).run() {
         Ok(report) => {
             tell(args, &report);
             Ok(0)

@@ -24,9 +24,8 @@ mod unlock;
 use std::ffi::OsString;
 use std::io::Write;
 
-use firn_sys::worker::Side;
-
 use crate::args::Task;
+use crate::dump::Part;
 use crate::output::{Failure, USAGE};
 
 fn main() -> ! {
@@ -51,13 +50,15 @@ fn run(argv: Vec<OsString>) -> u8 {
 /// Does what the command line says; returns its command, and the status.
 fn obey(argv: Vec<OsString>) -> (&'static str, Result<u8, Failure>) {
     // What comes before a fork is copied by it, so it comes first where that can be.
-    let side = match dump::is_named_by(&argv).then(dump::split).transpose() {
-        Ok(Some(Side::Front(worker))) => return ("dump", dump::status_of(worker)),
-        Ok(side) => side,
+    let part = match dump::is_named_by(&argv).then(dump::split).transpose() {
+        Ok(Some(Part::Front(worker, journal))) => {
+            return ("dump", dump::status_of(worker, journal.as_ref()));
+        }
+        Ok(part) => part,
         Err(failure) => return ("dump", Err(failure)),
     };
     match parse(argv) {
-        Ok(Parsed::Task(task)) => (name(&task), act(*task, side)),
+        Ok(Parsed::Task(task)) => (name(&task), act(*task, part)),
         Ok(Parsed::Answered(code)) => ("firn", Ok(code)),
         Err(failure) => ("firn", Err(failure)),
     }
@@ -98,10 +99,10 @@ fn name(task: &Task) -> &'static str {
     }
 }
 
-/// Does a task; this process is on the worker's side already where there is one.
-fn act(task: Task, side: Option<Side>) -> Result<u8, Failure> {
+/// Does a task; this process is the one that works already where there are two.
+fn act(task: Task, part: Option<Part>) -> Result<u8, Failure> {
     match task {
-        Task::Dump(args) => dump::run(&args, side),
+        Task::Dump(args) => dump::run(&args, part),
         Task::Restore(args) => restore::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Check(args) => check::run(&args),

@@ -3,12 +3,15 @@
 use firn_sys::Pid;
 
 use crate::arch::Abi;
+use crate::inject::Journal;
 
 /// A process tree, parents before their children, depth first; the root stands first.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Tree {
     /// All processes, zombies included.
     pub tasks: Vec<Task>,
+    /// Where is noted what is changed in them for a moment.
+    pub journal: Option<Journal>,
 }
 
 /// One process.
@@ -70,6 +73,14 @@ impl Task {
 }
 
 impl Tree {
+    /// A tree of tasks in which nothing is noted.
+    pub fn new(tasks: Vec<Task>) -> Tree {
+        Tree {
+            tasks,
+            journal: None,
+        }
+    }
+
     /// The root task.
     ///
     /// # Panics

@@ -240,6 +240,7 @@ impl<'a> Operation<'a> {
         FreezeOptions {
             timeout: self.options.timeout,
             cgroup: self.options.freeze_cgroup.clone(),
+            journal: self.options.journal.clone(),
         }
     }
 

@@ -10,6 +10,7 @@ use super::{DumpError, DumpReport};
 use crate::cancel::CancelFlag;
 use crate::files::plugin::{FilePlugin, Plugins};
 use crate::files::{FileDumpOptions, FileValidation, SocketDumpOptions};
+use crate::inject::Journal;
 use crate::memory::{Trackers, TrackersHere};
 use crate::progress::{Progress, Reporter};
 use crate::script::Scripts;
@@ -48,6 +49,7 @@ pub struct DumpOptions {
     pub(crate) plugins: Plugins,
     pub(crate) scripts: Scripts,
     pub(crate) sockets: SocketDumpOptions,
+    pub(crate) journal: Option<Journal>,
 }
 
 impl DumpOptions {
@@ -113,6 +115,7 @@ impl Dump {
             plugins: Plugins::default(),
             scripts: Scripts::new(),
             sockets: SocketDumpOptions::default(),
+            journal: None,
         };
         Dump {
             options,
@@ -255,6 +258,14 @@ impl Dump {
     #[must_use]
     pub fn progress(mut self, callback: impl FnMut(Progress) + Send + 'static) -> Dump {
         self.reporter = Reporter::new(callback);
+        self
+    }
+
+    /// Notes what is changed in the tasks for a moment, so that another process can put them back should this one be
+    /// killed: see [`repair`](crate::inject::repair).
+    #[must_use]
+    pub fn journal(mut self, journal: Option<Journal>) -> Dump {
+        self.options.journal = journal;
         self
     }
 

@@ -93,7 +93,7 @@ impl Fifos {
             match self.held.remove(&entry.pipe_id)? {
                 Some(both) => {
                     let both = pipe_data::fill(both, entry, &bytes)?;
-                    Ok(self.held.insert(entry.pipe_id, both)?)
+                    self.held.insert(entry.pipe_id, both)
                 }
                 None => Ok(()),
             }

@@ -24,10 +24,12 @@ use firn_sys::{Errno, Pid, task as sys_task};
 
 use self::cgroup::FrozenGroup;
 use self::stop::{Deadline, Setback};
+use crate::inject::Journal;
 use crate::task::status::StatusError;
 use crate::tree::{Task, TaskState, Tree};
 
 pub use cgroup::CgroupFreezeError;
+pub(crate) use seize::hold;
 pub use walk::{check_root, children, running_tree, speaker, threads};
 
 /// Why a tree could not be frozen. Nothing of it stays stopped.
@@ -107,6 +109,8 @@ pub struct FreezeOptions {
     pub timeout: Duration,
     /// Freeze this cgroup instead of the one found for the tree.
     pub cgroup: Option<PathBuf>,
+    /// Where is noted what is changed in the tasks.
+    pub journal: Option<Journal>,
 }
 
 /// What is to become of the tasks of a frozen tree.
@@ -153,7 +157,10 @@ impl FrozenTree {
             let group = cgroup::find(root, options)?;
             let begun = Instant::now();
             let mut frozen = FrozenTree {
-                tree: Arc::new(Tree { tasks: Vec::new() }),
+                tree: Arc::new(Tree {
+                    tasks: Vec::new(),
+                    journal: options.journal.clone(),
+                }),
                 seized: Vec::new(),
                 since: begun,
                 freezing: Duration::ZERO,
@@ -230,6 +237,7 @@ impl FrozenTree {
             Fate::Kill => self.kill(),
             Fate::Stop => {
                 let running = |task: &&Task| task.state == TaskState::Alive;
+                self.note(libc_signal::SIGSTOP, self.tree.alive().filter(running));
                 for task in self.tree.alive().filter(running) {
                     // Pending before anybody runs again, so no instruction is executed in between.
                     let _ = sys_task::kill(task.pid, libc_signal::SIGSTOP);
@@ -244,7 +252,15 @@ impl FrozenTree {
         stop::let_go(&self.seized);
     }
 
+    /// Notes that tasks are about to get a signal, all of them or none.
+    fn note<'a>(&self, signal: i32, tasks: impl Iterator<Item = &'a Task>) {
+        if let Some(journal) = &self.tree.journal {
+            journal.will_signal(signal, tasks.map(|task| task.pid));
+        }
+    }
+
     fn kill(&self) {
+        self.note(libc_signal::SIGKILL, self.tree.tasks.iter());
         for task in &self.tree.tasks {
             let _ = sys_task::kill(task.pid, libc_signal::SIGKILL);
         }

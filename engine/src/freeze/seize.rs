@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use firn_sys::{Errno, Pid, procfs, ptrace, wait};
 
 use super::FreezeError;
+use super::stop::{self, Stopped};
 use crate::task::status::{Stat, Status, StatusError};
 
 /// Seizing options: mark syscall stops, so that they can't be taken for a SIGTRAP.
@@ -55,6 +56,22 @@ pub fn seize(pid: Pid, tid: Pid) -> Result<Seized, FreezeError> {
     match ptrace::interrupt(tid) {
         Ok(()) | Err(Errno::ESRCH) => Ok(seized),
         Err(source) => Err(FreezeError::Refused { tid, source }),
+    }
+}
+
+/// Seizes a thread and waits until it has stopped; false when it is dead.
+///
+/// # Errors
+/// As of [`seize`].
+pub fn hold(pid: Pid, tid: Pid) -> Result<bool, FreezeError> {
+    if seize(pid, tid)? == Seized::Dead {
+        return Ok(false);
+    }
+    loop {
+        match stop::poll_stop(tid) {
+            Some(stopped) => return Ok(stopped != Stopped::Ended),
+            None => std::thread::sleep(stop::SHORTEST_PAUSE),
+        }
     }
 }
 

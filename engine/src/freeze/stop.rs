@@ -31,7 +31,7 @@ const LAST_PATIENCE: Duration = Duration::from_secs(1);
 const QUICK_LOOKS: u32 = 64;
 /// Killed threads that are worth a thread of our own to reap them.
 const THREADS_PER_REAPER: usize = 64;
-const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
+pub(super) const SHORTEST_PAUSE: Duration = Duration::from_micros(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a tree has not been stopped.
@@ -74,7 +74,7 @@ impl Deadline {
 
 /// How a thread came to its stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stopped {
+pub(super) enum Stopped {
     /// By our interrupt.
     Interrupted,
     /// It belongs to a group stopped by this signal.
@@ -361,7 +361,7 @@ fn is_io_worker(tid: Pid, regs: &GeneralRegs) -> bool {
 }
 
 /// Looks whether an interrupted thread has stopped, letting through the signals it was about to take.
-fn poll_stop(tid: Pid) -> Option<Stopped> {
+pub(super) fn poll_stop(tid: Pid) -> Option<Stopped> {
     loop {
         return match wait::try_wait(tid) {
             Ok(Some(WaitStatus::Stopped {

@@ -7,13 +7,17 @@
 //! ```
 //!
 //! Nothing is written into the task's own memory, not even for the first call. From the first changed
-//! register to the last one put back is the only time in which the death of the coordinator would harm
-//! the task, so all tasks of a tree go through it together and it takes well under a millisecond a task.
-//! The kernel offers no remedy: with its tracer a tracee loses its stop, and the only thing that holds it
-//! then, a group stop, is visible to its parent. The command line keeps the coordinator in a process
-//! that nobody has a reason to kill (`firn_sys::worker`).
+//! register to the last one put back the death of the coordinator would harm the task: with its tracer a tracee
+//! loses its stop, and the only thing that holds it then, a group stop, is visible to its parent. So all tasks of a
+//! tree go through it together, which takes well under a millisecond a task; what is changed stands in a
+//! [`Journal`]; and a thread that loses its tracer waits where it comes to no harm, asleep or on a landing
+//! ([`arch::Landing`]), until another process puts it back ([`repair`]). The command line has that process
+//! (`firn_sys::worker`).
 
+mod journal;
+mod landings;
 mod remote;
+mod repair;
 mod room;
 mod saved;
 
@@ -25,11 +29,15 @@ use std::time::Duration;
 use firn_sys::mapping::SharedMapping;
 use firn_sys::{Errno, Pid, ptrace, task as sys_task, wait};
 
+use self::remote::finish_all;
 use self::saved::Saved;
 use crate::arch::{self, Abi};
+use crate::memory::AddressRange;
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
+pub use journal::Journal;
 pub use remote::{CallSpec, RemoteCall, call_all, find_syscall_instruction};
+pub use repair::{Repair, RepairError, repair};
 pub use saved::ThreadStop;
 
 /// How long the programs of one task may take; they hold nothing but calls that answer at once.
@@ -120,6 +128,15 @@ impl Job {
     }
 }
 
+/// How a process was found.
+#[derive(Debug)]
+pub struct Found {
+    /// Its threads, in the order of the job's.
+    pub stops: Vec<ThreadStop>,
+    /// The mapping of code in which the first of them is, where that is known.
+    pub code: Option<AddressRange>,
+}
+
 /// What has answered in a process: the programs' memory, and its threads as they were found.
 #[derive(Debug)]
 pub struct Answered {
@@ -139,38 +156,40 @@ fn trace(tid: Pid, what: &'static str) -> impl Fn(Errno) -> InjectError {
 /// A task with an arena in it.
 struct Entered {
     saved: Vec<Saved>,
-    syscall_at: u64,
+    /// The call that has brought it.
+    call: RemoteCall,
     address: u64,
     arena: Arena,
 }
 
 /// Runs every job's programs, all tasks together, and returns the arenas with the answers. All threads
-/// are back in their stops with the registers and masks they had.
+/// are back in their stops with the registers and masks they had; what is changed meanwhile is noted in the journal.
 ///
 /// # Errors
 /// See [`InjectError`]; registers and masks are put back in any case.
 ///
 /// # Preconditions
 /// Every thread is in a ptrace stop of the calling thread.
-pub fn run(jobs: &[Job]) -> Result<Vec<Arena>, InjectError> {
-    let answered = run_prepared(jobs, |_| {})?;
+pub fn run(jobs: &[Job], journal: Option<&Journal>) -> Result<Vec<Arena>, InjectError> {
+    let answered = run_prepared(jobs, journal, |_| {})?;
     Ok(answered.into_iter().map(|task| task.arena).collect())
 }
 
-/// Does what [`run`] does in threads that were found as the `stops` say, and returns these as well, so that nobody has
-/// to ask the kernel again.
+/// Does what [`run`] does in processes that are known to be as they were `found`, and returns how their threads were,
+/// so that nobody has to ask the kernel again.
 ///
 /// # Errors
 /// See [`InjectError`]; registers and masks are put back in any case.
 ///
 /// # Preconditions
-/// Every thread is in a ptrace stop of the calling thread, and there are as many stops, in the order of the jobs and
+/// Every thread is in a ptrace stop of the calling thread, and what was found stands in the order of the jobs and
 /// their threads.
 pub fn run_and_tell(
     jobs: &[Job],
-    stops: Vec<Vec<ThreadStop>>,
+    found: Vec<Found>,
+    journal: Option<&Journal>,
 ) -> Result<Vec<Answered>, InjectError> {
-    run_stopped(jobs, stops, |_| {})
+    run_stopped(jobs, found, journal, |_| {})
 }
 
 /// Does what [`run`] does, and calls `prepare` with the arenas in the order of the jobs, when it is known where
@@ -183,31 +202,27 @@ pub fn run_and_tell(
 /// Every thread is in a ptrace stop of the calling thread.
 pub fn run_prepared(
     jobs: &[Job],
+    journal: Option<&Journal>,
     prepare: impl FnOnce(&[&Arena]),
 ) -> Result<Vec<Answered>, InjectError> {
-    let stops = jobs.iter().map(|job| {
+    let found = jobs.iter().map(|job| {
         let tids = job.threads.iter().map(|(tid, _)| *tid);
-        tids.map(ThreadStop::read).collect()
+        let stops: Result<Vec<ThreadStop>, _> = tids.map(ThreadStop::read).collect();
+        stops.map(|stops| Found { stops, code: None })
     });
-    run_stopped(jobs, stops.collect::<Result<_, _>>()?, prepare)
+    let found: Result<Vec<Found>, InjectError> = found.collect();
+    run_stopped(jobs, found?, journal, prepare)
 }
 
 fn run_stopped(
     jobs: &[Job],
-    stops: Vec<Vec<ThreadStop>>,
+    found: Vec<Found>,
+    journal: Option<&Journal>,
     prepare: impl FnOnce(&[&Arena]),
 ) -> Result<Vec<Answered>, InjectError> {
-    let mut saved = Vec::with_capacity(jobs.len());
-    for (job, stops) in jobs.iter().zip(stops) {
-        let threads = job.threads.iter().zip(stops);
-        let threads: Result<Vec<Saved>, _> = threads
-            .map(|((tid, _), stop)| Saved::save(*tid, stop))
-            .collect();
-        saved.push(threads?);
-    }
-    let mut entered = enter(jobs, saved)?;
+    let mut entered = enter(jobs, found, journal)?;
     prepare(&entered.iter().map(|task| &task.arena).collect::<Vec<_>>());
-    for (job, task) in jobs.iter().zip(&entered) {
+    for (job, task) in jobs.iter().zip(&mut entered) {
         start(job, task)?;
     }
     let mut held_back = Vec::new();
@@ -219,6 +234,9 @@ fn run_stopped(
     for pid in held_back {
         let _ = sys_task::kill(pid, remote::SIGSTOP);
     }
+    if let Some(journal) = journal {
+        journal.clear();
+    }
     let answered = entered.into_iter().map(|task| Answered {
         arena: task.arena,
         stops: task.saved.iter().map(|saved| saved.stop).collect(),
@@ -227,38 +245,45 @@ fn run_stopped(
 }
 
 /// Maps an arena into every task and here.
-fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectError> {
+fn enter(
+    jobs: &[Job],
+    found: Vec<Found>,
+    journal: Option<&Journal>,
+) -> Result<Vec<Entered>, InjectError> {
     let lens: Vec<usize> = jobs.iter().map(|job| job.set.place(0).len()).collect();
+    let mut saved = Vec::with_capacity(jobs.len());
     let mut calls = Vec::with_capacity(jobs.len());
-    for ((job, threads), len) in jobs.iter().zip(&saved).zip(&lens) {
-        let leader = &threads[0];
-        let syscall_at = match remote::instruction_just_used(leader.tid, &leader.stop.regs, job.abi)
-        {
-            Some(address) => address,
-            None => find_syscall_instruction(leader.tid, job.abi)?,
-        };
-        calls.push(RemoteCall::new(
-            leader.tid,
-            leader.stop.regs,
-            syscall_at,
-            CallSpec::map_arena(job.abi, *len),
-        ));
+    for ((job, found), len) in jobs.iter().zip(found).zip(&lens) {
+        let stops = job.threads.iter().zip(found.stops);
+        let save =
+            |((tid, _), stop): (&(Pid, ProgramId), _)| Saved::new(*tid, stop, job, *len, journal);
+        let mut threads: Vec<Saved> = stops.map(save).collect();
+        calls.push(first_call(job, &mut threads[0], found.code, *len)?);
+        saved.push(threads);
     }
-    call_all(&mut calls)?;
-    let mapped: Vec<Result<u64, InjectError>> = calls.iter().zip(&lens).map(mapped_at).collect();
+    for (call, threads) in calls.iter().zip(&mut saved) {
+        threads[0].hold()?;
+        call.begin()?;
+    }
+    finish_all(&mut calls)?;
+    let places = calls.iter().zip(&mut saved).zip(&lens);
+    let mapped: Vec<Result<u64, InjectError>> = places.map(mapped_at).collect();
     if mapped.iter().any(Result::is_err) {
         take_back(jobs, &calls, &mapped, &lens);
     }
     let mapped = mapped.into_iter().collect::<Result<Vec<u64>, _>>()?;
     let mut entered = Vec::with_capacity(jobs.len());
     let known = saved.into_iter().zip(&lens).zip(mapped);
-    for ((job, call), ((saved, len), address)) in jobs.iter().zip(&calls).zip(known) {
+    for ((job, call), ((mut saved, len), address)) in jobs.iter().zip(calls).zip(known) {
+        for thread in &mut saved {
+            thread.note(|noted| noted.arena = Some(address));
+        }
         let mapping = see(job.speaker(), address, *len)?;
         let mut arena = Arena::attach(mapping, &job.set, job.set.place(address));
-        arena.had_no_room = room::is_lacking(call);
+        arena.had_no_room = room::is_lacking(&call);
         entered.push(Entered {
             saved,
-            syscall_at: call.instruction(),
+            call,
             address,
             arena,
         });
@@ -266,11 +291,41 @@ fn enter(jobs: &[Job], saved: Vec<Vec<Saved>>) -> Result<Vec<Entered>, InjectErr
     Ok(entered)
 }
 
+/// Prepares the call by which the first thread of a process maps an arena, and notes where that leads it.
+fn first_call(
+    job: &Job,
+    thread: &mut Saved,
+    code: Option<AddressRange>,
+    len: usize,
+) -> Result<RemoteCall, InjectError> {
+    let (tid, regs) = (thread.tid, thread.stop.regs);
+    let instruction = match remote::instruction_just_used(tid, &regs, job.abi) {
+        Some(address) => address,
+        None => find_syscall_instruction(tid, job.abi)?,
+    };
+    let call = RemoteCall::new(tid, regs, instruction, CallSpec::map_arena(job.abi, len));
+    if !thread.is_noted() {
+        return Ok(call);
+    }
+    let here = code.filter(|code| code.contains(regs.rip));
+    let landing = match here {
+        Some(code) => landings::find(tid, regs.rip, code, job.abi),
+        None => landings::find(tid, instruction, landings::page_of(instruction), job.abi),
+    };
+    thread.note(|noted| {
+        noted.instruction = Some(instruction);
+        noted.landing = landing;
+    });
+    Ok(call.landing_on(landing))
+}
+
 /// Where a task has its arena.
-fn mapped_at((call, len): (&RemoteCall, &usize)) -> Result<u64, InjectError> {
+fn mapped_at(
+    ((call, threads), len): ((&RemoteCall, &mut Vec<Saved>), &usize),
+) -> Result<u64, InjectError> {
     match call.result() {
         Ok(address) => Ok(address),
-        Err(source) if room::is_lacking(call) => room::map(call, *len, source),
+        Err(source) if room::is_lacking(call) => room::map(call, &mut threads[0], *len, source),
         Err(_) => remote::map_in_two_parts(call, *len),
     }
 }
@@ -320,8 +375,11 @@ fn see(pid: Pid, address: u64, len: usize) -> Result<SharedMapping, InjectError>
     }
 }
 
-fn start(job: &Job, task: &Entered) -> Result<(), InjectError> {
-    for (saved, (tid, program)) in task.saved.iter().zip(&job.threads) {
+fn start(job: &Job, task: &mut Entered) -> Result<(), InjectError> {
+    for (nth, (saved, (tid, program))) in task.saved.iter_mut().zip(&job.threads).enumerate() {
+        if nth > 0 {
+            saved.hold()?;
+        }
         let (record, context) = task.arena.entry(*program);
         let regs = arch::at_executor(&saved.stop.regs, task.address, record, context);
         ptrace::set_general_regs(*tid, &regs).map_err(trace(*tid, "set the registers"))?;
@@ -373,18 +431,18 @@ fn stop_again(jobs: &[Job]) -> Result<(), InjectError> {
     Ok(())
 }
 
-/// Unmaps the arenas and puts every thread back. Returns processes whose SIGSTOP was held back.
+/// Unmaps the arenas and puts every thread back: first those that would run in what is unmapped. Returns
+/// processes whose SIGSTOP was held back.
 fn leave(jobs: &[Job], entered: &mut [Entered]) -> Result<Vec<Pid>, InjectError> {
-    let mut calls: Vec<RemoteCall> = entered
-        .iter()
-        .zip(jobs)
-        .map(|(task, job)| {
-            let len = u64::try_from(task.arena.placed().len()).expect("lengths fit 64 bits");
-            let leader = &task.saved[0];
-            let munmap = CallSpec::unmap(job.abi, task.address, len);
-            RemoteCall::new(leader.tid, leader.stop.regs, task.syscall_at, munmap)
-        })
-        .collect();
+    for saved in entered.iter_mut().flat_map(|task| &mut task.saved[1..]) {
+        saved.restore()?;
+    }
+    let unmap = |(task, job): (&Entered, &Job)| {
+        let len = u64::try_from(task.arena.placed().len()).expect("lengths fit 64 bits");
+        let munmap = CallSpec::unmap(job.abi, task.address, len);
+        task.call.followed_by(munmap)
+    };
+    let mut calls: Vec<RemoteCall> = entered.iter().zip(jobs).map(unmap).collect();
     call_all(&mut calls)?;
     for (call, job) in calls.iter().zip(jobs) {
         let what = "unmapping the arena";
@@ -394,8 +452,8 @@ fn leave(jobs: &[Job], entered: &mut [Entered]) -> Result<Vec<Pid>, InjectError>
             source,
         })?;
     }
-    for saved in entered.iter_mut().flat_map(|task| &mut task.saved) {
-        saved.restore()?;
+    for task in entered.iter_mut() {
+        task.saved[0].restore()?;
     }
     Ok(calls
         .iter()

@@ -6,7 +6,8 @@ use firn_sys::wait::Status;
 use firn_sys::{Errno, Pid, nr, procfs, ptrace, wait};
 
 use super::{InjectError, trace};
-use crate::arch::{Abi, regs};
+use crate::arch::{Abi, Landing, regs};
+use crate::memory::AddressRange;
 
 /// One system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +66,19 @@ const PAGE: u64 = 4096;
 const NO_FILE: u64 = u64::MAX;
 /// The one stop signal that a mask can't hold back.
 pub const SIGSTOP: i32 = 19;
+/// SIGKILL and SIGSTOP, which no mask holds.
+pub(super) const NEVER_BLOCKED: u64 = 1 << 8 | 1 << 18;
+/// What a register has that stands for the result of a call which is yet to be made: -ENOSYS.
+const NOT_MADE: u64 = (-38i64).cast_unsigned();
+/// Arguments of a call that takes none, by which its maker is known.
+const MARK: u64 = 0x4e52_4946;
 /// No more than this much of one mapping is searched for an instruction.
 const SEARCH_LIMIT: u64 = 1 << 20;
+
+/// Whether these registers are those of a thread that sleeps where [`call_all`] lets it enter the kernel.
+pub(super) fn sleeps_for_us(regs: &GeneralRegs) -> bool {
+    regs.rdx == MARK && regs.rsi == MARK
+}
 
 /// One call to be made by one stopped thread.
 #[derive(Debug)]
@@ -75,6 +87,8 @@ pub struct RemoteCall {
     old: GeneralRegs,
     instruction: u64,
     call: CallSpec,
+    /// Where the thread goes on after the call if nobody holds it any more.
+    landing: Option<Landing>,
     result: i64,
     swallowed_stop: bool,
 }
@@ -87,14 +101,21 @@ impl RemoteCall {
             old,
             instruction,
             call,
+            landing: None,
             result: 0,
             swallowed_stop: false,
         }
     }
 
+    /// Lets the thread go on there if nobody holds it after the call.
+    pub(super) fn landing_on(mut self, landing: Option<Landing>) -> RemoteCall {
+        self.landing = landing;
+        self
+    }
+
     /// Another call by the same instruction.
     pub fn followed_by(&self, call: CallSpec) -> RemoteCall {
-        RemoteCall::new(self.tid, self.old, self.instruction, call)
+        RemoteCall::new(self.tid, self.old, self.instruction, call).landing_on(self.landing)
     }
 
     /// The thread.
@@ -102,14 +123,9 @@ impl RemoteCall {
         self.tid
     }
 
-    /// Address of the instruction.
-    pub fn instruction(&self) -> u64 {
-        self.instruction
-    }
-
     /// The same call once more.
     pub fn again(&self) -> RemoteCall {
-        RemoteCall::new(self.tid, self.old, self.instruction, self.call)
+        self.followed_by(self.call)
     }
 
     /// True when a SIGSTOP came in between and was held back; it must be sent again afterwards.
@@ -140,14 +156,54 @@ impl RemoteCall {
 /// Every thread is in a ptrace stop of the calling thread, with all signals blocked.
 pub fn call_all(calls: &mut [RemoteCall]) -> Result<(), InjectError> {
     for call in calls.iter() {
-        let CallSpec { abi, nr, args } = call.call;
-        let number = u64::try_from(nr).expect("call numbers are positive");
-        let regs = abi.at_call(&call.old, call.instruction, number, args);
-        ptrace::set_general_regs(call.tid, &regs).map_err(trace(call.tid, "set the registers"))?;
-        go_on(call.tid)?;
+        call.begin()?;
     }
+    finish_all(calls)
+}
+
+impl RemoteCall {
+    /// Lets the thread enter the kernel.
+    ///
+    /// With a landing it does so by a call that would only sleep; which one it makes is settled at the entry stop,
+    /// with the place where it goes on. So it comes to no harm if its tracer dies, at any moment.
+    pub(super) fn begin(&self) -> Result<(), InjectError> {
+        let CallSpec { abi, nr, args } = self.call;
+        let regs = match self.landing {
+            None => abi.at_call(&self.old, self.instruction, number(nr), args),
+            Some(_) => abi.at_call(&self.old, self.instruction, abi.sleep_nr(), [MARK; 6]),
+        };
+        self.set(&regs)?;
+        go_on(self.tid)
+    }
+
+    /// Settles at the entry stop which call it is.
+    fn settle(&self) -> Result<(), InjectError> {
+        let Some(landing) = self.landing else {
+            return Ok(());
+        };
+        let CallSpec { abi, nr, args } = self.call;
+        let regs = abi.at_call(&self.old, self.instruction, number(nr), args);
+        self.set(&landing.with(GeneralRegs {
+            orig_rax: number(nr),
+            rax: NOT_MADE,
+            ..regs
+        }))
+    }
+
+    fn set(&self, regs: &GeneralRegs) -> Result<(), InjectError> {
+        ptrace::set_general_regs(self.tid, regs).map_err(trace(self.tid, "set the registers"))
+    }
+}
+
+fn number(nr: i64) -> u64 {
+    u64::try_from(nr).expect("call numbers are positive")
+}
+
+/// Waits for the ends of calls that have begun.
+pub(super) fn finish_all(calls: &mut [RemoteCall]) -> Result<(), InjectError> {
     for call in calls.iter_mut() {
         call.swallowed_stop |= await_syscall_stop(call.tid)?;
+        call.settle()?;
         go_on(call.tid)?;
     }
     for call in calls.iter_mut() {
@@ -201,12 +257,7 @@ fn await_syscall_stop(tid: Pid) -> Result<bool, InjectError> {
 pub fn map_in_two_parts(refused: &RemoteCall, len: usize) -> Result<u64, InjectError> {
     let len = in_64_bits(len);
     let one = |call: CallSpec, what| -> Result<u64, InjectError> {
-        let mut calls = [RemoteCall::new(
-            refused.tid,
-            refused.old,
-            refused.instruction,
-            call,
-        )];
+        let mut calls = [refused.followed_by(call)];
         call_all(&mut calls)?;
         calls[0].result().map_err(|source| InjectError::Call {
             tid: refused.tid,
@@ -240,23 +291,31 @@ pub fn instruction_just_used(tid: Pid, regs: &GeneralRegs, abi: Abi) -> Option<u
 /// # Errors
 /// The task has none, or its maps can't be read.
 pub fn find_syscall_instruction(pid: Pid, abi: Abi) -> Result<u64, InjectError> {
-    let maps = procfs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-    let mut executable: Vec<(u64, u64, bool)> = maps.lines().filter_map(executable_range).collect();
-    executable.sort_by_key(|(.., is_vdso)| !is_vdso);
-    executable
+    executable_ranges(pid)
         .into_iter()
-        .find_map(|(start, end, _)| search(pid, start, end, abi.call_instruction()))
+        .find_map(|range| search(pid, range.start, range.end, abi.call_instruction()))
         .ok_or(InjectError::NoSyscallInstruction(pid))
 }
 
-fn executable_range(line: &str) -> Option<(u64, u64, bool)> {
+/// All code of a task, that of the vdso first; none where its maps can't be read.
+pub(super) fn executable_ranges(pid: Pid) -> Vec<AddressRange> {
+    let maps = procfs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let mut executable: Vec<(AddressRange, bool)> =
+        maps.lines().filter_map(executable_range).collect();
+    executable.sort_by_key(|(_, is_vdso)| !is_vdso);
+    executable.into_iter().map(|(range, _)| range).collect()
+}
+
+/// The addresses in a line of maps, if there is code, and whether it is the vdso's.
+fn executable_range(line: &str) -> Option<(AddressRange, bool)> {
     let mut fields = line.split_whitespace();
     let (start, end) = fields.next()?.split_once('-')?;
     if !fields.next()?.contains('x') || line.ends_with("[vsyscall]") {
         return None;
     }
     let parse = |hex| u64::from_str_radix(hex, 16).ok();
-    Some((parse(start)?, parse(end)?, line.ends_with("[vdso]")))
+    let range = AddressRange::new(parse(start)?, parse(end)?);
+    Some((range, line.ends_with("[vdso]")))
 }
 
 fn search(pid: Pid, start: u64, end: u64, instruction: [u8; 2]) -> Option<u64> {
@@ -289,7 +348,7 @@ mod tests {
         let vdso = "7ffd1000-7ffd3000 r-xp 00000000 00:00 0     [vdso]";
         assert_eq!(
             executable_range(vdso),
-            Some((0x7ffd_1000, 0x7ffd_3000, true))
+            Some((AddressRange::new(0x7ffd_1000, 0x7ffd_3000), true))
         );
         assert_eq!(executable_range("1000-2000 rw-p 00000000 00:00 0"), None);
         let vsyscall = "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]";

@@ -11,6 +11,7 @@ use firn_sys::{Errno, procfs};
 
 use super::InjectError;
 use super::remote::{self, RemoteCall, call_all};
+use super::saved::Saved;
 use crate::task::limits;
 
 /// Whether a call failed for want of room, or in any other way but that memory may not be writable and executable.
@@ -18,11 +19,16 @@ pub(super) fn is_lacking(call: &RemoteCall) -> bool {
     call.result().is_err_and(|error| error != Errno::EACCES)
 }
 
-/// Makes the refused call that maps an arena of `len` bytes once more, with a higher limit.
+/// Makes the refused call of a thread that maps an arena of `len` bytes once more, with a higher limit.
 ///
 /// # Errors
 /// There is no higher limit, or it is another one that is reached.
-pub(super) fn map(refused: &RemoteCall, len: usize, refusal: Errno) -> Result<u64, InjectError> {
+pub(super) fn map(
+    refused: &RemoteCall,
+    thread: &mut Saved,
+    len: usize,
+    refusal: Errno,
+) -> Result<u64, InjectError> {
     let tid = refused.tid();
     let what = match refusal {
         Errno::ENOMEM => Limited::AddressSpace,
@@ -43,6 +49,7 @@ pub(super) fn map(refused: &RemoteCall, len: usize, refusal: Errno) -> Result<u6
     if limit.cur >= limit.max {
         return Err(no_room(reason(what, limit.max)));
     }
+    thread.note(|noted| noted.limit = Some((what, limit.cur)));
     let raised = rlimit::raise_limit_of(tid, what, limit.cur, limit.max);
     let raised = raised.map_err(|error| {
         no_room(format!(
@@ -58,6 +65,7 @@ pub(super) fn map(refused: &RemoteCall, len: usize, refusal: Errno) -> Result<u6
         mapped => mapped.map_err(|_| no_room(reason(what, limit.max))),
     };
     drop(raised);
+    thread.note(|noted| noted.limit = None);
     mapped
 }
 

@@ -3,10 +3,11 @@
 use firn_sys::ptrace::{self, DispatchConfig, GeneralRegs, RseqConfig};
 use firn_sys::{Pid, process_vm, wait};
 
-use super::{InjectError, trace};
+use super::journal::{Journal, Note, Noted};
+use super::{InjectError, Job, trace};
 use crate::arch::regs;
 
-const ALL_SIGNALS: u64 = u64::MAX;
+pub(super) const ALL_SIGNALS: u64 = u64::MAX;
 
 /// How a stopped thread was found, and is left.
 #[derive(Debug, Clone, Copy)]
@@ -26,9 +27,10 @@ pub struct ThreadStop {
 pub(super) struct Saved {
     pub tid: Pid,
     pub stop: ThreadStop,
-    /// Syscall user dispatch was on.
+    note: Option<Note>,
+    /// Syscall user dispatch was on, and is off.
     has_dispatched: bool,
-    restored: bool,
+    is_held: bool,
 }
 
 impl ThreadStop {
@@ -55,20 +57,61 @@ impl ThreadStop {
 }
 
 impl Saved {
-    pub fn save(tid: Pid, stop: ThreadStop) -> Result<Saved, InjectError> {
-        ptrace::set_signal_mask(tid, ALL_SIGNALS).map_err(trace(tid, "set the signal mask"))?;
-        Ok(Saved {
+    /// Notes how a thread was found, and where an arena of this many bytes will be needed; the thread is not touched.
+    pub fn new(
+        tid: Pid,
+        stop: ThreadStop,
+        job: &Job,
+        arena_len: usize,
+        journal: Option<&Journal>,
+    ) -> Saved {
+        let noted = Noted {
+            tid,
+            pid: job.pid,
+            abi: job.abi,
+            regs: stop.regs,
+            mask: stop.mask,
+            dispatch: stop.dispatch.filter(|config| config.mode != 0),
+            instruction: None,
+            landing: None,
+            arena: None,
+            arena_len: u64::try_from(arena_len).expect("lengths fit 64 bits"),
+            limit: None,
+        };
+        Saved {
             tid,
             stop,
-            has_dispatched: stop
-                .dispatch
-                .is_some_and(|config| stop_dispatch(tid, config)),
-            restored: false,
-        })
+            note: journal.and_then(|journal| journal.note(noted)),
+            has_dispatched: false,
+            is_held: false,
+        }
+    }
+
+    /// Whether what becomes of it is noted.
+    pub fn is_noted(&self) -> bool {
+        self.note.is_some()
+    }
+
+    /// Adds to its note.
+    pub fn note(&mut self, what: impl FnOnce(&mut Noted)) {
+        if let Some(note) = &mut self.note {
+            note.add(what);
+        }
+    }
+
+    /// Holds signals back, and what would hand our calls to the task: right before the thread is led somewhere, since
+    /// it would go on like this if its tracer died.
+    pub fn hold(&mut self) -> Result<(), InjectError> {
+        self.is_held = true;
+        ptrace::set_signal_mask(self.tid, ALL_SIGNALS)
+            .map_err(trace(self.tid, "set the signal mask"))?;
+        let config = self.stop.dispatch;
+        self.has_dispatched = config.is_some_and(|config| stop_dispatch(self.tid, config));
+        Ok(())
     }
 
     pub fn restore(&mut self) -> Result<(), InjectError> {
-        self.restored = true;
+        self.is_held = false;
         if let Some(config) = self.stop.dispatch.filter(|_| self.has_dispatched) {
             ptrace::set_syscall_dispatch(self.tid, config)
                 .map_err(trace(self.tid, "put back the syscall user dispatch"))?;
@@ -76,14 +119,22 @@ impl Saved {
         ptrace::set_general_regs(self.tid, &self.stop.regs)
             .map_err(trace(self.tid, "put back the registers"))?;
         ptrace::set_signal_mask(self.tid, self.stop.mask)
-            .map_err(trace(self.tid, "put back the signal mask"))
+            .map_err(trace(self.tid, "put back the signal mask"))?;
+        self.cross_out();
+        Ok(())
+    }
+
+    fn cross_out(&self) {
+        if let Some(note) = &self.note {
+            note.cross_out();
+        }
     }
 }
 
 impl Drop for Saved {
     fn drop(&mut self) {
-        if self.restored {
-            return;
+        if !self.is_held {
+            return self.cross_out();
         }
         // After an error the thread may still run its program: stop it, then put it back.
         if ptrace::general_regs(self.tid).is_err() {

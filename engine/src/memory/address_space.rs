@@ -3,7 +3,7 @@
 use firn_images::{ImageDir, ImageKind, ImageSetWriter};
 use firn_proto::{FirnMmEntry, MmEntry};
 use firn_sys::Pid;
-use firn_sys::mm::MmFields;
+use firn_sys::mm::{MmFields, prot};
 use firn_sys::procfs;
 
 use super::aio;
@@ -185,6 +185,14 @@ impl AddressSpace {
     pub fn vdso(&self) -> Option<AddressRange> {
         let vdso = self.mappings.iter().find(|m| m.name == b"[vdso]")?;
         Some(vdso.range)
+    }
+
+    /// The mapping of code that has an address.
+    pub fn code_at(&self, address: u64) -> Option<AddressRange> {
+        let next = self.mappings.partition_point(|m| m.range.end <= address);
+        let mapping = self.mappings.get(next)?;
+        let is_code = mapping.prot & prot::EXEC != 0 && mapping.range.contains(address);
+        is_code.then_some(mapping.range)
     }
 
     /// Writes mm, pagemap and pages of the task.

@@ -15,7 +15,7 @@ use super::status::StatusError;
 use super::{itimers, signals};
 use crate::arch::Abi;
 use crate::files::{self, FlagQuestions, Told};
-use crate::inject::{self, InjectError, Job, ThreadStop};
+use crate::inject::{self, Found, InjectError, Job, ThreadStop};
 use crate::memory::AddressSpace;
 use crate::memory::policies::{self, Governed, PolicyQuestions};
 use crate::obstacle::Obstacle;
@@ -144,14 +144,17 @@ pub fn ask(
     spaces: &[AddressSpace],
     told: &Told,
 ) -> Result<Vec<TaskAnswers>, AskError> {
-    let mut stops = Vec::with_capacity(looked.len());
+    let mut found = Vec::with_capacity(looked.len());
     let mut others = Vec::with_capacity(looked.len());
-    for looked in looked {
-        stops.push(looked.stops);
+    for (looked, space) in looked.into_iter().zip(spaces) {
+        found.push(Found {
+            code: space.code_at(looked.stops[0].regs.rip),
+            stops: looked.stops,
+        });
         others.push(looked.others);
     }
     let (jobs, questions): (Vec<Job>, Vec<Questions>) = prepare_all(tree, others, spaces, told)?;
-    let told = inject::run_and_tell(&jobs, stops)?;
+    let told = inject::run_and_tell(&jobs, found, tree.journal.as_ref())?;
     let answered = || (questions.iter()).zip(told.iter().map(|task| &task.arena));
     let events = answered().flat_map(|(asked, arena)| asked.children.answers(arena, asked.leader));
     let events: HashMap<Pid, ChildEvent> = events.collect();

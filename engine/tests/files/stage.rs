@@ -89,9 +89,7 @@ pub fn tree_of(pids: &[Pid]) -> Tree {
         abi: Abi::Native,
         threads: vec![pid],
     };
-    Tree {
-        tasks: pids.iter().map(task).collect(),
-    }
+    Tree::new(pids.iter().map(task).collect())
 }
 
 /// What a dump of the open files gave.

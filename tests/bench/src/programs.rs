@@ -73,12 +73,13 @@ fn one_program(pid: Pid) -> Result<Duration> {
     let id = set.add(program);
     let threads = vec![(pid, id)];
     let begun = Instant::now();
-    let arenas = inject::run(&[Job {
+    let job = Job {
         pid,
         abi: Abi::Native,
         threads,
         set,
-    }])?;
+    };
+    let arenas = inject::run(&[job], None)?;
     let taken = begun.elapsed();
     let last = slot.context("there are calls")?;
     ensure!(

@@ -188,7 +188,7 @@ fn ask(due: &[(&Ring<'_>, Batch<'_>)]) -> Result<(), FileRestoreError> {
         jobs[nth].threads.push((tid, id));
         places.insert(tid, (nth, id));
     }
-    inject::run_prepared(&jobs, |arenas| {
+    inject::run_prepared(&jobs, None, |arenas| {
         for ((ring, batch), memory) in due.iter().zip(&memories) {
             let (nth, program) = places[&batch.tid];
             let address = memory.map_or(0, |memory| arenas[nth].address(program, memory));

@@ -51,7 +51,7 @@ impl FileTable {
         }
         let (jobs, asked): (Vec<Job>, Vec<Vec<Vec<Slot>>>) =
             tasks.iter().map(|(task, _)| question(task)).unzip();
-        let arenas = inject::run(&jobs)?;
+        let arenas = inject::run(&jobs, tree.journal.as_ref())?;
         let mut found = Vec::new();
         for (nth, (task, rings)) in tasks.iter().enumerate() {
             self.note_users(task, rings);

@@ -7,7 +7,7 @@ use firn_sys::process_vm::{self, RemoteRange};
 use firn_sys::{Pid, file, nr, procfs};
 
 use super::{HEADER_LEN, Header, is_ring};
-use crate::inject::{self, Job};
+use crate::inject::{self, Job, Journal};
 use crate::kernel::Kernel;
 use crate::memory::address_space::AddressSpace;
 use crate::memory::error::MemoryDumpError;
@@ -49,7 +49,7 @@ pub fn settle(tree: &Tree, spaces: &[AddressSpace]) -> Result<(), MemoryDumpErro
     if with_rings.is_empty() {
         return Ok(());
     }
-    let mut found = copies(&with_rings)?;
+    let mut found = copies(&with_rings, tree.journal.as_ref())?;
     let kernel = Kernel::open();
     for (task, rings) in &with_rings {
         match kernel
@@ -72,7 +72,10 @@ pub fn settle(tree: &Tree, spaces: &[AddressSpace]) -> Result<(), MemoryDumpErro
 }
 
 /// Rings that a fork has left in a child, which has no context there: only the task itself can tell.
-fn copies(tasks: &[(&Task, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpError> {
+fn copies(
+    tasks: &[(&Task, Vec<&Mapping>)],
+    journal: Option<&Journal>,
+) -> Result<Vec<Obstacle>, MemoryDumpError> {
     let mut jobs = Vec::with_capacity(tasks.len());
     let mut asked: Vec<Vec<Slot>> = Vec::with_capacity(tasks.len());
     for (task, rings) in tasks {
@@ -99,7 +102,7 @@ fn copies(tasks: &[(&Task, Vec<&Mapping>)]) -> Result<Vec<Obstacle>, MemoryDumpE
             set,
         });
     }
-    let arenas = inject::run(&jobs)?;
+    let arenas = inject::run(&jobs, journal)?;
     let mut found = Vec::new();
     for (((task, rings), slots), (job, arena)) in
         tasks.iter().zip(&asked).zip(jobs.iter().zip(&arenas))

@@ -125,11 +125,8 @@ impl AioPlan {
             let file = &image.pages().files()[piece.file];
             let iovec = p.table(&[start.into(), len.into()]);
             let offset = piece.offset + skipped;
-            let held = file
-                .held()
-                .expect("the files of a task with rings are held");
             let args = [
-                held.as_raw_fd().into(),
+                file.file().as_raw_fd().into(),
                 iovec.into(),
                 1.into(),
                 offset.into(),

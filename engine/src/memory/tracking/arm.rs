@@ -7,7 +7,7 @@ use firn_sys::uffd::{self, Uffd};
 use firn_sys::{Errno, Pid, nr};
 
 use super::Tracker;
-use crate::inject::{self, InjectError, Job};
+use crate::inject::{self, InjectError, Job, Journal};
 use crate::memory::range::{self, AddressRange};
 use crate::program::{Arg, Program, ProgramId, ProgramSet, Rule, Slot};
 use crate::tree::{Task, Tree};
@@ -40,7 +40,7 @@ pub(crate) fn arm(
         .into_iter()
         .filter(|task| !uffds.contains_key(&task.pid))
         .collect();
-    uffds.extend(open(&new)?);
+    uffds.extend(open(&new, tree.journal.as_ref())?);
     let mut tasks = Vec::new();
     for task in tree.alive().filter(tracked) {
         let Some(uffd) = uffds.remove(&task.pid) else {
@@ -79,7 +79,7 @@ fn begin(pid: Pid, uffd: &Uffd, memory: &[AddressRange]) -> firn_sys::Result<()>
 }
 
 /// Lets each task make a userfaultfd, takes it over, and leaves none there.
-fn open(tasks: &[&Task]) -> Result<Vec<(Pid, Uffd)>, InjectError> {
+fn open(tasks: &[&Task], journal: Option<&Journal>) -> Result<Vec<(Pid, Uffd)>, InjectError> {
     if tasks.is_empty() {
         return Ok(Vec::new());
     }
@@ -88,7 +88,7 @@ fn open(tasks: &[&Task]) -> Result<Vec<(Pid, Uffd)>, InjectError> {
         .into_iter()
         .map(|(job, program, slot)| (job, (program, slot)))
         .unzip();
-    let arenas = inject::run(&jobs)?;
+    let arenas = inject::run(&jobs, journal)?;
     let (mut opened, mut uffds) = (Vec::new(), Vec::new());
     for ((task, arena), (program, slot)) in tasks.iter().zip(&arenas).zip(slots) {
         let Some(fd) = i32::try_from(arena.slot(program, slot))
@@ -109,7 +109,7 @@ fn open(tasks: &[&Task]) -> Result<Vec<(Pid, Uffd)>, InjectError> {
             Err(errno) => tracing::warn!("memory of task {} is not tracked: {errno}", task.pid),
         }
     }
-    inject::run(&opened)?;
+    inject::run(&opened, journal)?;
     Ok(uffds)
 }
 

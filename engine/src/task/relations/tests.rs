@@ -17,9 +17,7 @@ fn tree(tasks: &[(i32, i32, i32, i32)]) -> Tree {
         abi: Abi::Native,
         threads: vec![pid(own)],
     };
-    Tree {
-        tasks: tasks.iter().map(task).collect(),
-    }
+    Tree::new(tasks.iter().map(task).collect())
 }
 
 fn plan(tasks: &[(i32, i32, i32, i32)]) -> Family {

@@ -112,7 +112,7 @@ impl<'a> RestoredInet<'a> {
 
     /// Hands a socket out.
     pub(in crate::files) fn take(&mut self, id: u32) -> Outcome<Option<OwnedFd>> {
-        Ok(self.made.remove(&id)?)
+        self.made.remove(&id)
     }
 
     /// Puts datagrams back and sets what remains.
