@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use firn_tests::{Sandbox, Task, firn_path, isolated};
 
 const COUNTER: &str = env!("CARGO_BIN_EXE_counter");
+const MANY_STATES: &str = env!("CARGO_BIN_EXE_many-states");
 /// Memory of the source: enough that a dump and a restore last tens of milliseconds.
 const MIB: &str = "256";
 
@@ -122,6 +123,163 @@ fn killed_dump_leaves_the_source_running() {
         });
         task.kill();
     });
+}
+
+/// Calls between which the worker may be killed: those by which a tracer works, and those by which any of its threads
+/// waits for others. The process that was called makes the former as well, but never as many.
+const CALLS: [&str; 2] = ["ptrace", "futex"];
+
+fn start_many_states<'a>(sandbox: &'a Sandbox, dir: &Path) -> Task<'a> {
+    let task = Task::spawn(sandbox, dir, MANY_STATES, ["count"]);
+    sandbox.wait_until(60, "the program does not count", || count(dir) > 10);
+    at_rest(sandbox, &task);
+    task
+}
+
+/// What shows of its tasks when all of them have come to rest in their calls.
+fn at_rest(sandbox: &Sandbox, task: &Task<'_>) -> String {
+    let mut seen = String::new();
+    sandbox.wait_until(60, "not all threads wait in their calls", || {
+        seen = visible(task);
+        seen.matches("waits-").count() == 8 && !seen.contains("running")
+    });
+    seen
+}
+
+/// Runs a dump of the task whose worker is killed at its nth call of this kind; None if it did not come to it.
+fn dump_killed_at(
+    task: &Task<'_>,
+    images: &Path,
+    call: &str,
+    nth: u32,
+    options: &[&str],
+) -> Option<String> {
+    let dump = task.dump_command(images);
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+        .arg(format!("trace={call}"))
+        .arg("-e")
+        .arg(format!("inject={call}:signal=KILL:when={nth}"))
+        .arg(dump.get_program())
+        .args(dump.get_args())
+        .args(options);
+    let output = command.output().expect("strace starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (!output.status.success()).then_some(said)
+}
+
+/// What shows of the tasks of a tree that are not as they were: mappings, what each thread blocks, who traces it,
+/// and in which call it waits, with its arguments and the place where it was made.
+fn visible(task: &Task<'_>) -> String {
+    let mut seen = String::new();
+    for pid in task.tree() {
+        let dir = format!("/proc/{pid}/task");
+        let threads = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        let mut threads: Vec<_> = threads.map(|entry| entry.path()).collect();
+        threads.sort();
+        for thread in threads {
+            let read = |name| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+            let status = read("status");
+            let told = |line: &&str| line.starts_with("SigBlk") || line.starts_with("TracerPid");
+            let told: Vec<&str> = status.lines().filter(told).collect();
+            let name = read("comm");
+            let call = if name.starts_with("waits-") {
+                read("syscall")
+            } else {
+                String::new()
+            };
+            seen += &format!("{}: {name}{}\n{call}", thread.display(), told.join("\n"));
+        }
+        seen += &std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        seen += &std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    }
+    seen
+}
+
+/// The process that works in the tasks is killed itself, at each call by which it does so: the one that was called
+/// puts back what it had changed.
+#[test]
+fn killed_worker_leaves_the_source_as_it_was() {
+    isolated(
+        "killed_worker_leaves_the_source_as_it_was",
+        &["strace"],
+        |sandbox| {
+            let dir = sandbox.make_dir("work");
+            let task = start_many_states(sandbox, &dir);
+            // A sleep that was interrupted once goes on by another call.
+            let whole = sandbox.make_dir("whole");
+            task.dump(&whole, &["-R"]).expect_success("dump");
+            let before = at_rest(sandbox, &task);
+            let (mut killed, mut put_back) = (0, 0);
+            for call in CALLS {
+                let mut nth = 1;
+                loop {
+                    let images = sandbox.make_dir(&format!("images-{call}-{nth}"));
+                    let Some(said) = dump_killed_at(&task, &images, call, nth, &["-R"]) else {
+                        break;
+                    };
+                    killed += 1;
+                    let is_put_back = said.contains("got back what it had changed");
+                    put_back += u32::from(is_put_back);
+                    // While nothing is changed, one moment is much like the next.
+                    nth += if is_put_back { 1 } else { 4 };
+                    assert_untouched(sandbox, &task, &dir, &before, &said);
+                    std::fs::remove_dir_all(&images).expect("the images are ours");
+                }
+            }
+            assert!(
+                killed > 40 && put_back > 20,
+                "{put_back} of {killed} kills were put back"
+            );
+            task.kill();
+        },
+    );
+}
+
+/// All threads are where they were, and those that compute go on.
+#[track_caller]
+fn assert_untouched(sandbox: &Sandbox, task: &Task<'_>, dir: &Path, before: &str, said: &str) {
+    let last = count(dir);
+    sandbox.wait_until(60, "the source is not as it was", || {
+        assert!(task.is_alive(), "the source died: {said}{}", errors(dir));
+        let now = visible(task);
+        now == before && !task.is_stopped() && count(dir) > last
+    });
+}
+
+fn errors(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("stderr")).unwrap_or_default()
+}
+
+/// Killed at any of these calls while its tree is to die, the dump has either taken nothing from it, or has complete
+/// images, and the whole tree is dead.
+#[test]
+fn killed_worker_leaves_no_half_of_a_tree() {
+    isolated(
+        "killed_worker_leaves_no_half_of_a_tree",
+        &["strace"],
+        |sandbox| {
+            let dir = sandbox.make_dir("work");
+            let task = start_many_states(sandbox, &dir);
+            let (mut nth, mut died) = (0, 0);
+            loop {
+                nth += 1;
+                let images = sandbox.make_dir(&format!("images-{nth}"));
+                let said = dump_killed_at(&task, &images, "kill", nth, &[]);
+                task.wait_until_gone();
+                task.restore(&images);
+                sandbox.wait_until(60, "what was restored does not go on", || task.is_alive());
+                match said {
+                    Some(said) => assert!(said.contains("was finished"), "kill {nth}: {said}"),
+                    None => break,
+                }
+                died += 1;
+            }
+            assert_eq!(died, 2, "there are two processes to kill");
+            task.kill();
+        },
+    );
 }
 
 /// A dump that was killed is complete if it had come that far, and else leaves no images.
