@@ -40,8 +40,8 @@ pub use error::{EntryPlace, ImageReadError, ImageWriteError};
 pub use framing::{IMG_COMMON, IMG_SERVICE, IMG_VERSION, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES};
 pub use kind::{Entries, Header, ImageKind, KindInfo, Number, Payload, Presence};
 pub use pages::{
-    PAGE_SIZE, PageFlags, PagePlace, PageRun, PageSource, PageSourceError, Pagemap, PagemapRun,
-    PagemapWriter, PagesFile,
+    LentFile, PAGE_SIZE, PageFlags, PagePlace, PageRun, PageSource, PageSourceError, Pagemap,
+    PagemapRun, PagemapWriter, PagesFile,
 };
 pub use reader::ImageReader;
 pub use set::{ImageSetWriter, PARENT_LINK, Sealed, write_single};

@@ -12,7 +12,7 @@ mod writer;
 
 pub use flags::PageFlags;
 pub use pagemap::{Pagemap, PagemapRun};
-pub use source::{PagePlace, PageRun, PageSource, PagesFile};
+pub use source::{LentFile, PagePlace, PageRun, PageSource, PagesFile};
 pub use writer::PagemapWriter;
 
 use std::path::PathBuf;

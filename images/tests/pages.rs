@@ -149,6 +149,29 @@ fn pages_are_found_through_parents() {
 }
 
 #[test]
+fn files_that_were_let_go_are_read_all_the_same() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+    for dir in [&old, &new] {
+        fs::create_dir(dir).expect("directory");
+    }
+    write_pages(&old, None, &[(1, 2, PRESENT)], 3);
+    write_pages(
+        &new,
+        Some(Path::new("../old")),
+        &[(1, 1, PARENT), (2, 1, PRESENT)],
+        4,
+    );
+    let mut source = source(&new).expect("source");
+    assert!(source.holds_files());
+    source.let_files_go();
+    assert!(!source.holds_files() && source.files().iter().all(|file| file.held().is_none()));
+    assert_eq!([1, 2].map(|number| content(&source, number)), [3, 4]);
+    fs::remove_file(old.join("pages-1.img")).expect("it is there");
+    assert!(source.files().iter().any(|file| file.file().is_err()));
+}
+
+#[test]
 fn pages_in_no_parent_are_an_error() {
     let root = tempfile::tempdir().expect("scratch");
     let (a, b) = (root.path().join("a"), root.path().join("b"));
@@ -290,7 +313,7 @@ proptest! {
             // Whatever was made of it, every run lies inside its file.
             for run in found.runs() {
                 if let PagePlace::Stored { file, offset, .. } = run.place {
-                    let size = found.files()[file].file().metadata().expect("metadata").len();
+                    let size = found.files()[file].file().expect("it is held").metadata().expect("metadata").len();
                     prop_assert!(offset + run.nr_pages * PAGE_SIZE <= size);
                 }
             }

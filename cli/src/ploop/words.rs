@@ -76,9 +76,25 @@ pub fn cluster(text: &str) -> Result<u32, String> {
     u32::try_from(size(text)?).map_err(|_| "too large".to_owned())
 }
 
+/// The name of a copy.
+pub fn session(text: &str) -> Result<String, String> {
+    match firn_ploop::copy::is_session(text) {
+        true => Ok(text.to_owned()),
+        false => Err("it takes 1 to 64 letters, digits and dashes".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_have_plain_names() {
+        assert_eq!(session("disk-7"), Ok("disk-7".to_owned()));
+        for wrong in ["", "a/b", "a b", &"x".repeat(65)] {
+            assert!(session(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_are_sectors_or_have_a_unit() {

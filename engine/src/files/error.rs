@@ -8,6 +8,7 @@ use firn_sys::{Errno, Pid};
 
 use super::open_file::ProcReadError;
 use super::plugin::PluginError;
+use super::shelf::ShelfError;
 use crate::inject::InjectError;
 use crate::network_lock::NetworkLockError;
 use crate::obstacle::Obstacle;
@@ -98,6 +99,9 @@ pub enum FileDumpError {
     /// Packets of the connections could not be held off.
     #[error(transparent)]
     NetworkLock(#[from] NetworkLockError),
+    /// There are more of them than one process may have, and they could not be kept.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     /// An image could not be written.
     #[error(transparent)]
     Image(#[from] ImageWriteError),
@@ -170,6 +174,9 @@ pub enum FileRestoreError {
         /// A limit that would do.
         enough: u64,
     },
+    /// There are more of them than one process may have, and they could not be kept.
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     /// The kernel refused to open, make or set something.
     #[error("cannot {action} {object}")]
     Refused {

@@ -93,7 +93,7 @@ impl Fifos {
             match self.held.remove(&entry.pipe_id)? {
                 Some(both) => {
                     let both = pipe_data::fill(both, entry, &bytes)?;
-                    self.held.insert(entry.pipe_id, both)
+                    Ok(self.held.insert(entry.pipe_id, both)?)
                 }
                 None => Ok(()),
             }

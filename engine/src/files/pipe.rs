@@ -198,7 +198,7 @@ impl Pipes {
 
     fn put(&mut self, id: u32, reader: OwnedFd, writer: OwnedFd) -> Result<(), FileRestoreError> {
         self.ends.insert((id, Side::Reader), reader)?;
-        self.ends.insert((id, Side::Writer), writer)
+        Ok(self.ends.insert((id, Side::Writer), writer)?)
     }
 
     /// Lets a pipe go when the last of its open files is there.

@@ -6,14 +6,8 @@ use firn_sys::{Pid, rlimit};
 
 use super::error::FileRestoreError;
 use super::ids::IdMap;
-use super::shelf::Room;
+use super::shelf::{NO_LIMIT, Room};
 use super::store::FileStore;
-
-/// One of so many descriptors that this process may have is for a file of the tree; the others are for
-/// connections under way, mapped files and what else a restore needs.
-const SHARE: u64 = 2;
-/// More descriptors than the kernel lets a process have, whatever its limit (the largest `fs.nr_open`).
-const NO_LIMIT: u64 = 1 << 30;
 
 impl FileStore {
     /// Makes room for the files of the tree in this process, as much as the tables need, if that may be.
@@ -37,11 +31,7 @@ impl FileStore {
                 return Err(self.beyond(files_id, last.fd, limit));
             }
         }
-        Ok(Room {
-            nr_here: usize::try_from(limit / SHARE).ok(),
-            crowded_from: i32::try_from(limit / 4 * 3).ok(),
-            wanted_pids: self.wanted_pids.clone(),
-        })
+        Ok(Room::within(Some(limit), self.wanted_pids.clone()))
     }
 
     /// Refuses a table without a free number, where tasks need one to fetch their files with.

@@ -1,4 +1,4 @@
-//! Open files of a restore, of which there may be more than one process may have.
+//! Open files of an operation, of which there may be more than one process may have.
 //!
 //! A shelf holds its files in this process as long as they are few. When they take up its share of the limit
 //! (RLIMIT_NOFILE), all of them go to a child that only keeps them ([`Keeper`]), and the place is free for
@@ -12,11 +12,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use firn_proto::FdTypes;
-use firn_sys::Pid;
 use firn_sys::keeper::Keeper;
+use firn_sys::{Errno, Pid};
 
-use super::error::FileRestoreError;
 use super::ids::IdMap;
+
+/// One of so many descriptors that a process may have is on a shelf.
+const SHARE: u64 = 2;
+/// More descriptors than the kernel lets a process have, whatever its limit (the largest `fs.nr_open`).
+pub(super) const NO_LIMIT: u64 = 1 << 30;
 
 /// Files of files.img that are open, by type and number.
 pub(super) type OpenedFiles = Shelf<(FdTypes, u32)>;
@@ -67,7 +71,29 @@ pub(super) enum Source {
     With(Pid, RawFd),
 }
 
+/// Why a file could not be kept elsewhere.
+#[derive(Debug, thiserror::Error)]
+pub enum ShelfError {
+    /// Nobody could be made to keep it.
+    #[error("cannot make a process that keeps open files")]
+    Keeper(#[source] Errno),
+    /// Its keeper did not give it back.
+    #[error("cannot fetch an open file from its keeper")]
+    Fetch(#[source] Errno),
+}
+
 impl Room {
+    /// The room that a process with that limit of descriptors has; the others are for connections under way, mapped
+    /// files and what else an operation needs.
+    pub(super) fn within(limit: Option<u64>, wanted_pids: Arc<HashSet<Pid>>) -> Room {
+        let limit = limit.unwrap_or(NO_LIMIT);
+        Room {
+            nr_here: usize::try_from(limit / SHARE).ok(),
+            crowded_from: i32::try_from(limit / 4 * 3).ok(),
+            wanted_pids,
+        }
+    }
+
     /// Whether so many files are enough before another one, which has this number.
     fn is_full(&self, nr_files: usize, number: RawFd) -> bool {
         let Some(most) = self.nr_here else {
@@ -115,7 +141,7 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
     ///
     /// # Errors
     /// The shelf is full and nobody can be made to keep its files.
-    pub(super) fn insert(&mut self, key: K, fd: OwnedFd) -> Result<(), FileRestoreError> {
+    pub(super) fn insert(&mut self, key: K, fd: OwnedFd) -> Result<(), ShelfError> {
         if self.room.is_full(self.here.len(), fd.as_raw_fd()) {
             self.give_away(|_| true)?;
         }
@@ -143,7 +169,7 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
     ///
     /// # Errors
     /// It is kept elsewhere and can't be fetched.
-    pub(super) fn get(&self, key: &K) -> Result<Option<Held<'_>>, FileRestoreError> {
+    pub(super) fn get(&self, key: &K) -> Result<Option<Held<'_>>, ShelfError> {
         if let Some(fd) = self.here.get(key) {
             return Ok(Some(Held::Here(fd.as_fd())));
         }
@@ -154,7 +180,7 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
     ///
     /// # Errors
     /// As [`Shelf::get`].
-    pub(super) fn remove(&mut self, key: &K) -> Result<Option<OwnedFd>, FileRestoreError> {
+    pub(super) fn remove(&mut self, key: &K) -> Result<Option<OwnedFd>, ShelfError> {
         if let Some(fd) = self.here.remove(key) {
             return Ok(Some(fd));
         }
@@ -163,13 +189,12 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
         Ok(fetched)
     }
 
-    fn fetch(&self, key: &K) -> Result<Option<OwnedFd>, FileRestoreError> {
+    fn fetch(&self, key: &K) -> Result<Option<OwnedFd>, ShelfError> {
         let Some(away) = self.away.get(key) else {
             return Ok(None);
         };
         let fetched = self.keepers[away.keeper].get(away.number);
-        let refused = FileRestoreError::refused("fetch", "an open file from its keeper");
-        fetched.map(Some).map_err(refused)
+        fetched.map(Some).map_err(ShelfError::Fetch)
     }
 
     /// Where a task finds a file: all are with others than its parents, or none is.
@@ -191,7 +216,7 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
     ///
     /// # Errors
     /// As [`Shelf::insert`] and [`Shelf::get`].
-    pub(super) fn settle(&mut self, stay: impl Fn(&K) -> bool) -> Result<(), FileRestoreError> {
+    pub(super) fn settle(&mut self, stay: impl Fn(&K) -> bool) -> Result<(), ShelfError> {
         if !self.has_keepers() {
             return Ok(());
         }
@@ -206,14 +231,13 @@ impl<K: Copy + Eq + Hash> Shelf<K> {
     }
 
     /// Gives files to a new keeper.
-    fn give_away(&mut self, goes: impl Fn(&K) -> bool) -> Result<(), FileRestoreError> {
+    fn give_away(&mut self, goes: impl Fn(&K) -> bool) -> Result<(), ShelfError> {
         let going: Vec<K> = self.here.keys().copied().filter(|key| goes(key)).collect();
         if going.is_empty() {
             return Ok(());
         }
         let fds: Vec<BorrowedFd<'_>> = going.iter().map(|key| self.here[key].as_fd()).collect();
-        let refused = FileRestoreError::refused("make", "a process that keeps open files");
-        let keeper = make_keeper(&fds, &self.room.wanted_pids).map_err(refused)?;
+        let keeper = make_keeper(&fds, &self.room.wanted_pids).map_err(ShelfError::Keeper)?;
         for key in going {
             let fd = self.here.remove(&key).expect("listed above");
             let number = fd.as_raw_fd();

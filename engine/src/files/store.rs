@@ -467,7 +467,7 @@ impl FileStore {
 
     /// The open file of a table entry.
     pub(super) fn opened_by(&self, fd: &FdinfoEntry) -> Result<Option<Held<'_>>, FileRestoreError> {
-        self.opened.get(&(fd.r#type(), fd.id))
+        Ok(self.opened.get(&(fd.r#type(), fd.id))?)
     }
 
     /// The open file of an entry.
@@ -476,7 +476,7 @@ impl FileStore {
         fd_type: FdTypes,
         id: u32,
     ) -> Result<Option<Held<'_>>, FileRestoreError> {
-        self.opened.get(&(fd_type, id))
+        Ok(self.opened.get(&(fd_type, id))?)
     }
 
     /// Whether the other side of a pipe is outside of the tree.

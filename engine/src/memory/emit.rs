@@ -444,7 +444,8 @@ fn read_pages(p: &mut Program, image: &MemoryImage, pieces: &[Piece]) {
         let len: u64 = group.iter().map(Piece::len).sum();
         let table = p.table(&iovecs);
         let count = u64::try_from(group.len()).expect("few ranges");
-        let fd = file.file().as_raw_fd();
+        let held = file.held().expect("tasks read files that are held");
+        let fd = held.as_raw_fd();
         let why = format!(
             "reading {} pages from [{:#x}] on out of {}",
             len / range::PAGE_SIZE,

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use firn_images::PagesFile;
+use firn_images::{LentFile, PagesFile};
 use firn_sys::process_vm::{MAX_RANGES, RemoteRange};
 use firn_sys::uffd::Uffd;
 use firn_sys::window::{FileWindow, Window, is_on_tmpfs};
@@ -231,8 +231,9 @@ fn worker(
         if how.cancel.is_cancelled() {
             return Err(MemoryFillError::Cancelled);
         }
-        match is_on_tmpfs(unit[0].pages_file().file()) {
-            true => fill_from_mapping(unit, &mut buffers.mapped, how)?,
+        let file = unit[0].open()?;
+        match is_on_tmpfs(&file) {
+            true => fill_from_mapping(unit, &file, &mut buffers.mapped, how)?,
             false => fill_through_buffer(unit, &mut buffers.through, how)?,
         }
     }
@@ -242,6 +243,7 @@ fn worker(
 /// Fills a unit from the pages file where that is memory already: nothing is copied twice.
 fn fill_from_mapping(
     unit: &[Batch<'_>],
+    file: &File,
     mapped: &mut Option<FileWindow>,
     how: &PageFill<'_>,
 ) -> Result<(), MemoryFillError> {
@@ -253,7 +255,6 @@ fn fill_from_mapping(
         Some(window) => window,
         None => mapped.insert(FileWindow::reserve(UNIT_LEN).map_err(failed)?),
     };
-    let file = first.pages_file().file();
     window.map(file, start, len).map_err(failed)?;
     for batch in unit {
         let (window, base) = window.window();
@@ -302,6 +303,11 @@ impl Batch<'_> {
         &self.target.image.pages().files()[self.pieces[0].file]
     }
 
+    fn open(&self) -> Result<LentFile<'_>, MemoryFillError> {
+        let file = self.pages_file().file();
+        file.map_err(|error| self.read_error(error.into()))
+    }
+
     fn read_error(&self, source: Errno) -> MemoryFillError {
         MemoryFillError::Read {
             path: self.pages_file().path().display().to_string(),
@@ -310,11 +316,11 @@ impl Batch<'_> {
     }
 
     fn read(&self, window: &Window) -> Result<(), MemoryFillError> {
-        let file = self.pages_file().file();
+        let file = self.open()?;
         let mut done = 0;
         while done < self.len {
             let offset = self.pieces[0].offset + to_u64(done);
-            match window.read_file(file, offset, done, self.len - done) {
+            match window.read_file(&file, offset, done, self.len - done) {
                 // Its size was checked when it was opened: somebody has cut it since.
                 Ok(0) => return Err(self.read_error(Errno::EIO)),
                 Ok(read) => done += read,

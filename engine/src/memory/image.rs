@@ -136,6 +136,14 @@ impl MemoryImage {
         &self.policies
     }
 
+    /// Closes the pages files, which are opened again whenever they are read; not those of a task with rings of
+    /// asynchronous I/O, which reads them itself.
+    pub fn let_files_go(&mut self) {
+        if self.aios.is_empty() {
+            self.pages.let_files_go();
+        }
+    }
+
     /// Where the contents of pages are.
     pub fn pages(&self) -> &PageSource {
         &self.pages

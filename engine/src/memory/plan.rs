@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A task reads its pages itself where they are few, straight from the pages file into place, which
-//! costs no round trip. Large memory is filled by the coordinator with all cores.
+//! costs no round trip. Large memory is filled by the coordinator with all cores, and so is that of tasks whose pages
+//! files are not open all the time, because there are more of them than a process may have descriptors.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -371,8 +372,10 @@ impl Draft {
     ) -> MemoryPlan {
         let total = piece::nr_pages(&self.early_pieces) + piece::nr_pages(&self.late_pieces);
         let is_large = total * range::PAGE_SIZE > MAX_READ_BY_TASK;
+        // What the coordinator does not hold no task inherits.
+        let is_filled = is_large || !image.pages().holds_files();
         let phase = |mapped: Vec<usize>, pieces: Vec<Piece>| {
-            let (read_by_task, filled) = match is_large {
+            let (read_by_task, filled) = match is_filled {
                 true => (Vec::new(), pieces),
                 false => (pieces, Vec::new()),
             };

@@ -83,12 +83,13 @@ impl Object {
             Window::of_file(file, range.start, len).map_err(self.failed("map for filling"))?;
         for piece in pieces {
             let source = pages.files()[piece.file].file();
+            let source = source.map_err(|error| self.failed("fill")(error.into()))?;
             let at = usize::try_from(piece.range.start - range.start).expect("inside");
             let len = usize::try_from(piece.len()).expect("inside");
             let mut done = 0;
             while done < len {
                 let offset = piece.offset + u64::try_from(done).expect("inside");
-                match window.read_file(source, offset, at + done, len - done) {
+                match window.read_file(&source, offset, at + done, len - done) {
                     Ok(0) => return Err(self.failed("read all of")(Errno::EIO)),
                     Ok(read) => done += read,
                     Err(Errno::EINTR) => {}

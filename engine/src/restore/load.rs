@@ -1,13 +1,14 @@
 //! Reading a checkpoint: everything is understood and checked before anything is made.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use firn_images::{IMG_VERSION, ImageDir, ImageKind};
 use firn_proto::{
     CoreEntry, CredsEntry, FirnSemaphoreSet, FsEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry,
     core_entry,
 };
-use firn_sys::Pid;
+use firn_sys::{Pid, rlimit};
 
 use super::RestoreError;
 use crate::arch::{Abi, regs};
@@ -23,6 +24,8 @@ const STATE_ZOMBIE: u32 = 6;
 const SIGSTOP: i32 = 19;
 /// Tasks, and threads of one task, whose images are worth a thread of their own to read them.
 const TASKS_PER_THREAD: usize = 8;
+/// One of so many descriptors that this process may have is for a pages file; the others are for the files of the tree.
+const PAGES_SHARE: u64 = 4;
 const THREADS_PER_THREAD: usize = 32;
 
 /// Everything that the images say about a living task.
@@ -128,9 +131,10 @@ pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
     let entries: Vec<PstreeEntry> = images.read_all(ImageKind::Pstree, 0)?;
     let mut tree = tree_of(&entries)?;
     let root_ids = inventory.root_ids.unwrap_or_default();
+    let room = PagesRoom::of_this_process();
     let load = |task: &Task| {
         let mut task = task.clone();
-        let loaded = load_task(images, &mut task, &root_ids)?;
+        let loaded = load_task(images, &mut task, &root_ids, &room)?;
         Ok((task, loaded))
     };
     let loaded = crew::share_out(&tree.tasks, TASKS_PER_THREAD, load);
@@ -142,6 +146,31 @@ pub(super) fn load(images: &ImageDir) -> Result<Checkpoint, RestoreError> {
         tasks,
         lsmtype: inventory.lsmtype,
     })
+}
+
+/// How many pages files may stay open.
+struct PagesRoom {
+    left: AtomicUsize,
+}
+
+impl PagesRoom {
+    fn of_this_process() -> PagesRoom {
+        let share = rlimit::descriptor_limit().map(|limit| limit / PAGES_SHARE);
+        let share = share.and_then(|share| usize::try_from(share).ok());
+        PagesRoom {
+            left: AtomicUsize::new(share.unwrap_or(usize::MAX)),
+        }
+    }
+
+    /// Lets the files of a task stay open as long as there is room.
+    fn admit(&self, memory: &mut MemoryImage) {
+        let wanted = memory.pages().files().len();
+        let take = |left: usize| left.checked_sub(wanted);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        if self.left.fetch_update(set, fetch, take).is_err() {
+            memory.let_files_go();
+        }
+    }
 }
 
 fn tree_of(entries: &[PstreeEntry]) -> Result<Tree, RestoreError> {
@@ -199,6 +228,7 @@ fn load_task(
     images: &ImageDir,
     task: &mut Task,
     root_ids: &TaskKobjIdsEntry,
+    room: &PagesRoom,
 ) -> Result<LoadedTask, RestoreError> {
     let pid = u64::from(task.pid.to_image());
     let leader: CoreEntry = images.read_one(ImageKind::Core, pid)?;
@@ -254,12 +284,14 @@ fn load_task(
     task.abi = info.map_or(Abi::Native, |info| regs::abi_of_image(&info.gpregs));
     let ids: TaskKobjIdsEntry = images.read_one(ImageKind::Ids, pid)?;
     check_namespaces(task.pid, &ids, root_ids)?;
+    let mut memory = MemoryImage::load(images, task.pid)?;
+    room.admit(&mut memory);
     Ok(LoadedTask::Living(Box::new(LivingTask {
         cores,
         dead_leader,
         ids,
         fs: images.read_one(ImageKind::Fs, pid)?,
-        memory: Some(MemoryImage::load(images, task.pid)?),
+        memory: Some(memory),
     })))
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -47,11 +48,31 @@ pub enum PagePlace {
     Remote,
 }
 
-/// An open pages file.
+/// A pages file, which is open from the start or whenever it is read.
 #[derive(Debug)]
 pub struct PagesFile {
     path: PathBuf,
-    file: File,
+    held: Option<File>,
+}
+
+/// A pages file that is open at least for the moment.
+#[derive(Debug)]
+pub enum LentFile<'a> {
+    /// It is open all the time.
+    Held(&'a File),
+    /// It has been opened again.
+    Opened(File),
+}
+
+impl Deref for LentFile<'_> {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            LentFile::Held(file) => file,
+            LentFile::Opened(file) => file,
+        }
+    }
 }
 
 impl PageRun {
@@ -87,14 +108,28 @@ impl PagesFile {
         &self.path
     }
 
-    /// Lends the file, for reading by other means.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// Lends the file, for reading by other means. May be called by several threads.
+    ///
+    /// # Errors
+    /// Those of open(2), where it is not open all the time.
+    pub fn file(&self) -> io::Result<LentFile<'_>> {
+        match &self.held {
+            Some(file) => Ok(LentFile::Held(file)),
+            None => File::open(&self.path).map(LentFile::Opened),
+        }
+    }
+
+    /// Gives the file if it is open all the time.
+    pub fn held(&self) -> Option<&File> {
+        self.held.as_ref()
     }
 
     /// Reads bytes at an offset; may be called by several threads.
+    ///
+    /// # Errors
+    /// Those of open(2) and pread(2); a file that is too short.
     pub fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(bytes, offset)
+        self.file()?.read_exact_at(bytes, offset)
     }
 }
 
@@ -131,6 +166,16 @@ impl PageSource {
     /// Gives the files that the runs refer to.
     pub fn files(&self) -> &[PagesFile] {
         &self.files
+    }
+
+    /// Closes the files, each of which is opened again whenever it is read.
+    pub fn let_files_go(&mut self) {
+        self.files.iter_mut().for_each(|file| file.held = None);
+    }
+
+    /// Whether all files are open all the time.
+    pub fn holds_files(&self) -> bool {
+        self.files.iter().all(|file| file.held.is_some())
     }
 
     /// Finds the run that has the page at an address.
@@ -276,6 +321,9 @@ fn open_pages(dir: &ImageDir, pagemap: &Pagemap) -> Result<PagesFile, PageSource
     })?;
     match pagemap.present_bytes() {
         needed if needed > size => Err(PageSourceError::PagesTooShort { path, size, needed }),
-        _ => Ok(PagesFile { path, file }),
+        _ => Ok(PagesFile {
+            path,
+            held: Some(file),
+        }),
     }
 }

@@ -42,6 +42,7 @@ pub use send::{CopyOptions, CopyPhase, CopyProgress, CopyReport, Round, Stop, co
 pub use sink::{Sink, StreamSink};
 pub use source::{CopySource, OfflineSource, OnlineSource};
 pub use target::{FileTarget, TargetFormat};
+pub use wire::is_session;
 
 use crate::DiskError;
 use crate::server::ControlError;
@@ -65,6 +66,17 @@ pub enum CopyError {
         what: &'static str,
         /// The session to name.
         session: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The receiver's end of the pipe, or of the way back.
+    #[error("{what} broke off; {partial} is kept")]
+    Line {
+        /// Which one.
+        what: &'static str,
+        /// The file with what came.
+        partial: String,
         /// The system's answer.
         #[source]
         source: io::Error,
@@ -142,7 +154,7 @@ impl CopyError {
             CopyError::Source(error) | CopyError::TargetDisk(error) => error.exit_code(),
             CopyError::Refused(error) | CopyError::Control(error) => error.exit_code(),
             CopyError::FreezeFs { source, .. } => source.exit_code(),
-            CopyError::Pipe { .. } | CopyError::Target { .. } => 7,
+            CopyError::Pipe { .. } | CopyError::Line { .. } | CopyError::Target { .. } => 7,
             CopyError::Stream { .. } | CopyError::Receiver { .. } => 13,
             CopyError::CutOff { .. } => 6,
             CopyError::Freeze { .. } => 12,

@@ -64,7 +64,7 @@ pub fn receive(
             Ok(0) => return Err(cut_off(&target)),
             Ok(count) => have += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(target_pipe(source)),
+            Err(source) => return Err(broken(STREAM, &target)(source)),
         }
     }
     if u32::from_le_bytes(start) == LEGACY_MAGIC {
@@ -106,13 +106,17 @@ fn cut_off(target: &FileTarget) -> CopyError {
     }
 }
 
-fn target_pipe(source: io::Error) -> CopyError {
-    CopyError::Pipe {
-        what: "the stream",
-        session: "SESSION".to_owned(),
+fn broken(what: &'static str, target: &FileTarget) -> impl Fn(io::Error) -> CopyError + use<> {
+    let partial = target.partial().display().to_string();
+    move |source| CopyError::Line {
+        what,
+        partial: partial.clone(),
         source,
     }
 }
+
+const STREAM: &str = "the stream";
+const FEEDBACK: &str = "the feedback";
 
 struct Receiver<R> {
     decoder: Decoder<R>,
@@ -139,7 +143,7 @@ impl<R: Read> Receiver<R> {
                 Err(DecodeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Err(cut_off(&self.target));
                 }
-                Err(DecodeError::Io(error)) => return Err(target_pipe(error)),
+                Err(DecodeError::Io(error)) => return Err(broken(STREAM, &self.target)(error)),
                 Err(DecodeError::Rule(what)) => return Err(CopyError::Stream { what }),
             };
             start = &[];
@@ -216,6 +220,6 @@ impl<R: Read> Receiver<R> {
             feedback.write_all(&packet)?;
             feedback.flush()
         });
-        sent.map_err(target_pipe)
+        sent.map_err(broken(FEEDBACK, &self.target))
     }
 }

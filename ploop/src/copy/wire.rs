@@ -110,6 +110,12 @@ pub struct Hello {
     pub hears: bool,
 }
 
+/// Whether a copy may have this name.
+pub fn is_session(name: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=64).contains(&name.len()) && name.bytes().all(is_part)
+}
+
 impl Hello {
     /// Whether another one is of the same copy, so that it can go on with what the other one left.
     pub fn is_same_copy(&self, other: &Hello) -> bool {
@@ -125,11 +131,9 @@ impl Hello {
     /// # Errors
     /// Another version, or values that can't be.
     pub fn check(&self, max_size: u64) -> Result<(), CopyError> {
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        let session = self.session.as_bytes();
         let what = if self.version != VERSION {
             format!("version {} is not {VERSION}", self.version)
-        } else if !(1..=64).contains(&session.len()) || !session.iter().copied().all(is_name) {
+        } else if !is_session(&self.session) {
             "the session's name is not well-formed".to_owned()
         } else if self.size_bytes == 0 || self.size_bytes > max_size {
             format!("a disk of {} bytes is too large", self.size_bytes)

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::{connect, refused, served};
 use crate::output::{Failure, bytes};
 use crate::ploop::report::{Steps, answer, failure};
-use crate::ploop::words::size;
+use crate::ploop::words::{session, size};
 
 /// Connections that blocks are read over: while one waits for the disk, another hands its bytes over.
 const READERS: u32 = 3;
@@ -66,7 +66,7 @@ pub struct CopyArgs {
     #[arg(short = 'f', value_name = "FD")]
     pub feedback: Option<i32>,
     /// Name of the copy; one that broke off is continued under its name [default: a random one]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = session)]
     pub session: Option<String>,
     /// Pack with zstd at this level
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=19))]

@@ -125,8 +125,11 @@ impl AioPlan {
             let file = &image.pages().files()[piece.file];
             let iovec = p.table(&[start.into(), len.into()]);
             let offset = piece.offset + skipped;
+            let held = file
+                .held()
+                .expect("the files of a task with rings are held");
             let args = [
-                file.file().as_raw_fd().into(),
+                held.as_raw_fd().into(),
                 iovec.into(),
                 1.into(),
                 offset.into(),

@@ -35,6 +35,7 @@ pub static ALL: &[&Workload] = &[
     &tcp::HALF,
     &tcp::ACROSS,
     &tcp::CLOSED,
+    &tcp::MANY,
     &tcp_states::ENDING,
     &tcp_states::CONNECTING,
     &tcp_states::CONNECTED,

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream}
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Stage, Workload, sys};
+use crate::{Child, Stage, Workload, sys};
 
 pub static LISTENING: Workload = Workload::new(
     "sockets/tcp-listening",
@@ -38,6 +38,16 @@ pub static CLOSED: Workload = Workload::new(
     "sockets that are bound, fresh, or whose connection has ended",
     closed,
 );
+
+pub static MANY: Workload = Workload::new(
+    "sockets/tcp-many",
+    "more connections of several processes than the engine may have descriptors",
+    many,
+)
+.descriptor_limit(DESCRIPTORS);
+
+/// What one process may have, and the engine.
+const DESCRIPTORS: usize = 150;
 
 const V4: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const V6: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::LOCALHOST), 0);
@@ -106,6 +116,41 @@ fn listening(stage: &Stage) -> Result<()> {
     let port = servers[2].local_addr()?.port();
     let client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("a client over IPv4")?;
     exchange(&servers[2].accept()?.0, &client)
+}
+
+fn many(stage: &Stage) -> Result<()> {
+    let limit = u64::try_from(DESCRIPTORS)?;
+    sys::set_limit(libc::RLIMIT_NOFILE, limit, limit)?;
+    let process = |nr: usize| {
+        stage.child(move |stage| {
+            // Two thirds of what it may have; with a listener, so that both are more than the engine may have.
+            let listeners = (0..DESCRIPTORS / 6).map(|_| TcpListener::bind(V4));
+            let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
+            let pairs = (0..DESCRIPTORS / 4)
+                .map(|at| pair(if (at + nr).is_multiple_of(2) { V4 } else { V6 }));
+            let pairs = pairs.collect::<Result<Vec<_>>>()?;
+            for (server, client) in &pairs {
+                let mut client = client;
+                client.write_all(&[7; 3])?;
+                server.set_nodelay(true)?;
+            }
+            stage.ready_and_wait()?;
+            for (server, client) in &pairs {
+                let mut server = server;
+                let mut bytes = [0; 3];
+                server.read_exact(&mut bytes)?;
+                ensure!(bytes == [7; 3] && server.nodelay()?, "got {bytes:?}");
+                exchange(server, client)?;
+            }
+            listeners.iter().try_for_each(|listener| {
+                let client = TcpStream::connect(listener.local_addr()?)?;
+                exchange(&listener.accept()?.0, &client)
+            })
+        })
+    };
+    let processes: Vec<Child> = (0..4).map(process).collect::<Result<_>>()?;
+    stage.ready_and_wait()?;
+    processes.into_iter().try_for_each(Child::finish)
 }
 
 fn connected(stage: &Stage) -> Result<()> {

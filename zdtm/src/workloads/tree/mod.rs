@@ -22,6 +22,7 @@ pub static ALL: &[&Workload] = &[
     &shape::FORKING,
     &shape::VFORKING,
     &thousands::TREE,
+    &thousands::CROWD,
     &threads::FEW,
     &threads::THOUSAND,
     &threads::TREE,

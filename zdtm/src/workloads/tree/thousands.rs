@@ -1,5 +1,4 @@
-//! A tree of five thousand tasks. All but fifty are of a program of a few bytes, so that the tree is large and
-//! its memory is not.
+//! Trees of many tasks. Nearly all are of a program of a few bytes, so that the tree is large and its memory is not.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -15,7 +14,20 @@ pub static TREE: Workload = Workload::new(
     tree,
 )
 .heavy();
+pub static CROWD: Workload = Workload::new(
+    "tree/crowd",
+    "more tasks than the engine may have descriptors",
+    |stage| {
+        let limit = u64::try_from(DESCRIPTORS)?;
+        sys::set_limit(libc::RLIMIT_NOFILE, limit, limit)?;
+        let program = stage.path("pause");
+        write_program(&program, &PAUSE)?;
+        parent(stage, &program, 2 * DESCRIPTORS)
+    },
+)
+.descriptor_limit(DESCRIPTORS);
 
+const DESCRIPTORS: usize = 100;
 const PARENTS: usize = 50;
 const CHILDREN: usize = 99;
 /// `mov $34, %eax; syscall; jmp` to the start: waits in pause(2) for ever.
@@ -25,14 +37,14 @@ fn tree(stage: &Stage) -> Result<()> {
     let program = stage.path("pause");
     write_program(&program, &PAUSE)?;
     let parents = (0..PARENTS)
-        .map(|_| stage.child(|stage| parent(stage, &program)))
+        .map(|_| stage.child(|stage| parent(stage, &program, CHILDREN)))
         .collect::<Result<Vec<Child>>>()?;
     stage.ready_and_wait()?;
     parents.into_iter().try_for_each(Child::finish)
 }
 
-fn parent(stage: &Stage, program: &Path) -> Result<()> {
-    let children = (0..CHILDREN)
+fn parent(stage: &Stage, program: &Path, nr_children: usize) -> Result<()> {
+    let children = (0..nr_children)
         .map(|_| child(program))
         .collect::<Result<Vec<i32>>>()?;
     stage.ready_and_wait()?;

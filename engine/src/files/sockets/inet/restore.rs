@@ -112,7 +112,7 @@ impl<'a> RestoredInet<'a> {
 
     /// Hands a socket out.
     pub(in crate::files) fn take(&mut self, id: u32) -> Outcome<Option<OwnedFd>> {
-        self.made.remove(&id)
+        Ok(self.made.remove(&id)?)
     }
 
     /// Puts datagrams back and sets what remains.

@@ -10,7 +10,8 @@
 //! ```
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use firn_images::{ImageKind, ImageSetWriter};
 use firn_proto::{FileEntry, InetSkEntry, TcpStreamEntry};
@@ -19,7 +20,7 @@ use firn_sys::socket::{
     self, SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, SO_REUSEADDR, SOL_SOCKET, SOL_TCP, TCP_CLOSE,
     TCP_ESTABLISHED, TCP_LISTEN,
 };
-use firn_sys::{Errno, Result};
+use firn_sys::{Errno, Result, rlimit};
 
 use super::{listed, local_of, remote_of};
 use crate::files::SocketDumpOptions;
@@ -27,6 +28,7 @@ use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
 use crate::files::open_file::{OpenFile, Trouble};
+use crate::files::shelf::{self, Room, Shelf, ShelfError};
 use crate::network_lock::{Connection, HeldOff, Leftover, LockedNetwork, Port};
 use crate::obstacle::Obstacle;
 
@@ -65,6 +67,8 @@ pub(super) fn is_connected(state: u32) -> bool {
 #[derive(Debug, Default)]
 pub(in crate::files) struct DumpedTcp {
     held: Vec<Held>,
+    /// Connections and listeners, by their numbers in images: the tasks may have more than this process.
+    sockets: Option<Shelf<u32>>,
     listeners: Vec<Listener>,
     lock: Option<LockedNetwork>,
     /// What is left of it when it has been lifted, or is the restore's.
@@ -78,7 +82,6 @@ struct Held {
     id: u32,
     ino: u32,
     file: OpenFile,
-    fd: OwnedFd,
     connection: Connection,
     reuses_address: i32,
     in_repair: bool,
@@ -86,8 +89,8 @@ struct Held {
 
 #[derive(Debug)]
 struct Listener {
+    id: u32,
     file: OpenFile,
-    fd: OwnedFd,
     ports: Vec<Port>,
 }
 
@@ -139,10 +142,10 @@ impl DumpedTcp {
         }
         let info = tcp::info(fd).map_err(failed)?;
         if info.state == TCP_LISTEN {
-            let fd = fd.try_clone_to_owned();
+            self.keep(dumping, fd)?;
             self.listeners.push(Listener {
+                id: dumping.id,
                 file: file.clone(),
-                fd: fd.map_err(|error| failed(error.into()))?,
                 ports: super::ports(entry),
             });
             return Ok(());
@@ -166,18 +169,31 @@ impl DumpedTcp {
         let (Some(local), Some(remote)) = ends else {
             return Err(failed(Errno::EINVAL));
         };
+        let reuses_address = socket::number(fd, SOL_SOCKET, SO_REUSEADDR).map_err(failed)?;
+        self.keep(dumping, fd)?;
         self.held.push(Held {
             id: dumping.id,
             ino: entry.ino,
             file: file.clone(),
-            fd: fd
-                .try_clone_to_owned()
-                .map_err(|error| failed(error.into()))?,
             connection: Connection { local, remote },
-            reuses_address: socket::number(fd, SOL_SOCKET, SO_REUSEADDR).map_err(failed)?,
+            reuses_address,
             in_repair: false,
         });
         Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        dumping: &Dumping<'_>,
+        fd: BorrowedFd<'_>,
+    ) -> std::result::Result<(), FileDumpError> {
+        let fd = fd.try_clone_to_owned();
+        let fd = fd.map_err(|error| query(dumping.file, "the TCP socket", error.into()))?;
+        let shelf = self.sockets.get_or_insert_with(|| {
+            let room = Room::within(rlimit::descriptor_limit(), Arc::default());
+            Shelf::new(room)
+        });
+        Ok(shelf.insert(dumping.id, fd)?)
     }
 
     /// Locks all connections and reads them.
@@ -207,9 +223,11 @@ impl DumpedTcp {
         let mut states = HashMap::new();
         for held in &mut self.held {
             let failed = |source| query(&held.file, "the TCP connection", source);
-            tcp::set_repair(&held.fd, Repair::On).map_err(failed)?;
+            let fd =
+                socket_of(self.sockets.as_ref(), held.id)?.ok_or_else(|| failed(Errno::EBADF))?;
+            tcp::set_repair(&fd, Repair::On).map_err(failed)?;
             held.in_repair = true;
-            let (state, stream) = read(&held.fd, held.ino).map_err(failed)?;
+            let (state, stream) = read(&fd, held.ino).map_err(failed)?;
             states.insert(held.id, state);
             self.streams.extend(stream);
         }
@@ -240,8 +258,10 @@ impl DumpedTcp {
         options: &SocketDumpOptions,
         found: &mut FoundTcp,
     ) -> std::result::Result<(), FileDumpError> {
-        for Listener { file, fd, ports } in &self.listeners {
-            let info = tcp::info(fd).map_err(|source| query(file, "the TCP socket", source))?;
+        for Listener { id, file, ports } in &self.listeners {
+            let failed = |source| query(file, "the TCP socket", source);
+            let fd = socket_of(self.sockets.as_ref(), *id)?.ok_or_else(|| failed(Errno::EBADF))?;
+            let info = tcp::info(fd).map_err(failed)?;
             if info.waiting == 0 {
                 continue;
             }
@@ -301,11 +321,19 @@ impl DumpedTcp {
         }
         for held in self.held.iter_mut().filter(|held| held.in_repair) {
             held.in_repair = false;
-            let ended = tcp::set_repair(&held.fd, Repair::Off);
+            let remote = held.connection.remote;
+            let fd = match socket_of(self.sockets.as_ref(), held.id) {
+                Ok(Some(fd)) => fd,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!("the connection to {remote} stays in repair mode: {error}");
+                    continue;
+                }
+            };
+            let ended = tcp::set_repair(&fd, Repair::Off);
             // Repair mode has changed it.
-            let reuse = socket::set_number(&held.fd, SOL_SOCKET, SO_REUSEADDR, held.reuses_address);
+            let reuse = socket::set_number(&fd, SOL_SOCKET, SO_REUSEADDR, held.reuses_address);
             if let Err(errno) = ended.and(reuse) {
-                let remote = held.connection.remote;
                 tracing::error!("the connection to {remote} stays in repair mode: {errno}");
             }
         }
@@ -333,6 +361,13 @@ impl Drop for DumpedTcp {
             self.go_on();
         }
     }
+}
+
+fn socket_of(
+    sockets: Option<&Shelf<u32>>,
+    id: u32,
+) -> std::result::Result<Option<shelf::Held<'_>>, ShelfError> {
+    sockets.map_or(Ok(None), |shelf| shelf.get(&id))
 }
 
 /// Reads a connection in repair mode: its state, and everything else where it is not closed by now.

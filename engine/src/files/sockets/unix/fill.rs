@@ -82,7 +82,7 @@ impl Queues<'_> {
             return Ok(Some(other));
         }
         match self.by_ino.get(&entry.peer) {
-            Some(peer) => self.opened.get(&(FdTypes::Unixsk, peer.id)),
+            Some(peer) => Ok(self.opened.get(&(FdTypes::Unixsk, peer.id))?),
             None => Ok(None),
         }
     }

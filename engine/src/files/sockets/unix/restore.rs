@@ -183,6 +183,6 @@ impl<'a> RestoredUnix<'a> {
 
     /// Hands a socket out.
     pub(in crate::files) fn take(&mut self, id: u32) -> Outcome<Option<OwnedFd>> {
-        self.made.remove(&id)
+        Ok(self.made.remove(&id)?)
     }
 }
