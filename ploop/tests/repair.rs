@@ -52,24 +52,24 @@ fn set(bytes: &mut [u8], at: usize, value: u32) {
 type Damage = (&'static str, fn(&mut Vec<u8>), &'static [u64]);
 
 const DAMAGES: [Damage; 6] = [
-    ("double use", double_use, &[]),
-    ("out of range", out_of_range, &[]),
-    ("leak", leak, &[9]),
+    ("double use", |bytes| double_use(bytes), &[]),
+    ("out of range", |bytes| out_of_range(bytes), &[]),
+    ("leak", |bytes| leak(bytes), &[9]),
     ("tail", tail, &[]),
     ("not closed", |bytes| set(bytes, MARK, OPEN), &[]),
     ("everything", everything, &[9]),
 ];
 
-fn double_use(bytes: &mut Vec<u8>) {
+fn double_use(bytes: &mut [u8]) {
     let used = entry(bytes, 2);
     set(bytes, TABLE + 20 * 4, used);
 }
 
-fn out_of_range(bytes: &mut Vec<u8>) {
+fn out_of_range(bytes: &mut [u8]) {
     set(bytes, TABLE + 21 * 4, 9999);
 }
 
-fn leak(bytes: &mut Vec<u8>) {
+fn leak(bytes: &mut [u8]) {
     set(bytes, TABLE + 9 * 4, 0);
 }
 
@@ -78,9 +78,10 @@ fn tail(bytes: &mut Vec<u8>) {
 }
 
 fn everything(bytes: &mut Vec<u8>) {
-    for damage in [double_use, out_of_range, leak, tail] {
+    for damage in [double_use, out_of_range, leak] {
         damage(bytes);
     }
+    tail(bytes);
     set(bytes, MARK, OPEN);
 }
 
