@@ -71,3 +71,25 @@ fn lives_through_the_death_of_its_server(place: &Place, kind: &str) {
     check_files(&mnt, 0..20, MIB);
     place.ploop(&["umount", "mnt"]).good();
 }
+
+/// The server of a disk is let go when its image is closed, before it has ended: the next one must not meet it.
+#[test]
+fn a_disk_is_mounted_again_at_once() {
+    let Some(place) = Place::new() else { return };
+    place
+        .ploop(&["init", "-s", "32M", "-t", "ext4", "d"])
+        .good();
+    let note = place.path("mnt/note");
+    for round in 0..12 {
+        place.ploop(&["mount", "-m", "mnt", "d"]).good();
+        let text = std::fs::read_to_string(&note).unwrap_or("0".to_owned());
+        assert_eq!(text, round.to_string());
+        std::fs::write(&note, (round + 1).to_string()).unwrap();
+        if round % 3 == 0 {
+            place.kill_worker();
+        }
+        place.ploop(&["umount", "d"]).good();
+        assert_eq!(place.disks(), 0);
+    }
+    place.ploop(&["check", "d"]).good();
+}

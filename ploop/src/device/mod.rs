@@ -152,6 +152,11 @@ pub enum Ended {
 }
 
 impl Channel {
+    /// Whether the device needs nothing of its worker's when the image is closed, not even the worker's death.
+    pub fn is_left_behind(&self) -> bool {
+        matches!(self, Channel::Fuse { .. })
+    }
+
     /// Whether the device can take over the size of a disk that has grown.
     pub fn grows(&self) -> bool {
         !matches!(self, Channel::Ublk { grows: false, .. })

@@ -105,6 +105,10 @@ pub struct WorkerConfig {
     pub scratch: Option<i32>,
     /// Told when requests are answered, or why not.
     pub ready: i32,
+    /// The disk's lock, held with the supervisor: the disk counts as served as long as a worker has it.
+    pub held: i32,
+    /// Told when the image is closed and nothing is left to be done.
+    pub closed: i32,
     /// Not the first worker of this disk.
     pub restarted: bool,
 }

@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
 use super::config::{Denied, Launched, NotServed, ServeConfig, WorkerConfig};
 use super::pending::PendingFile;
 use super::registry::{Held, Place, Record};
@@ -251,6 +254,7 @@ impl Supervisor {
 
     fn spawn(&mut self, ready: &io::PipeWriter, restarted: bool) -> io::Result<()> {
         let shared = &self.shared;
+        let (hears, closed) = io::pipe()?;
         let (channel, lent) = shared.channel()?;
         let config = WorkerConfig {
             serve: shared.config.clone(),
@@ -260,9 +264,11 @@ impl Supervisor {
             pending: shared.pending.as_raw_fd(),
             scratch: shared.scratch.as_ref().map(AsRawFd::as_raw_fd),
             ready: ready.as_raw_fd(),
+            held: shared.held.as_fd().as_raw_fd(),
+            closed: closed.as_raw_fd(),
             restarted,
         };
-        let child = shared.inherited(ready, &lent, || {
+        let child = shared.inherited([ready, &closed], &lent, || {
             let mut command = Command::new("/proc/self/exe");
             command.arg0("firn").args(&shared.prefix).arg("worker");
             command.arg(serde_json::to_string(&config).map_err(io::Error::other)?);
@@ -272,7 +278,7 @@ impl Supervisor {
         if let Some(device) = &shared.device {
             device.lent(child.id());
         }
-        wait_for(child, self.sender.clone());
+        wait_for(child, hears, self.sender.clone());
         Ok(())
     }
 
@@ -363,9 +369,7 @@ impl Supervisor {
     }
 
     fn end_worker_without_device(&self) {
-        let pid = i32::try_from(self.worker)
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.worker).ok().and_then(Pid::from_raw);
         if let (true, Some(pid)) = (self.shared.device.is_none(), pid) {
             // It may have ended by itself.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
@@ -399,7 +403,7 @@ impl Shared {
     /// Runs a spawn during which the shared descriptors, and those lent, are inherited.
     fn inherited<T>(
         &self,
-        ready: &io::PipeWriter,
+        told: [&io::PipeWriter; 2],
         lent: &[OwnedFd],
         spawn: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
@@ -407,7 +411,8 @@ impl Shared {
         let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
         fds.extend(lent.iter().map(AsFd::as_fd));
         fds.extend([self.control.as_fd(), self.state.as_fd()]);
-        fds.extend([self.pending.as_fd(), self.held.as_fd(), ready.as_fd()]);
+        fds.extend([self.pending.as_fd(), self.held.as_fd()]);
+        fds.extend(told.map(AsFd::as_fd));
         fds.extend(self.scratch.as_ref().map(AsFd::as_fd));
         for fd in &fds {
             kernel::keep_over_exec(fd)?;
@@ -420,13 +425,37 @@ impl Shared {
     }
 }
 
-fn wait_for(mut child: Child, sender: Sender<Event>) {
+/// Waits for a worker's death, or for its word that the image is closed.
+fn wait_for(mut child: Child, closed: io::PipeReader, sender: Sender<Event>) {
     let begun = Instant::now();
     std::thread::spawn(move || {
-        if let Ok(status) = child.wait() {
+        let status = match says_closed(&child, &closed) {
+            true => Ok(ExitStatus::default()),
+            false => child.wait(),
+        };
+        if let Ok(status) = status {
             let _ = sender.send(Event::Ended(status, begun.elapsed()));
         }
     });
+}
+
+/// Whether a worker has said so before it died. That the pipe has no writer any more says nothing, and that
+/// it still has one neither: a tool that was started meanwhile may have it, too.
+fn says_closed(child: &Child, closed: &io::PipeReader) -> bool {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return false;
+    };
+    loop {
+        let mut fds = [
+            PollFd::new(closed, PollFlags::IN),
+            PollFd::new(&process, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            _ => return fds[0].revents().contains(PollFlags::IN),
+        }
+    }
 }
 
 fn failed_status() -> ExitStatus {
