@@ -83,6 +83,9 @@ fn told_of(repair: &Repair) -> String {
             "; the images are complete, and what it had begun with the tasks was finished",
         );
     }
+    if repair.thawed {
+        said.push_str("; the cgroup of the tasks was thawed");
+    }
     if repair.put_back > 0 {
         let threads = counted(repair.put_back, "thread");
         said.push_str(&format!("; {threads} got back what it had changed"));

@@ -1,10 +1,10 @@
 //! The engine itself dies at any moment: the source goes on, or nothing of the copy is left.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use firn_tests::{Sandbox, Task, firn_path, isolated};
+use firn_tests::{Sandbox, Task, firn_path, isolated, skip};
 
 const COUNTER: &str = env!("CARGO_BIN_EXE_counter");
 const MANY_STATES: &str = env!("CARGO_BIN_EXE_many-states");
@@ -280,6 +280,66 @@ fn killed_worker_leaves_no_half_of_a_tree() {
             task.kill();
         },
     );
+}
+
+/// A cgroup (v2) of its own for a tree, which is gone with the value.
+struct Group(PathBuf);
+
+impl Group {
+    /// Makes one where that hierarchy is; None where it is not, or no groups can be made.
+    fn new(sandbox: &Sandbox) -> Option<Group> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let of_v2 = |line: &&str| line.contains(" - cgroup2 ");
+        let mount = mounts.lines().find(of_v2)?.split(' ').nth(4)?;
+        let path = Path::new(mount).join(sandbox.dir().file_name()?);
+        std::fs::create_dir(&path).ok()?;
+        Some(Group(path))
+    }
+
+    fn write(&self, file: &str, value: &str) {
+        std::fs::write(self.0.join(file), value).expect("the group is ours");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::write(self.0.join("cgroup.freeze"), "0");
+        let _ = std::fs::write(self.0.join("cgroup.kill"), "1");
+        // What was killed leaves it within a moment.
+        for _ in 0..1000 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The worker is killed while the cgroup of the tree is frozen: it is thawed.
+#[test]
+fn killed_worker_leaves_no_frozen_group() {
+    const NAME: &str = "killed_worker_leaves_no_frozen_group";
+    isolated(NAME, &["strace"], |sandbox| {
+        let Some(group) = Group::new(sandbox) else {
+            return skip(NAME, "no cgroups of version 2 can be made here");
+        };
+        let dir = sandbox.make_dir("work");
+        let task = start_many_states(sandbox, &dir);
+        for pid in task.tree() {
+            group.write("cgroup.procs", &pid.to_string());
+        }
+        let whole = sandbox.make_dir("whole");
+        task.dump(&whole, &["-R"]).expect_success("dump");
+        let before = at_rest(sandbox, &task);
+        for nth in 1..=4 {
+            let images = sandbox.make_dir(&format!("images-{nth}"));
+            let said = dump_killed_at(&task, &images, "ptrace", nth, &["-R"]);
+            let said = said.expect("there are more threads to seize");
+            assert!(said.contains("cgroup of the tasks was thawed"), "{said}");
+            assert_untouched(sandbox, &task, &dir, &before, &said);
+        }
+        task.kill();
+    });
 }
 
 /// A dump that was killed is complete if it had come that far, and else leaves no images.

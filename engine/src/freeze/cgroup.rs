@@ -15,6 +15,7 @@ use firn_sys::Pid;
 use firn_sys::procfs;
 
 use super::{FreezeOptions, walk};
+use crate::inject::Journal;
 
 /// Failure of the cgroup freezer.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,7 @@ pub enum CgroupFreezeError {
 #[derive(Debug)]
 pub struct FrozenGroup {
     path: PathBuf,
+    journal: Option<Journal>,
     thawed: bool,
 }
 
@@ -54,11 +56,19 @@ pub fn find(root: Pid, options: &FreezeOptions) -> Result<Option<PathBuf>, Cgrou
 }
 
 impl FrozenGroup {
-    /// Freezes a group.
-    pub fn freeze(path: PathBuf, deadline: Instant) -> Result<FrozenGroup, CgroupFreezeError> {
+    /// Freezes a group, which is noted.
+    pub fn freeze(
+        path: PathBuf,
+        deadline: Instant,
+        journal: Option<&Journal>,
+    ) -> Result<FrozenGroup, CgroupFreezeError> {
+        if let Some(journal) = journal {
+            journal.note_frozen(Some(&path));
+        }
         write(&path.join("cgroup.freeze"), "1")?;
         let group = FrozenGroup {
             path,
+            journal: journal.cloned(),
             thawed: false,
         };
         group.wait_frozen(deadline)?;
@@ -81,16 +91,33 @@ impl FrozenGroup {
     /// Thaws the group.
     pub fn thaw(mut self) -> Result<(), CgroupFreezeError> {
         self.thawed = true;
-        write(&self.path.join("cgroup.freeze"), "0")
+        let result = thaw(&self.path);
+        self.forget();
+        result
+    }
+
+    fn forget(&self) {
+        if let Some(journal) = &self.journal {
+            journal.note_frozen(None);
+        }
     }
 }
 
 impl Drop for FrozenGroup {
     fn drop(&mut self) {
         if !self.thawed {
-            let _ = fs::write(self.path.join("cgroup.freeze"), "0");
+            let _ = thaw(&self.path);
+            self.forget();
         }
     }
+}
+
+/// Thaws a group.
+///
+/// # Errors
+/// Its file can't be written.
+pub fn thaw(group: &Path) -> Result<(), CgroupFreezeError> {
+    write(&group.join("cgroup.freeze"), "0")
 }
 
 /// The v2 group of `root`, if it and its subgroups hold exactly the tree below `root`.

@@ -29,6 +29,7 @@ use crate::task::status::StatusError;
 use crate::tree::{Task, TaskState, Tree};
 
 pub use cgroup::CgroupFreezeError;
+pub(crate) use cgroup::thaw;
 pub(crate) use seize::hold;
 pub use walk::{check_root, children, running_tree, speaker, threads};
 
@@ -168,7 +169,8 @@ impl FrozenTree {
                 with_local_segments: Vec::new(),
                 released: false,
             };
-            let freeze = |path| FrozenGroup::freeze(path, deadline.at);
+            let journal = options.journal.as_ref();
+            let freeze = |path| FrozenGroup::freeze(path, deadline.at, journal);
             let group = group.map(freeze).transpose()?;
             match stop::stop_all(&mut frozen, root, group, deadline) {
                 Ok(()) => {

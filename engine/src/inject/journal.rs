@@ -17,11 +17,16 @@
 //! | 1 | threads noted |
 //! | 2 | signal that all processes get, or 0 |
 //! | 3 | how many processes |
+//! | 4 | bytes of the name of a cgroup that is frozen, or 0 |
+//! | 5 | the name |
 //! | 512 + 64 n | the nth thread |
 //! | behind | pids of the processes |
 //!
 //! A note is written before it counts; later only words are changed in it that say more.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -46,6 +51,8 @@ const WRITTEN: usize = 0;
 const NR_NOTED: usize = 1;
 const SIGNAL: usize = 2;
 const NR_SIGNALLED: usize = 3;
+const FROZEN_LEN: usize = 4;
+const FROZEN: usize = 5;
 const NOTES: usize = 512;
 const NOTE: usize = 64;
 const SIGNALLED: usize = NOTES + CAPACITY * NOTE;
@@ -103,6 +110,22 @@ impl Journal {
         self.set(WRITTEN, ticks_since_boot());
         self.set(NR_SIGNALLED, nr);
         self.set(SIGNAL, u64::from(signal.unsigned_abs()));
+    }
+
+    /// Notes that a cgroup is about to be frozen, by its directory; None that it is not any more.
+    pub(crate) fn note_frozen(&self, group: Option<&Path>) {
+        let name = group.map_or(&[][..], |path| path.as_os_str().as_bytes());
+        if name.len() <= (NOTES - FROZEN) * WORD {
+            self.0.write(FROZEN * WORD, name);
+            self.set(FROZEN_LEN, u64::try_from(name.len()).unwrap_or(0));
+        }
+    }
+
+    /// The directory of a cgroup that was frozen.
+    pub(super) fn frozen(&self) -> Option<PathBuf> {
+        let len = usize::try_from(self.word(FROZEN_LEN)).ok()?;
+        let is_one = (1..=(NOTES - FROZEN) * WORD).contains(&len);
+        is_one.then(|| OsString::from_vec(self.0.read(FROZEN * WORD, len)).into())
     }
 
     /// The signal that processes were about to get, and which.
@@ -346,6 +369,17 @@ mod tests {
         journal.will_signal(9, [3, 4].into_iter().map(Pid::from_raw));
         let pids = [3, 4].map(Pid::from_raw).to_vec();
         assert_eq!(journal.signalled(), Some((9, pids)));
+    }
+
+    #[test]
+    fn a_frozen_group_is_told_until_it_is_thawed() {
+        let journal = Journal::new().unwrap();
+        assert_eq!(journal.frozen(), None);
+        let group = Path::new("/sys/fs/cgroup/a b");
+        journal.note_frozen(Some(group));
+        assert_eq!(journal.frozen().as_deref(), Some(group));
+        journal.note_frozen(None);
+        assert_eq!(journal.frozen(), None);
     }
 
     #[test]

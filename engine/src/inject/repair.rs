@@ -25,6 +25,8 @@ const SHARED_MEMORY: &str = "/dev/zero (deleted)";
 pub struct Repair {
     /// Threads that are as they were again.
     pub put_back: usize,
+    /// The cgroup of the tree was frozen, and is not any more.
+    pub thawed: bool,
     /// The signal that the whole tree was to get, and has now.
     pub signal: Option<i32>,
     /// Threads that could not be put back, and why.
@@ -48,6 +50,10 @@ pub enum RepairError {
 /// The process that wrote the journal is dead.
 pub fn repair(journal: &Journal) -> Repair {
     let mut repair = Repair::default();
+    if let Some(group) = journal.frozen() {
+        // Frozen tasks would not stop for a signal, nor go on after it.
+        repair.thawed = freeze::thaw(&group).is_ok();
+    }
     let mut processes: BTreeMap<i32, Vec<Noted>> = BTreeMap::new();
     for thread in journal.noted() {
         processes.entry(thread.pid.raw()).or_default().push(thread);
