@@ -1,14 +1,13 @@
 //! The memory of all tasks on its way into the images.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 
 use firn_images::{ImageDir, ImageSetWriter};
 
 use super::increment::Increment;
-use super::reader::{Reader, Written};
-use super::{DumpError, O_PATH_LIKE, Operation, REPORT_INTERVAL};
+use super::reader::{Given, Reader, Written};
+use super::{DumpError, O_PATH_LIKE, Operation};
 use crate::cancel::CancelFlag;
 use crate::crew;
 use crate::files::{FileTable, ProcLink};
@@ -77,7 +76,7 @@ impl CopyWay<'_> {
 pub(super) struct Writing<'a> {
     nr_spaces: u32,
     way: CopyWay<'a>,
-    written: Receiver<Written>,
+    given: Given<'a>,
 }
 
 impl Drop for Writing<'_> {
@@ -93,7 +92,7 @@ impl<'a> Operation<'a> {
         described: Vec<Described<'scope>>,
         images: &'scope ImageSetWriter,
         reader: &Reader<'scope>,
-    ) -> Writing<'a>
+    ) -> Writing<'scope>
     where
         'a: 'scope,
     {
@@ -112,7 +111,7 @@ impl<'a> Operation<'a> {
         Writing {
             nr_spaces,
             way,
-            written: reader.write(spaces),
+            given: reader.write(spaces),
         }
     }
 
@@ -124,13 +123,11 @@ impl<'a> Operation<'a> {
         images: &ImageSetWriter,
     ) -> Result<(PageStats, PageStats), DumpError> {
         let copied = &writing.way.copied;
-        let pages = loop {
-            match writing.written.recv_timeout(REPORT_INTERVAL) {
-                Ok(pages) => break pages?,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
-                }
-                Err(RecvTimeoutError::Disconnected) => unreachable!("the reader does not panic"),
+        let pages = match writing.given.take_back() {
+            Some(spaces) => spaces.write()?,
+            None => {
+                let report = || self.reporter.bytes(copied.load(Ordering::Relaxed), 0);
+                writing.given.written(report)?
             }
         };
         let mut next_pages_id = 1 + writing.nr_spaces;

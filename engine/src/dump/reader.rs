@@ -5,20 +5,27 @@
 //! The address spaces come first, because the programs that the tasks run bring an arena into them; the rest it reads
 //! while they run.
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex};
 use std::thread::Scope;
+use std::time::Duration;
 
 use firn_sys::helpers::Seat;
+use firn_sys::lookout::Lookout;
 
 use super::increment::Increment;
 use super::memory_images::SpacesToWrite;
-use super::{TASKS_PER_THREAD, inventory};
+use super::{REPORT_INTERVAL, TASKS_PER_THREAD, inventory};
 use crate::crew;
 use crate::memory::{AddressSpace, Buffers, MemoryDumpError, PageStats};
 use crate::task::outside::Outside;
 use crate::task::status::StatusError;
 use crate::tree::{Task, Tree};
+
+/// For what takes no longer than a wake-up does in a small tree.
+static LOOKOUT: Lookout = Lookout::new();
+/// As long as it is looked out for.
+const SOON: Duration = Duration::from_micros(300);
 
 type Spaces = Result<Vec<AddressSpace>, MemoryDumpError>;
 type Outsides = Result<Vec<Outside>, StatusError>;
@@ -28,7 +35,43 @@ pub(super) type Written = Result<PageStats, MemoryDumpError>;
 /// What the thread is to do.
 enum Work<'scope> {
     Read(Arc<Tree>),
-    Write(SpacesToWrite<'scope>, Sender<Written>),
+    Write(Shared<SpacesToWrite<'scope>>, Sender<Written>),
+}
+
+/// Work of which only one does all: whoever takes it first.
+type Shared<T> = Arc<Mutex<Option<T>>>;
+
+fn take<T>(work: &Shared<T>) -> Option<T> {
+    work.lock().unwrap_or_else(|e| e.into_inner()).take()
+}
+
+/// Memory that the thread is to write.
+pub(super) struct Given<'scope> {
+    spaces: Shared<SpacesToWrite<'scope>>,
+    written: Receiver<Written>,
+}
+
+impl<'scope> Given<'scope> {
+    /// Takes it back if the thread has not begun, as where all processors are busy.
+    pub(super) fn take_back(&self) -> Option<SpacesToWrite<'scope>> {
+        take(&self.spaces)
+    }
+
+    /// What the thread tells when it is done; calls `meanwhile` now and then.
+    ///
+    /// # Errors
+    /// As [`SpacesToWrite::write`].
+    pub(super) fn written(&self, mut meanwhile: impl FnMut()) -> Written {
+        let mut written = soon(&self.written);
+        loop {
+            match written.map_or_else(|| self.written.recv_timeout(REPORT_INTERVAL), Ok) {
+                Ok(pages) => return pages,
+                Err(RecvTimeoutError::Timeout) => meanwhile(),
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the reader does not panic"),
+            }
+            written = None;
+        }
+    }
 }
 
 /// The thread, and what it waits for and tells. Dropped, it lets the thread end early.
@@ -64,7 +107,9 @@ impl<'scope> Reader<'scope> {
                         let _ = tell_outside.send(Outside::read_all(&tree));
                     }
                     Work::Write(spaces, tell) => {
-                        let _ = tell.send(spaces.write());
+                        if let Some(spaces) = take(&spaces) {
+                            let _ = tell.send(spaces.write());
+                        }
                         // Nothing comes after it, and nobody has to wait for the end of this thread.
                         break;
                     }
@@ -85,11 +130,12 @@ impl<'scope> Reader<'scope> {
         self.give(Work::Read(tree));
     }
 
-    /// Lets it write the memory, and returns where its answer will come.
-    pub(super) fn write(&self, spaces: SpacesToWrite<'scope>) -> Receiver<Written> {
+    /// Lets it write the memory.
+    pub(super) fn write(&self, spaces: SpacesToWrite<'scope>) -> Given<'scope> {
         let (tell, written) = mpsc::channel();
-        self.give(Work::Write(spaces, tell));
-        written
+        let spaces = Arc::new(Mutex::new(Some(spaces)));
+        self.give(Work::Write(Arc::clone(&spaces), tell));
+        Given { spaces, written }
     }
 
     fn give(&self, work: Work<'scope>) {
@@ -102,7 +148,7 @@ impl<'scope> Reader<'scope> {
     /// # Errors
     /// As [`AddressSpace::read`].
     pub(super) fn spaces(&self) -> Spaces {
-        self.spaces.recv().expect("the reader does not panic")
+        receive(&self.spaces)
     }
 
     /// The rest.
@@ -110,8 +156,18 @@ impl<'scope> Reader<'scope> {
     /// # Errors
     /// A task is gone, or /proc has another form than documented.
     pub(super) fn outside(&self) -> Outsides {
-        self.outside.recv().expect("the reader does not panic")
+        receive(&self.outside)
     }
+}
+
+/// Receives what comes soon, as it does from a small tree; None means that it takes longer.
+fn soon<T>(from: &Receiver<T>) -> Option<T> {
+    LOOKOUT.watch(SOON, || from.try_recv().ok())
+}
+
+fn receive<T>(from: &Receiver<T>) -> T {
+    let received = soon(from).map_or_else(|| from.recv(), Ok);
+    received.expect("the reader does not panic")
 }
 
 fn read_address_spaces(tree: &Tree, increment: &Increment) -> Spaces {

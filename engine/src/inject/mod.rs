@@ -422,7 +422,7 @@ fn stop_again(jobs: &[Job]) -> Result<(), InjectError> {
         ptrace::interrupt(*tid).map_err(trace(*tid, "stop the program"))?;
     }
     for (tid, _) in jobs.iter().flat_map(|job| &job.threads) {
-        match wait::wait(*tid) {
+        match wait::wait_soon(*tid) {
             Ok(wait::Status::Stopped { .. }) => {}
             Ok(_) => return Err(InjectError::Died(*tid)),
             Err(source) => return Err(trace(*tid, "wait for the stop")(source)),

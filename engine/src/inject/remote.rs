@@ -223,7 +223,7 @@ fn go_on(tid: Pid) -> Result<(), InjectError> {
 fn await_syscall_stop(tid: Pid) -> Result<bool, InjectError> {
     let mut swallowed = false;
     loop {
-        match wait::wait(tid).map_err(trace(tid, "wait for the thread"))? {
+        match wait::wait_soon(tid).map_err(trace(tid, "wait for the thread"))? {
             Status::Stopped {
                 signal: ptrace::SYSCALL_STOP,
                 ..

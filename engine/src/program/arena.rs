@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use firn_sys::lookout::Lookout;
 use firn_sys::mapping::SharedMapping;
 use firn_sys::{Errno, futex};
 
@@ -10,6 +11,10 @@ use super::build::{Data, ProgramId, Slot, Word};
 use super::record::context;
 use super::set::{CODE_SIZE, Placed, ProgramSet};
 
+/// For programs that take no longer than a wake-up does.
+static LOOKOUT: Lookout = Lookout::new();
+/// As long as their end is looked out for.
+const SOON: Duration = Duration::from_micros(200);
 /// How often a waiting coordinator looks for failed or dead tasks, which wake nobody.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -229,6 +234,8 @@ impl Arena {
     ) -> WaitOutcome<E> {
         let deadline = Instant::now() + timeout;
         let mut looked = Instant::now();
+        // Whether it was there is seen below.
+        let _ = LOOKOUT.watch(SOON, || (self.load_at(offset) >= value).then_some(()));
         loop {
             let seen = self.load_at(offset);
             if self.load_at(self.placed.failed_offset()) > 0

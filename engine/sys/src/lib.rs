@@ -22,6 +22,7 @@ pub mod io_uring;
 pub mod kcmp;
 pub mod keeper;
 pub mod kernel_memory;
+pub mod lookout;
 pub mod mapping;
 pub mod memfd;
 pub mod mm;

@@ -2,7 +2,13 @@
 //!
 //! Source: man 2 waitpid, `__WALL`.
 
+use std::time::Duration;
+
+use crate::lookout::Lookout;
 use crate::{Errno, Pid, Result};
+
+/// As long as a change is looked out for that comes soon.
+const SOON: Duration = Duration::from_micros(100);
 
 /// What a wait reports about a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,19 @@ pub fn wait(tid: Pid) -> Result<Status> {
             Ok(None) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
+    }
+}
+
+/// Like [`wait`], for a change that comes within microseconds.
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_soon(tid: Pid) -> Result<Status> {
+    static LOOKOUT: Lookout = Lookout::new();
+    match LOOKOUT.watch(SOON, || try_wait(tid).transpose()) {
+        Some(Ok(status)) => Ok(status),
+        // Interrupted, or not one that can be waited for: the other way finds out.
+        Some(Err(_)) | None => wait(tid),
     }
 }
 
