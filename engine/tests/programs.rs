@@ -6,7 +6,7 @@ use firn_engine::program::{
     Arena, CloneSpec, Program, ProgramFailure, ProgramSet, Rule, WaitOutcome,
 };
 use firn_sys::clone3::{ProgramEntry, spawn_program};
-use firn_sys::{Pid, nr, task, wait};
+use firn_sys::{Pid, nr, probe, task, wait};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -37,7 +37,11 @@ fn leave_rseq(program: &mut Program) {
 }
 
 fn run(set: &ProgramSet, root: firn_engine::program::ProgramId) -> (Arena, Child) {
-    let arena = Arena::create(set, set.place(base())).expect("arena");
+    run_at(base(), set, root)
+}
+
+fn run_at(base: u64, set: &ProgramSet, root: firn_engine::program::ProgramId) -> (Arena, Child) {
+    let arena = Arena::create(set, set.place(base)).expect("arena");
     let (record, context) = arena.entry(root);
     let entry = ProgramEntry {
         executor: arena.placed().base(),
@@ -210,6 +214,35 @@ fn a_death_is_seen_by_the_liveness_check() {
         matches!(outcome, WaitOutcome::Dead(wait::Status::Ended(9))),
         "{outcome:?}"
     );
+}
+
+#[test]
+fn thread_local_segments_are_seen_without_a_call() {
+    /// Below 4 GiB, for 32-bit calls.
+    const LOW: u64 = 0x3000_0000;
+    const SET_THREAD_AREA: i64 = 243;
+    if let Err(errno) = probe::ia32_calls() {
+        eprintln!("skipped: this kernel makes no 32-bit calls: {errno}");
+        return;
+    }
+    let mut set = ProgramSet::new();
+    let mut p = Program::new("child");
+    leave_rseq(&mut p);
+    let mut seen = vec![p.segments("at first")];
+    for (entry, base) in [(13u32, 0x1000u32), (14, 0), (12, 0)] {
+        // seg_32bit, limit_in_pages, useable.
+        let words = [entry, base, 0xfffff, 0b101_0001];
+        let descriptor = p.data(&words.map(u32::to_ne_bytes).concat());
+        let args = [descriptor.into()];
+        p.call_ia32(SET_THREAD_AREA, &args, Rule::Ok, "making a segment");
+        seen.push(p.segments("after it"));
+    }
+    p.park();
+    let id = set.add(p);
+    let (arena, _child) = run_at(LOW, &set, id);
+    wait_parked(&arena, &set, 1).unwrap();
+    let seen: Vec<i64> = seen.iter().map(|slot| arena.slot(id, *slot)).collect();
+    assert_eq!(seen, [0, 0b010, 0b110, 0b111]);
 }
 
 #[test]

@@ -113,15 +113,15 @@ impl Arena {
             source,
         };
         let mut mapping = SharedMapping::anonymous_at(placed.base(), placed.len()).map_err(map)?;
-        mapping.write(0, &placed.bytes(set));
+        placed.load(set, |offset, bytes| mapping.write(offset, bytes));
         mapping.make_executable(CODE_SIZE).map_err(map)?;
         Ok(Arena::over(mapping, placed))
     }
 
-    /// Takes over a shared mapping of memory that stands at the placed address in a task, and loads the
+    /// Takes over a shared mapping of zeros that stands at the placed address in a task, and loads the
     /// programs into it.
     pub fn attach(mapping: SharedMapping, set: &ProgramSet, placed: Placed) -> Arena {
-        mapping.write(0, &placed.bytes(set));
+        placed.load(set, |offset, bytes| mapping.write(offset, bytes));
         Arena::over(mapping, placed)
     }
 

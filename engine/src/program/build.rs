@@ -134,6 +134,9 @@ pub(super) enum Step {
         rule: Rule,
     },
     Park,
+    Segments {
+        out: Slot,
+    },
 }
 
 impl Step {
@@ -144,6 +147,7 @@ impl Step {
             Step::Post { .. } => Op::Post,
             Step::Fork { .. } => Op::Fork,
             Step::Park => Op::Park,
+            Step::Segments { .. } => Op::Segments,
         }
     }
 }
@@ -212,7 +216,9 @@ impl Program {
 
     /// Reserves `len` zero bytes for an answer.
     pub fn space(&mut self, len: usize) -> Data {
-        self.data(&vec![0; len])
+        let space = self.data(&[]);
+        self.data.resize(space.offset + len, 0);
+        Data { len, ..space }
     }
 
     /// Copies 64-bit values into the program's data; [`Arg::Data`] values become addresses when the
@@ -293,12 +299,17 @@ impl Program {
         rule: Rule,
         why: impl Into<Cow<'static, str>>,
     ) -> Slot {
+        let slot = self.new_slot();
+        self.push_call(nr, args, rule, Some(slot), 0, why.into());
+        slot
+    }
+
+    fn new_slot(&mut self) -> Slot {
         let slot = Slot(self.nr_slots);
         self.nr_slots = self
             .nr_slots
             .checked_add(1)
             .expect("a program has under 65,535 slots");
-        self.push_call(nr, args, rule, Some(slot), 0, why.into());
         slot
     }
 
@@ -377,6 +388,14 @@ impl Program {
             },
             why.into(),
         );
+    }
+
+    /// Looks which thread-local segments the thread has, without a call: bit i of the result stands for entry 12 + i
+    /// of the global descriptor table.
+    pub fn segments(&mut self, why: impl Into<Cow<'static, str>>) -> Slot {
+        let out = self.new_slot();
+        self.push(Step::Segments { out }, why.into());
+        out
     }
 
     /// Ends the program: the task sleeps until ptrace takes it over.

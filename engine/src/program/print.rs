@@ -71,6 +71,7 @@ fn describe(out: &mut String, step: &Step) -> fmt::Result {
         }
         Step::Fork { child, .. } => write!(out, "fork program {}", child.0),
         Step::Park => write!(out, "park"),
+        Step::Segments { out: slot } => write!(out, "s{} = segments", slot.0),
     }
 }
 

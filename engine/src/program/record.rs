@@ -29,6 +29,8 @@ pub enum Op {
     Fork = 3,
     /// Marks the context as parked and sleeps until ptrace takes over.
     Park = 4,
+    /// Tells which thread-local segments the thread has: bit i for entry 12 + i of the global descriptor table.
+    Segments = 5,
 }
 
 /// Which result of a call counts as success.

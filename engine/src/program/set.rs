@@ -1,7 +1,7 @@
 //! All programs of one arena, and how they are laid out in it.
 
 use super::build::{Arg, Program, ProgramId, Slot, Step, Word};
-use super::record::{CONTEXT_SIZE, RECORD_SIZE, Record, context};
+use super::record::{CONTEXT_SIZE, RECORD_SIZE, Record, Rule, context};
 use super::{Data, Op};
 use crate::arch;
 
@@ -192,50 +192,40 @@ impl Placed {
         self.layout[index(id)].slots + 8 * usize::from(slot.0)
     }
 
-    /// The bytes of the whole arena: executor, words, contexts, programs.
-    pub fn bytes(&self, set: &ProgramSet) -> Vec<u8> {
-        let mut out = vec![0u8; self.len];
-        let code = arch::executor_code();
-        out[..code.len()].copy_from_slice(code);
+    /// Hands out all bytes of the arena that are not zero, each part with its offset: executor, contexts, programs.
+    pub fn load(&self, set: &ProgramSet, mut put: impl FnMut(usize, &[u8])) {
+        put(0, arch::executor_code());
+        let mut part = Vec::new();
         for (id, program) in set.programs() {
-            self.write_context(id, &mut out);
-            self.write_records(id, program, &mut out);
-            self.write_data(id, program, &mut out);
+            part.clear();
+            part.resize(CONTEXT_SIZE, 0);
+            self.write_context(id, &mut part);
+            put(self.context_offset(id), &part);
+            part.clear();
+            for step in &program.steps {
+                part.extend_from_slice(&self.record(id, step).to_bytes());
+            }
+            self.add_data(id, program, &mut part);
+            // The data follow the records.
+            put(self.records_offset(id), &part);
         }
-        out
     }
 
     fn write_context(&self, id: ProgramId, out: &mut [u8]) {
-        let at = self.context_offset(id);
-        let slots = self.address(self.layout[index(id)].slots);
-        put(out, at + context::SLOTS, slots);
-        put(
-            out,
-            at + context::PARKED,
-            self.address(self.parked_offset()),
-        );
-        put(
-            out,
-            at + context::FAILED,
-            self.address(self.failed_offset()),
-        );
+        let slots = self.layout[index(id)].slots;
+        put(out, context::SLOTS, self.address(slots));
+        put(out, context::PARKED, self.address(self.parked_offset()));
+        put(out, context::FAILED, self.address(self.failed_offset()));
     }
 
-    fn write_records(&self, id: ProgramId, program: &Program, out: &mut [u8]) {
-        let mut at = self.records_offset(id);
-        for step in &program.steps {
-            out[at..at + RECORD_SIZE].copy_from_slice(&self.record(id, step).to_bytes());
-            at += RECORD_SIZE;
-        }
-    }
-
-    fn write_data(&self, id: ProgramId, program: &Program, out: &mut [u8]) {
-        let data = self.layout[index(id)].data;
-        out[data..data + program.data.len()].copy_from_slice(&program.data);
+    fn add_data(&self, id: ProgramId, program: &Program, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(&program.data);
         for &pointer in &program.pointers {
-            let at = data + pointer;
+            let at = start + pointer;
             let raw: [u8; 8] = out[at..at + 8].try_into().expect("eight bytes");
-            put(out, at, self.address(data) + u64::from_le_bytes(raw));
+            let data = self.address(self.layout[index(id)].data);
+            put(out, at, data + u64::from_le_bytes(raw));
         }
     }
 
@@ -286,6 +276,10 @@ impl Placed {
                 record.args[3] = self.address(self.context_offset(*child));
             }
             Step::Park => debug_assert_eq!(step.op(), Op::Park),
+            Step::Segments { out } => {
+                (record.rule, record.expect) = Rule::Any.encode();
+                record.out = out.0 + 1;
+            }
         }
         record
     }

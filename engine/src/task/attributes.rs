@@ -180,6 +180,7 @@ pub struct ThreadQuestions {
     securebits: Slot,
     robust_list: Option<Data>,
     modes: ThreadModeQuestions,
+    segments: Slot,
 }
 
 /// Answers to [`ThreadQuestions`].
@@ -197,6 +198,8 @@ pub struct ThreadAnswers {
     pub securebits: u32,
     /// What prctl keeps for the thread.
     pub modes: ThreadModes,
+    /// It has thread-local segments.
+    pub has_segments: bool,
 }
 
 /// Adds the questions about a thread.
@@ -223,7 +226,9 @@ pub fn ask_thread(p: &mut Program, abi: Abi) -> ThreadQuestions {
     let securebits = p.call_to_slot(nr::PRCTL, &bits, Rule::Ok, "reading secure bits");
     let robust_list = (abi == Abi::Ia32).then(|| ask_ia32_robust_list(p));
     let modes = modes::ask_thread(p);
+    let segments = p.segments("looking for thread-local segments");
     ThreadQuestions {
+        segments,
         robust_list,
         tid_address,
         pdeath_signal,
@@ -264,6 +269,7 @@ impl ThreadQuestions {
                 (u32_at(&list, 0).into(), u32_at(&list, 4).into())
             }),
             securebits: u32::try_from(arena.slot(id, self.securebits)).unwrap_or(0),
+            has_segments: arena.slot(id, self.segments) != 0,
             modes: self.modes.answers(arena, id),
         }
     }

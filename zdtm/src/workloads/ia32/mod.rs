@@ -1,6 +1,7 @@
 //! 32-bit programs: C, compiled when they are run.
 
 mod mixed;
+mod segment;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,7 @@ pub static ALL: &[&Workload] = &[
     &CALLS,
     &mixed::TREE,
     &mixed::BARE,
+    &segment::SEGMENT,
 ];
 
 /// A compiler and a libc for 32-bit programs, and a kernel that runs them.
