@@ -3,6 +3,8 @@
 //! Source: man 5 proc_pid_maps, proc_pid_smaps; linux fs/proc/task_mmu.c, show_map_vma,
 //! show_smap_vma_flags.
 
+use firn_sys::procfs;
+
 use super::range::AddressRange;
 
 /// One mapping as the kernel shows it.
@@ -156,7 +158,7 @@ pub struct SmapsParseError {
 /// The first line that is not as the kernel writes it.
 pub fn parse(text: &[u8]) -> Result<Vec<Mapping>, SmapsParseError> {
     let mut mappings: Vec<Mapping> = Vec::new();
-    for line in text.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+    for line in procfs::lines(text).filter(|line| !line.is_empty()) {
         let bad = || SmapsParseError {
             line: String::from_utf8_lossy(line).into_owned(),
         };

@@ -186,7 +186,7 @@ impl<'a> Lines<'a> {
 /// Where the line with that key begins, and the value behind `key:` and a tab, without the newline.
 fn find<'a>(text: &'a [u8], key: &str) -> Option<(usize, &'a [u8])> {
     let mut start = 0;
-    for line in text.split(|byte| *byte == b'\n') {
+    for line in procfs::lines(text) {
         if let Some(value) = line.strip_prefix(key.as_bytes())
             && let Some(value) = value.strip_prefix(b":")
         {

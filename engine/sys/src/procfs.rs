@@ -52,6 +52,20 @@ fn read_on(file: &File, bytes: &mut Vec<u8>, step: usize) -> io::Result<usize> {
     }
 }
 
+/// The lines of a text of /proc, without the ends of the lines; behind the last one there is none.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = memchr::memchr(b'\n', rest).unwrap_or(rest.len());
+        let line = &rest[..end];
+        rest = rest.get(end + 1..).unwrap_or_default();
+        Some(line)
+    })
+}
+
 /// Reads a file of /proc that holds text.
 ///
 /// # Errors
@@ -79,6 +93,14 @@ mod tests {
                 .unwrap()
                 .starts_with(b"Limit")
         );
+    }
+
+    #[test]
+    fn lines_end_at_their_newlines_and_with_the_text() {
+        let all = |text: &'static [u8]| lines(text).collect::<Vec<_>>();
+        assert_eq!(all(b"a\n\nbc\n"), [&b"a"[..], b"", b"bc"]);
+        assert_eq!(all(b"a\nb"), [b"a", b"b"]);
+        assert!(all(b"").is_empty());
     }
 
     #[test]
