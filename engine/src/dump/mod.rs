@@ -41,7 +41,7 @@ use crate::memory::{self, AddressSpace, Buffers, PageStats, SharedDump, policies
 use crate::obstacle::Obstacle;
 use crate::progress::{Phase, Reporter};
 use crate::script::{ScriptAction, ScriptContext};
-use crate::task::core_image::{self, CoreDumpError};
+use crate::task::core_image::{self, CoreDumpError, Subject};
 use crate::task::ia32;
 use crate::task::lsm;
 use crate::task::notes;
@@ -49,6 +49,7 @@ use crate::task::questions::{self, AskError};
 use crate::task::relations::Family;
 use crate::task::semaphores::{self, SemaphoreDump};
 use crate::task::survey::{self, OwnNamespaces};
+use crate::task::traced::Readings;
 
 use increment::{Increment, Trackable};
 use memory_images::describe_spaces;
@@ -263,7 +264,9 @@ impl<'a> Operation<'a> {
         self.reporter.tasks(tree.tasks.len());
         self.reporter.phase(Phase::Inspect);
         self.check_frozen(frozen)?;
-        let looked = questions::look(tree).map_err(AskError::from)?;
+        let looked = questions::look(tree, frozen.regs()).map_err(AskError::from)?;
+        let readings = tree.alive().map(Readings::read);
+        let readings = readings.collect::<Result<Vec<_>, _>>()?;
         let mut semaphores = SemaphoreDump::collect(tree, &self.kernel);
         // Descriptors that no task is asked for are looked at while the reader reads.
         let with_answers = !told.is_empty();
@@ -307,7 +310,12 @@ impl<'a> Operation<'a> {
             semaphores: &semaphores,
             kernel: &self.kernel,
         };
-        describe(tree, &answers, &outside, means, &mut files, images)?;
+        let known = tree.alive().zip(answers.iter().zip(&outside).zip(&readings));
+        let subjects = known.map(|(task, ((answers, outside), readings))| {
+            Subject::ask(task, answers, outside, readings)
+        });
+        let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
+        describe(tree, &subjects, means, &mut files, images)?;
         files.write(images)?;
         let (pages, shared_pages) = self.end_memory(&writing, &shared, images)?;
         let memory_time = begun.elapsed();

@@ -6,7 +6,7 @@ use firn_sys::Pid;
 
 use super::{DumpError, O_PATH_LIKE, inventory};
 use crate::files::{FileTable, ProcLink};
-use crate::task::core_image::{self, CoreDumpError};
+use crate::task::core_image::{self, CoreDumpError, Subject};
 use crate::task::outside::Outside;
 use crate::task::questions::TaskAnswers;
 use crate::task::seccomp::SeccompDump;
@@ -34,15 +34,13 @@ pub(super) fn check_answers(
 /// Writes the small images of every task and the tree.
 pub(super) fn describe(
     tree: &Tree,
-    answers: &[TaskAnswers],
-    outside: &[Outside],
+    subjects: &[Subject<'_>],
     means: core_image::Means<'_>,
     files: &mut FileTable,
     images: &ImageSetWriter,
 ) -> Result<(), DumpError> {
-    let known = answers.iter().zip(outside);
-    for (nth, (task, (answers, outside))) in (0u32..).zip(tree.alive().zip(known)) {
-        core_image::dump(task, answers, outside, means, images)?;
+    core_image::dump(subjects, means, images)?;
+    for (nth, Subject { task, outside, .. }) in (0u32..).zip(subjects) {
         let ids = inventory::task_ids(nth, files.files_id(task.speaker()));
         let pid = u64::from(task.pid.to_image());
         images.write_one(ImageKind::Ids, pid, &ids)?;

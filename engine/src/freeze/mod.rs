@@ -16,10 +16,12 @@ mod seize;
 mod stop;
 mod walk;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use firn_sys::ptrace::GeneralRegs;
 use firn_sys::{Errno, Pid, task as sys_task};
 
 use self::cgroup::FrozenGroup;
@@ -129,6 +131,8 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct FrozenTree {
     tree: Arc<Tree>,
+    /// General registers of all threads, as they stopped.
+    regs: HashMap<Pid, GeneralRegs>,
     seized: Vec<Pid>,
     since: Instant,
     freezing: Duration,
@@ -162,6 +166,7 @@ impl FrozenTree {
                     tasks: Vec::new(),
                     journal: options.journal.clone(),
                 }),
+                regs: HashMap::new(),
                 seized: Vec::new(),
                 since: begun,
                 freezing: Duration::ZERO,
@@ -199,6 +204,11 @@ impl FrozenTree {
     /// The tasks, for a thread that has been there before them.
     pub fn shared_tree(&self) -> Arc<Tree> {
         Arc::clone(&self.tree)
+    }
+
+    /// General registers of all threads, as they stopped.
+    pub fn regs(&self) -> &HashMap<Pid, GeneralRegs> {
+        &self.regs
     }
 
     /// Whether seccomp filters don't see what is done in the tasks.
@@ -304,8 +314,7 @@ impl FrozenTree {
 
     /// Sorts the tasks so that every parent stands before its children, depth first.
     fn sort(&mut self, root: Pid) {
-        let mut children: std::collections::HashMap<Pid, Vec<Task>> =
-            std::collections::HashMap::new();
+        let mut children: HashMap<Pid, Vec<Task>> = HashMap::new();
         let mut stack = Vec::new();
         let tree = Arc::make_mut(&mut self.tree);
         for task in std::mem::take(&mut tree.tasks) {

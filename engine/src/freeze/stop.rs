@@ -332,6 +332,7 @@ impl Stopper<'_> {
             .map(|(tid, _)| (pid, *tid));
         self.frozen.with_local_segments.extend(with_segments);
         let mut threads: Vec<Pid> = stopped.iter().map(|(tid, _)| *tid).collect();
+        self.frozen.regs.extend(stopped);
         let state = match threads.is_empty() {
             true => TaskState::Zombie(stat.exit_code),
             false => process.state,

@@ -39,7 +39,15 @@ impl ThreadStop {
     /// # Errors
     /// It has died.
     pub fn read(tid: Pid) -> Result<ThreadStop, InjectError> {
-        let mut regs = ptrace::general_regs(tid).map_err(trace(tid, "read the registers"))?;
+        let regs = ptrace::general_regs(tid).map_err(trace(tid, "read the registers"))?;
+        ThreadStop::with_regs(tid, regs)
+    }
+
+    /// Reads the rest about a stopped thread whose registers are known.
+    ///
+    /// # Errors
+    /// It has died.
+    pub fn with_regs(tid: Pid, mut regs: GeneralRegs) -> Result<ThreadStop, InjectError> {
         let rseq = ptrace::rseq_config(tid).ok();
         // Critical sections make no calls.
         if let Some(rseq) = rseq

@@ -3,8 +3,6 @@
 //! Source: facts of CRIU's format: the leader's image carries the process (`tc`), every thread's its own
 //! part (`thread_core`), a zombie's only `tc`.
 
-use std::sync::mpsc::{self, TrySendError};
-
 use firn_images::{ImageKind, ImageSetWriter, ImageWriteError};
 use firn_proto::{
     CoreEntry, FirnDispatchEntry, FirnRestartEntry, FirnTaskEntry, RseqEntry, TaskCoreEntry,
@@ -15,16 +13,17 @@ use firn_sys::{Errno, Pid, process_vm, ptrace};
 
 use super::attributes::ThreadAnswers;
 use super::child_events::ChildEvent;
-use super::outside::{Called, Outside};
+use super::outside::Outside;
 use super::questions::TaskAnswers;
 use super::seccomp::{SeccompDump, SeccompDumpError};
 use super::semaphores::SemaphoreDump;
 use super::status::{Stat, Status, StatusError};
-use super::traced::{Batch, Told};
-use super::{connects, creds, notes, scheduling, signals, traced};
+use super::traced::{self, Called, Readings, Told};
+use super::{connects, creds, notes, scheduling, signals};
 use crate::arch::restart::{self, Remainder, Restart};
 use crate::arch::waits;
 use crate::arch::{Abi, XsaveError, XsaveLayout, regs};
+use crate::crew;
 use crate::inject::ThreadStop;
 use crate::kernel::LazyKernel;
 use crate::tree::{Task, TaskState};
@@ -47,10 +46,8 @@ pub const ROOT_CG_SET: u32 = 1;
 /// Length of a robust list head.
 const ROBUST_LIST_LEN: u64 = 24;
 
-/// Threads of a task that are worth a thread of our own to make their images.
+/// Threads that are worth a thread of our own to make their images.
 const THREADS_PER_WRITER: usize = 32;
-/// Batches of threads that wait for it at most.
-const MAX_QUEUED: usize = 2;
 
 /// Failure to dump per-task state.
 #[derive(Debug, thiserror::Error)]
@@ -110,80 +107,77 @@ pub(crate) struct Means<'a> {
     pub kernel: &'a LazyKernel,
 }
 
-/// Writes the core images of a living task.
+/// Writes the core images of all living tasks that have been asked, threads and all, several at a time.
 ///
 /// # Errors
 /// See [`CoreDumpError`].
-///
-/// # Preconditions
-/// All threads are in ptrace stops of the calling thread, with the registers they were stopped with.
 pub(crate) fn dump(
-    task: &Task,
-    answers: &TaskAnswers,
-    outside: &Outside,
+    subjects: &[Subject<'_>],
     means: Means<'_>,
     images: &ImageSetWriter,
 ) -> Result<(), CoreDumpError> {
-    let process_queue = ptrace::pending_signals(task.speaker(), SignalQueue::Process)
-        .map_err(failed(task.speaker(), "the process's pending signals"))?;
-    let subject = Subject {
-        task,
-        answers,
-        outside,
-        process_queue: &process_queue,
-        means,
-        images,
-    };
-    let write = |batch: Batch| subject.write(&batch);
-    let gather = |give: &mut dyn FnMut(Batch) -> Result<(), CoreDumpError>| {
-        traced::gather(task, outside, means.layout, give)
-    };
-    if task.threads.len() < THREADS_PER_WRITER {
-        return gather(&mut { write });
+    let mut threads = Vec::new();
+    for subject in subjects {
+        threads.extend((0..subject.task.threads.len()).map(|nth| (subject, nth)));
     }
-    // Only the tracer can ask, but anybody can make images of what it was told.
-    std::thread::scope(|scope| {
-        let (queue, batches) = mpsc::sync_channel(MAX_QUEUED);
-        let writer = scope.spawn(move || batches.into_iter().try_for_each(write));
-        let gathered = gather(&mut |batch| match queue.try_send(batch) {
-            Err(TrySendError::Full(batch)) => write(batch),
-            // It takes no more after an error, which is told below.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
-        });
-        drop(queue);
-        let written = writer.join().expect("the writer does not panic");
-        gathered.and(written)
-    })
+    let write = |(subject, nth): &(&Subject<'_>, usize)| subject.write_thread(*nth, means, images);
+    let written = crew::share_out(&threads, THREADS_PER_WRITER, write);
+    written.into_iter().collect()
 }
 
 pub(super) fn failed(tid: Pid, what: &'static str) -> impl Fn(Errno) -> CoreDumpError {
     move |source| CoreDumpError::Thread { tid, what, source }
 }
 
-/// A task whose images are being made.
-#[derive(Clone, Copy)]
-struct Subject<'a> {
-    task: &'a Task,
-    answers: &'a TaskAnswers,
-    outside: &'a Outside,
+/// A task whose images are to be made: all that is known of it.
+pub(crate) struct Subject<'a> {
+    pub task: &'a Task,
+    pub answers: &'a TaskAnswers,
+    pub outside: &'a Outside,
+    readings: &'a Readings,
     /// Signals that wait for the process.
-    process_queue: &'a [SiginfoBytes],
-    means: Means<'a>,
-    images: &'a ImageSetWriter,
+    process_queue: Vec<SiginfoBytes>,
+    /// About each thread, in the order of the task's threads.
+    told: Vec<Told>,
 }
 
-impl Subject<'_> {
-    fn write(&self, batch: &Batch) -> Result<(), CoreDumpError> {
-        let mut threads = batch.iter();
-        threads.try_for_each(|(nth, told, area)| self.write_thread(nth, told, area))
+impl<'a> Subject<'a> {
+    /// Asks what is missing yet.
+    ///
+    /// # Errors
+    /// A thread died.
+    ///
+    /// # Preconditions
+    /// All threads are in ptrace stops of the calling thread, with the registers they were stopped with.
+    pub(crate) fn ask(
+        task: &'a Task,
+        answers: &'a TaskAnswers,
+        outside: &'a Outside,
+        readings: &'a Readings,
+    ) -> Result<Subject<'a>, CoreDumpError> {
+        Ok(Subject {
+            task,
+            answers,
+            outside,
+            readings,
+            process_queue: ptrace::pending_signals(task.speaker(), SignalQueue::Process)
+                .map_err(failed(task.speaker(), "the process's pending signals"))?,
+            told: traced::ask(task, &answers.threads, outside)?,
+        })
     }
 
-    fn write_thread(&self, nth: usize, told: &Told, area: &[u8]) -> Result<(), CoreDumpError> {
+    /// Writes the image of the `nth` thread, with that of the process if it is the first.
+    fn write_thread(
+        &self,
+        nth: usize,
+        means: Means<'_>,
+        images: &ImageSetWriter,
+    ) -> Result<(), CoreDumpError> {
         let Subject {
             task,
             answers,
             outside,
-            means,
+            readings,
             ..
         } = *self;
         let tid = task.threads[nth];
@@ -191,9 +185,9 @@ impl Subject<'_> {
             answers: &answers.threads[nth],
             stop: &answers.stops[nth],
             status: &outside.threads[nth],
-            called: &outside.called[nth],
-            told,
-            area,
+            called: &readings.called[nth],
+            told: &self.told[nth],
+            area: readings.state(nth),
         };
         let mut state = describe_thread(tid, task.abi, &found, means)?;
         outside.labels[nth].describe(&mut state.core);
@@ -211,7 +205,7 @@ impl Subject<'_> {
             && let Some(process) = tc.take()
         {
             let leader = dead_leader(task, process, found.answers.securebits)?;
-            self.write_entry(task.pid, &leader)?;
+            write_entry(images, task.pid, &leader)?;
         }
         let entry = CoreEntry {
             mtype: core_entry::March::X8664.into(),
@@ -220,12 +214,7 @@ impl Subject<'_> {
             thread_core: Some(state.core),
             ..CoreEntry::default()
         };
-        self.write_entry(tid, &entry)
-    }
-
-    fn write_entry(&self, tid: Pid, entry: &CoreEntry) -> Result<(), CoreDumpError> {
-        let id = u64::from(tid.to_image());
-        Ok(self.images.write_one(ImageKind::Core, id, entry)?)
+        write_entry(images, tid, &entry)
     }
 
     /// What the image of the first living thread has of the process.
@@ -247,7 +236,7 @@ impl Subject<'_> {
             comm: outside.threads[0].name.clone(),
             timers: Some(answers.timers.clone()),
             rlimits: Some(outside.limits.clone()),
-            signals_s: Some(signals::queue_to_image(self.process_queue)),
+            signals_s: Some(signals::queue_to_image(&self.process_queue)),
             loginuid: Some(outside.loginuid),
             oom_score_adj: outside.oom_score_adj,
             sigactions: signals::actions_to_image(&answers.actions, task.abi),
@@ -261,6 +250,11 @@ impl Subject<'_> {
             ..TaskCoreEntry::default()
         }
     }
+}
+
+fn write_entry(images: &ImageSetWriter, tid: Pid, entry: &CoreEntry) -> Result<(), CoreDumpError> {
+    let id = u64::from(tid.to_image());
+    Ok(images.write_one(ImageKind::Core, id, entry)?)
 }
 
 /// The core image of a leader that has exited before other threads: the process, how the leader has

@@ -25,4 +25,4 @@ pub mod signals;
 pub mod status;
 pub mod survey;
 pub mod threads;
-mod traced;
+pub(crate) mod traced;

@@ -1,45 +1,24 @@
-//! What /proc and some calls tell about a task without asking it: read for all tasks by a thread of its own, beside the
+//! What /proc tells about a task without asking it: read for all tasks by a thread of its own, beside the
 //! work that only the tracer can do.
 
-use firn_sys::{Pid, procfs, task as sys_task};
+use firn_sys::{Pid, procfs};
 
 use super::lsm::{Labels, Module};
 use super::status::{Stat, Status, StatusError};
 use super::threads::ThreadsDir;
-use super::{attributes, autogroup, limits, scheduling};
+use super::{attributes, autogroup, limits};
 use crate::crew;
 use crate::tree::{Task, Tree};
-use firn_proto::{TaskRlimitsEntry, ThreadCoreEntry};
+use firn_proto::TaskRlimitsEntry;
 
 /// Tasks that are worth a thread of their own to read them.
 const TASKS_PER_THREAD: usize = 16;
-
-/// What calls tell about a thread that not only its tracer may make.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Called {
-    /// An image of the thread with its scheduling and nothing else.
-    pub scheduling: firn_sys::Result<ThreadCoreEntry>,
-    /// Its list of robust futexes: address and length of the head.
-    pub robust_list: firn_sys::Result<(u64, u64)>,
-}
-
-impl Called {
-    fn of(tid: Pid) -> Called {
-        let mut core = ThreadCoreEntry::default();
-        Called {
-            scheduling: scheduling::dump(tid, &mut core).map(|()| core),
-            robust_list: sys_task::robust_list(tid),
-        }
-    }
-}
 
 /// State of a living task as /proc shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outside {
     /// Of each thread, in the order of the task's threads.
     pub threads: Vec<Status>,
-    /// What calls about the threads tell, in the same order.
-    pub called: Vec<Called>,
     /// Security labels of the threads, in the same order.
     pub labels: Vec<Labels>,
     /// Resource limits.
@@ -76,7 +55,6 @@ impl Outside {
         let exe = std::fs::read_link(format!("/proc/{speaker}/exe")).ok();
         Ok(Outside {
             threads: task.threads.iter().map(status).collect::<Result<_, _>>()?,
-            called: task.threads.iter().map(|tid| Called::of(*tid)).collect(),
             labels: task.threads.iter().map(labels).collect(),
             limits: limits::read(speaker)?,
             personality: attributes::personality(speaker).unwrap_or(0),

@@ -5,6 +5,7 @@ use std::iter;
 
 use firn_proto::TaskTimersEntry;
 use firn_sys::Pid;
+use firn_sys::ptrace::GeneralRegs;
 
 use super::attributes::{self, ProcessAnswers, ProcessQuestions, ThreadAnswers, ThreadQuestions};
 use super::child_events::{self, ChildEvent, EventQuestions};
@@ -108,16 +109,20 @@ impl ThreadProgram {
 }
 
 /// Looks at the threads of all living tasks, in the order of [`Tree::alive`], and touches none: what can be done before
-/// the address spaces are known.
+/// the address spaces are known. Registers that were read since they stopped are not read again.
 ///
 /// # Errors
 /// A task died.
 ///
 /// # Preconditions
 /// As of [`ask`].
-pub fn look(tree: &Tree) -> Result<Vec<Looked>, InjectError> {
+pub fn look(tree: &Tree, regs: &HashMap<Pid, GeneralRegs>) -> Result<Vec<Looked>, InjectError> {
+    let of_thread = |tid: &Pid| match regs.get(tid) {
+        Some(regs) => ThreadStop::with_regs(*tid, *regs),
+        None => ThreadStop::read(*tid),
+    };
     let of_task = |task: &Task| {
-        let stops = task.threads.iter().map(|tid| ThreadStop::read(*tid));
+        let stops = task.threads.iter().map(of_thread);
         let program = |tid: &Pid| Program::new(format!("thread {tid}"));
         let others = task.threads.iter().skip(1);
         Ok(Looked {

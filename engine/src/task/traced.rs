@@ -1,24 +1,82 @@
-//! What only its tracer is told about a thread, gathered for batches of threads, so that others can make images of it
-//! meanwhile.
+//! What is told about a thread by calls of its tracer, so that others can make images of it.
 //!
-//! A batch is few pieces of memory: what one thread allocates and another one gives back makes both wait.
+//! What all have is read early, while the tracer would have to wait for the address spaces; what few have is asked for
+//! when it is known who.
 
-use firn_proto::UserDescT;
-use firn_sys::Pid;
+use firn_proto::{ThreadCoreEntry, UserDescT};
 use firn_sys::ptrace::{self, SiginfoBytes, SignalQueue};
+use firn_sys::{Pid, task as sys_task};
 
+use super::attributes::ThreadAnswers;
 use super::core_image::{CoreDumpError, failed};
-use super::ia32;
 use super::outside::Outside;
 use super::shadow_stack::ShadowStack;
 use super::status::Status;
-use crate::arch::XsaveLayout;
+use super::{ia32, scheduling};
+use crate::arch::{Abi, XsaveLayout};
 use crate::tree::Task;
 
-/// Threads that are gathered at a time.
-const BATCH: usize = 8;
+/// What is told about a thread by calls that not only its tracer may make.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Called {
+    /// An image of the thread with its scheduling and nothing else.
+    pub scheduling: firn_sys::Result<ThreadCoreEntry>,
+    /// Its list of robust futexes: address and length of the head.
+    pub robust_list: firn_sys::Result<(u64, u64)>,
+}
 
-/// What was told about one thread.
+impl Called {
+    fn of(tid: Pid) -> Called {
+        let mut core = ThreadCoreEntry::default();
+        Called {
+            scheduling: scheduling::dump(tid, &mut core).map(|()| core),
+            robust_list: sys_task::robust_list(tid),
+        }
+    }
+}
+
+/// What all threads of a task have that the kernel tells in calls.
+#[derive(Debug)]
+pub(crate) struct Readings {
+    /// Extended states as ptrace gives them, each in its place.
+    states: Vec<u8>,
+    place_len: usize,
+    state_lens: Vec<usize>,
+    /// What other calls tell, in the order of the task's threads.
+    pub(super) called: Vec<Called>,
+}
+
+impl Readings {
+    /// Reads it, which needs no knowledge of the task and does not touch it.
+    ///
+    /// # Errors
+    /// A thread died.
+    ///
+    /// # Preconditions
+    /// All threads are in ptrace stops of the calling thread.
+    pub(crate) fn read(task: &Task) -> Result<Readings, CoreDumpError> {
+        let place_len = XsaveLayout::of_this_cpu().size();
+        let mut states = vec![0; place_len * task.threads.len()];
+        let places = task.threads.iter().zip(states.chunks_exact_mut(place_len));
+        let read = |(tid, place): (&Pid, &mut [u8])| {
+            ptrace::xstate_into(*tid, place).map_err(failed(*tid, "the extended state"))
+        };
+        let state_lens = places.map(read).collect::<Result<_, _>>()?;
+        Ok(Readings {
+            states,
+            place_len,
+            state_lens,
+            called: task.threads.iter().map(|tid| Called::of(*tid)).collect(),
+        })
+    }
+
+    /// Extended state of the `nth` thread of the task.
+    pub(super) fn state(&self, nth: usize) -> &[u8] {
+        &self.states[nth * self.place_len..][..self.state_lens[nth]]
+    }
+}
+
+/// What else was told about one thread.
 #[derive(Debug)]
 pub(super) struct Told {
     /// Signals that wait for it alone.
@@ -27,75 +85,43 @@ pub(super) struct Told {
     pub segments: Vec<UserDescT>,
     /// Its shadow stack, where a thread of the task has one.
     pub shadow_stack: Option<ShadowStack>,
-    /// Bytes of its extended state.
-    state_len: usize,
 }
 
-/// Some threads of a task that follow each other.
-#[derive(Debug)]
-pub(super) struct Batch {
-    first: usize,
-    threads: Vec<Told>,
-    /// The extended states, each in its place.
-    states: Vec<u8>,
-    state_size: usize,
-}
-
-impl Batch {
-    /// The threads by their place in the task, each with its extended state as ptrace gives it.
-    pub fn iter(&self) -> impl Iterator<Item = (usize, &Told, &[u8])> {
-        let states = self.states.chunks_exact(self.state_size);
-        let threads = (self.first..).zip(self.threads.iter().zip(states));
-        threads.map(|(nth, (told, state))| (nth, told, &state[..told.state_len]))
-    }
-}
-
-/// Gathers the threads of a task in batches and gives them away.
+/// Asks about all threads of a task what few of them have.
 ///
 /// # Errors
-/// A thread died; those of `give`.
+/// A thread died.
 ///
 /// # Preconditions
-/// All threads are in ptrace stops of the calling thread.
-pub(super) fn gather(
+/// As of [`Readings::read`].
+pub(super) fn ask(
     task: &Task,
+    answers: &[ThreadAnswers],
     outside: &Outside,
-    layout: &XsaveLayout,
-    mut give: impl FnMut(Batch) -> Result<(), CoreDumpError>,
-) -> Result<(), CoreDumpError> {
+) -> Result<Vec<Told>, CoreDumpError> {
     let uses = |status: &Status| status.shadow_stack.uses_shadow_stack();
     let has_shadow_stacks = outside.threads.iter().any(uses);
-    let state_size = layout.size();
-    let known: Vec<(Pid, &Status)> = (task.threads.iter().copied())
-        .zip(&outside.threads)
-        .collect();
-    for (nth, known) in known.chunks(BATCH).enumerate() {
-        let mut threads = Vec::with_capacity(known.len());
-        let mut states = vec![0; state_size * known.len()];
-        for ((tid, status), state) in known.iter().zip(states.chunks_exact_mut(state_size)) {
-            let (tid, failed) = (*tid, |what| failed(*tid, what));
-            let shadow_stack =
-                has_shadow_stacks.then(|| ShadowStack::read(tid, status.shadow_stack));
-            threads.push(Told {
-                state_len: ptrace::xstate_into(tid, state).map_err(failed("the extended state"))?,
-                queue: match status.pending {
-                    0 => Vec::new(),
-                    _ => ptrace::pending_signals(tid, SignalQueue::Thread)
-                        .map_err(failed("the pending signals"))?,
-                },
-                segments: ia32::segments(tid, task.abi)
-                    .map_err(failed("the thread-local segments"))?,
-                shadow_stack: shadow_stack
-                    .transpose()
-                    .map_err(failed("the shadow stack"))?,
-            });
-        }
-        give(Batch {
-            first: nth * BATCH,
-            threads,
-            states,
-            state_size,
-        })?;
-    }
-    Ok(())
+    let known = answers.iter().zip(&outside.threads);
+    let threads = task.threads.iter().zip(known);
+    let ask = |(tid, (answers, status)): (&Pid, (&ThreadAnswers, &Status))| {
+        let (tid, failed) = (*tid, |what| failed(*tid, what));
+        let shadow_stack = has_shadow_stacks.then(|| ShadowStack::read(tid, status.shadow_stack));
+        Ok(Told {
+            queue: match status.pending {
+                0 => Vec::new(),
+                _ => ptrace::pending_signals(tid, SignalQueue::Thread)
+                    .map_err(failed("the pending signals"))?,
+            },
+            segments: match task.abi == Abi::Ia32 || answers.has_segments {
+                true => {
+                    ia32::segments(tid, task.abi).map_err(failed("the thread-local segments"))?
+                }
+                false => Vec::new(),
+            },
+            shadow_stack: shadow_stack
+                .transpose()
+                .map_err(failed("the shadow stack"))?,
+        })
+    };
+    threads.map(ask).collect()
 }
