@@ -310,7 +310,9 @@ impl<'a> Operation<'a> {
             semaphores: &semaphores,
             kernel: &self.kernel,
         };
-        let known = tree.alive().zip(answers.iter().zip(&outside).zip(&readings));
+        let known = tree
+            .alive()
+            .zip(answers.iter().zip(&outside).zip(&readings));
         let subjects = known.map(|(task, ((answers, outside), readings))| {
             Subject::ask(task, answers, outside, readings)
         });
@@ -444,15 +446,24 @@ fn survey_tasks(pids: &[Pid], own: &OwnNamespaces) -> Vec<Obstacle> {
         let Some(speaker) = survey::speaker(*pid) else {
             return Vec::new();
         };
-        let mut found = survey::survey(speaker, own);
-        found.extend(memory::survey(speaker));
-        found.extend(ia32::survey(speaker));
-        found.extend(lsm::survey(speaker, module));
-        let of_process = |obstacle| Obstacle {
+        let threads = freeze::threads(speaker);
+        let of_threads = || survey::survey(speaker, &threads, own);
+        let of_process = || {
+            let mut found = memory::survey(speaker);
+            found.extend(ia32::survey(speaker));
+            found.extend(lsm::survey(speaker, module));
+            found
+        };
+        let (mut found, more) = match threads.len() < survey::MANY_THREADS {
+            true => (of_threads(), of_process()),
+            false => crew::both(of_threads, of_process),
+        };
+        found.extend(more);
+        let named = |obstacle| Obstacle {
             pid: *pid,
             ..obstacle
         };
-        found.into_iter().map(of_process).collect()
+        found.into_iter().map(named).collect()
     };
     crew::share_out(pids, TASKS_PER_THREAD, of_task).concat()
 }

@@ -18,7 +18,7 @@ use crate::tree::{Task, Tree};
 /// Tasks and threads that are worth a thread of their own to look at them.
 const TASKS_PER_THREAD: usize = 32;
 /// Threads of one process that are.
-const THREADS_PER_THREAD: usize = 128;
+pub const MANY_THREADS: usize = 128;
 /// Namespaces that a task must share with the dumper.
 const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time"];
 
@@ -35,11 +35,10 @@ pub fn speaker(pid: Pid) -> Option<Pid> {
 /// Those that a thread may leave alone; whoever leaves the mount namespace has a working directory of its own.
 const OF_THREADS: &[&str] = &["net", "ipc", "uts", "cgroup"];
 
-/// Looks at a task, running or stopped, for state that a dump would lose.
-pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
+/// Looks at a running process and its threads for state that a dump would lose.
+pub fn survey(pid: Pid, threads: &[Pid], own: &OwnNamespaces) -> Vec<Obstacle> {
     let mut found = Vec::new();
     survey_namespaces(pid, pid, own, &mut found);
-    let threads = freeze::threads(pid);
     let others = threads.split_first().map_or(&[][..], |(_, others)| others);
     if !others.is_empty()
         && let Ok(dir) = ThreadsDir::open(pid)
@@ -50,9 +49,9 @@ pub fn survey(pid: Pid, own: &OwnNamespaces) -> Vec<Obstacle> {
             survey_some(pid, *tid, own, OF_THREADS, link, &mut found);
             found
         };
-        found.extend(crew::share_out(others, THREADS_PER_THREAD, of_thread).concat());
+        found.extend(crew::share_out(others, MANY_THREADS, of_thread).concat());
     }
-    survey_timers(pid, &mut found);
+    survey_timers(pid, threads, &mut found);
     found
 }
 
@@ -66,13 +65,13 @@ fn obstacle(pid: Pid, object: impl Into<String>, reason: impl Into<String>) -> O
 }
 
 /// A timer on the CPU clock of the thread that made it, without a word on which that was.
-fn survey_timers(pid: Pid, found: &mut Vec<Obstacle>) {
+fn survey_timers(pid: Pid, threads: &[Pid], found: &mut Vec<Obstacle>) {
     let Ok(timers) = posix_timers::read(pid) else {
         return;
     };
     for timer in timers {
         let is_unclear = posix_timers::counts_its_maker(&timer) && timer.notify_thread_id.is_none();
-        if is_unclear && freeze::threads(pid).len() > 1 {
+        if is_unclear && threads.len() > 1 {
             let reason =
                 "it runs on the CPU clock of one of several threads, and nothing tells which";
             found.push(Obstacle {
