@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,7 +21,10 @@ pub static DESCRIPTORS: Workload = Workload::new(
     "files/random",
     "tasks with descriptors grown at random: kinds, flags, positions, queues, and who shares what",
     descriptors,
-);
+)
+// Whose peer was closed is connected to the kernel, which is outside.
+.dump_options(&["--tcp-established"])
+.restore_options(&["--tcp-established"]);
 
 const STEPS: usize = 34;
 const GENERATIONS: u32 = 3;
@@ -54,7 +60,8 @@ impl Holder<'_> {
         match self.random.below(15) {
             0 | 1 => self.open()?,
             2 | 3 => self.pipe()?,
-            4 | 5 => self.sockets()?,
+            4 => self.sockets()?,
+            5 => self.internet()?,
             6 | 7 => self.other()?,
             8 => {
                 let copy = self.some().map(sys::dup).transpose()?;
@@ -143,16 +150,66 @@ impl Holder<'_> {
         Ok(())
     }
 
+    /// A connection over TCP, perhaps half closed, or two connected UDP sockets, perhaps with something in their queues.
+    fn internet(&mut self) -> Result<()> {
+        let len = 1 + self.random.index(300);
+        let (one, other): (OwnedFd, OwnedFd) = match self.random.below(2) {
+            0 => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+                let one = TcpStream::connect(listener.local_addr()?)?;
+                let mut other = listener.accept()?.0;
+                if self.random.below(2) == 0 {
+                    other.write_all(&vec![b't'; len])?;
+                    // Until it is there, what waits would grow meanwhile.
+                    one.peek(&mut [0; 1])?;
+                }
+                if self.random.below(3) == 0 {
+                    one.shutdown(Shutdown::Write)?;
+                    other.read_exact(&mut [0; 1]).expect_err("the end");
+                }
+                (one.into(), other.into())
+            }
+            _ => {
+                let [one, other] = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)));
+                let (one, other) = (one?, other?);
+                one.connect(other.local_addr()?)?;
+                other.connect(one.local_addr()?)?;
+                for _ in 0..self.random.below(3) {
+                    one.send(&vec![b'u'; len])?;
+                }
+                (one.into(), other.into())
+            }
+        };
+        self.held.extend([one, other]);
+        Ok(())
+    }
+
+    /// Watches the directory of this run, in which nothing happens after all are ready.
+    fn inotify(&mut self) -> Result<OwnedFd> {
+        let watching = sys::inotify(self.flags(&[libc::IN_NONBLOCK, libc::IN_CLOEXEC]))?;
+        for _ in 0..self.random.below(3) {
+            let masks = [libc::IN_DELETE_SELF, libc::IN_MOVE_SELF, libc::IN_ATTRIB];
+            let mask = masks[self.random.index(masks.len())];
+            sys::add_watch(&watching, &self.stage.path(""), mask)?;
+        }
+        Ok(watching)
+    }
+
     fn other(&mut self) -> Result<()> {
         let count = u32::try_from(self.random.below(9))?;
         let flags = self.flags(&[libc::EFD_SEMAPHORE, libc::EFD_NONBLOCK]);
-        self.held.push(match self.random.below(5) {
+        let made = match self.random.below(9) {
+            5 => sys::signalfd(1 << (libc::SIGUSR1 - 1 + i32::try_from(count)?))?,
+            6 => self.inotify()?,
+            7 => sys::pidfd(sys::pid(), 0)?,
+            8 => sys::socket_of(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0)?,
             0 => sys::eventfd(count, flags)?,
             1 => sys::timerfd(libc::CLOCK_MONOTONIC, flags & libc::TFD_NONBLOCK)?,
             2 => sys::memfd(c"random", 0)?,
             3 => sys::open("/dev/null", libc::O_RDWR)?,
             _ => sys::epoll()?,
-        });
+        };
+        self.held.push(made);
         Ok(())
     }
 
@@ -171,11 +228,23 @@ impl Holder<'_> {
         let Some(what) = self.some().map(AsRawFd::as_raw_fd) else {
             return;
         };
-        let is_socket = |fd: RawFd| leads_to(fd).is_ok_and(|path| path.starts_with("socket:"));
+        // Others take the bytes and leave the descriptor.
+        let is_socket = |fd: RawFd| {
+            let copy = sys::dup(sys::borrow(fd)).map(UnixStream::from);
+            copy.is_ok_and(|socket| socket.local_addr().is_ok())
+        };
         let sockets = self.held.iter().filter(|fd| is_socket(fd.as_raw_fd()));
         let sockets: Vec<RawFd> = sockets.map(AsRawFd::as_raw_fd).collect();
-        let is_plain =
-            leads_to(what).is_ok_and(|path| path.starts_with('/') || path.starts_with("pipe:"));
+        let is_one_of =
+            |path: &str, kinds: &[&str]| kinds.iter().any(|kind| path.starts_with(kind));
+        let plain = [
+            "/",
+            "pipe:",
+            "anon_inode:[eventfd]",
+            "anon_inode:[timerfd]",
+            "anon_inode:[signalfd]",
+        ];
+        let is_plain = leads_to(what).is_ok_and(|path| is_one_of(&path, &plain));
         if !sockets.is_empty() && is_plain {
             let through = sys::borrow(sockets[self.random.index(sockets.len())]);
             let was = sys::fcntl(through, libc::F_GETFL, 0).unwrap_or(0);
@@ -281,7 +350,16 @@ fn seen_of(fd: &OwnedFd) -> Result<Seen> {
     let path = path.split(":[").next().unwrap_or(&path).to_owned();
     let text = proc::text("self", &format!("fdinfo/{number}"))?;
     let is_kept = |line: &&str| {
-        let kinds = ["pos:", "flags:", "eventfd-count:", "tfd:"];
+        let kinds = [
+            "pos:",
+            "flags:",
+            "eventfd-count:",
+            "tfd:",
+            "sigmask:",
+            "clockid:",
+            "ticks:",
+            "Pid:",
+        ];
         kinds.iter().any(|kind| line.starts_with(kind))
     };
     let lines = text.lines().filter(is_kept);

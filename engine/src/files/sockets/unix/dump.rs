@@ -97,7 +97,8 @@ impl DumpedUnix {
             describe_file(fd, file.pid, &mut entry);
         }
         // Now, because a tree may have more sockets than this process may have descriptors.
-        let messages = messages(file, fd, &diag)?;
+        let is_reset = entry.firn.as_ref().and_then(|firn| firn.reset) == Some(true);
+        let messages = messages(file, fd, &diag, is_reset)?;
         if !messages.is_empty() {
             self.queues.push_back((dumping.id, messages));
         }
@@ -192,6 +193,7 @@ fn messages(
     file: &OpenFile,
     fd: BorrowedFd<'_>,
     diag: &UnixSocket,
+    is_reset: bool,
 ) -> Result<Vec<Message>, FileDumpError> {
     let kind = i32::try_from(diag.kind).unwrap_or(0);
     let waiting = match diag.state {
@@ -202,7 +204,6 @@ fn messages(
     if kind != SOCK_DGRAM && waiting == 0 {
         return Ok(Vec::new());
     }
-    let is_reset = is_reset(fd, diag).map_err(|errno| query(file, "its errors", errno))?;
     if kind != SOCK_STREAM && is_reset {
         return Err(FileDumpError::Obstacles(vec![file.obstacle(Trouble::new(
             "its peer has left an error before the messages, which a look at these would take",
