@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use firn_proto::{FdTypes, RegFileEntry, TaskKobjIdsEntry};
-use firn_sys::fcntl;
 use firn_sys::file::{
-    self, O_ACCMODE, O_ASYNC, O_CREAT, O_EXCL, O_NOCTTY, O_PATH, O_TMPFILE, O_TRUNC,
+    self, O_ACCMODE, O_ASYNC, O_CLOEXEC, O_CREAT, O_EXCL, O_NOCTTY, O_PATH, O_TMPFILE, O_TRUNC,
 };
+use firn_sys::{Errno, fcntl};
 
 use super::FileRestoreOptions;
 use super::bpf::Maps;
@@ -110,7 +110,21 @@ pub(super) fn open_entry_at(
 /// Opens a path with flags as images have them.
 pub(super) fn open_path(path: &Path, flags: u32) -> Result<OwnedFd, FileRestoreError> {
     let name = path.display().to_string();
-    file::open(path, opening(flags)).map_err(FileRestoreError::refused("open", name))
+    let opened = file::open(path, opening(flags)).or_else(|errno| match errno {
+        Errno::ENOENT => open_unvisited(path, flags),
+        errno => Err(errno),
+    });
+    opened.map_err(FileRestoreError::refused("open", name))
+}
+
+/// Opens the root of an automounter's direct mount. To open it in the usual way is to ask for what is to be mounted
+/// there, and nobody answers until the automounter runs again.
+///
+/// Source: linux fs/namei.c, follow_automount.
+fn open_unvisited(path: &Path, flags: u32) -> firn_sys::Result<OwnedFd> {
+    let found = file::open(path, (O_PATH | O_CLOEXEC).cast_unsigned())?;
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    file::open(path.as_ref(), opening(flags))
 }
 
 /// Opens the file behind a descriptor once more, as an open file of its own.

@@ -24,6 +24,28 @@ pub static TWO: Workload = Workload::new(
     two,
 )
 .needs(&[Need::Root, Need::FileSystem("autofs")]);
+pub static DIRECT: Workload = Workload::new(
+    "files/autofs-direct",
+    "a direct mount that has been visited, one that has not, and an offset mount",
+    direct,
+)
+.needs(&[Need::Root, Need::FileSystem("autofs")]);
+pub static COVERED: Workload = Workload::new(
+    "files/autofs-covered",
+    "a direct mount under what was mounted for a visit, which is refused",
+    |stage| {
+        let mount = Served::of_kind(stage.path("mnt"), "direct")?;
+        mount.visit_itself("visited")?;
+        stage.ready_and_wait()?;
+        let text = fs::read_to_string(mount.path.join("file"))?;
+        ensure!(text == "visited", "{text:?}");
+        sys::unmount(&mount.target)?;
+        mount.visit_itself("again")?;
+        Ok(sys::unmount(&mount.target)?)
+    },
+)
+.needs(&[Need::Root, Need::FileSystem("autofs")])
+.refused(&["hidden by a mount", "mnt"]);
 pub static WAITED_FOR: Workload = Workload::new(
     "files/autofs-waited-for",
     "a request that the automounter has not read, which is refused",
@@ -58,11 +80,16 @@ struct Served {
 
 impl Served {
     fn new(path: PathBuf) -> Result<Served> {
+        Served::of_kind(path, "indirect")
+    }
+
+    /// Indirect mounts are asked for what is in them, direct and offset ones for themselves.
+    fn of_kind(path: PathBuf, kind: &str) -> Result<Served> {
         fs::create_dir(&path)?;
         let (pipe, writer) = sys::pipe(libc::O_CLOEXEC)?;
         let target = sys::c_path(&path)?;
         let options = format!(
-            "fd={},pgrp={},minproto=5,maxproto=5,indirect",
+            "fd={},pgrp={},minproto=5,maxproto=5,{kind}",
             writer.as_raw_fd(),
             sys::group_and_session().0
         );
@@ -100,6 +127,32 @@ impl Served {
         fs::write(place.join("file"), name)?;
         let token = u32::from_ne_bytes(packet[TOKEN..TOKEN + 4].try_into()?);
         Ok(sys::autofs_ready(&self.root, token)?)
+    }
+
+    /// Waits until somebody visits a direct mount, and mounts what is to be there over it.
+    fn serve_itself(&self, text: &str) -> Result<()> {
+        const TOKEN: usize = 8;
+        self.await_request()?;
+        let mut packet = [0; 512];
+        let len = sys::read(&self.pipe, &mut packet)?;
+        ensure!(len > TOKEN + 4, "a packet of {len} bytes");
+        sys::mount(Some(TMPFS), &self.target, Some(TMPFS), 0)?;
+        fs::write(self.path.join("file"), text)?;
+        let token = u32::from_ne_bytes(packet[TOKEN..TOKEN + 4].try_into()?);
+        Ok(sys::autofs_ready(&self.root, token)?)
+    }
+
+    /// Has a program visit a direct mount.
+    fn visit_itself(&self, text: &str) -> Result<()> {
+        thread::scope(|scope| {
+            let serving = scope.spawn(|| self.serve_itself(text));
+            let mut cat = Command::new("cat");
+            let visit = cat.arg(self.path.join("file")).process_group(0).output();
+            serving.join().expect("it does not panic")?;
+            let visit = visit?;
+            ensure!(visit.stdout == text.as_bytes(), "the visit: {visit:?}");
+            Ok(())
+        })
     }
 
     /// Looks whether the mount knows its automounter, and only once.
@@ -168,6 +221,24 @@ fn served(stage: &Stage) -> Result<()> {
     mount.check()?;
     ensure!(sys::autofs_version(&control)? == 1, "/dev/autofs");
     while_serving(&mount, "y", || visiting.finish())
+}
+
+fn direct(stage: &Stage) -> Result<()> {
+    let make = |name: &str, kind| Served::of_kind(stage.path(name), kind);
+    let (visited, fresh) = (make("visited", "direct")?, make("fresh", "direct")?);
+    let offset = make("offset", "offset")?;
+    visited.visit_itself("visited")?;
+    // As after its timeout.
+    sys::unmount(&visited.target)?;
+    stage.ready_and_wait()?;
+    for mount in [&visited, &fresh, &offset] {
+        mount.check()?;
+    }
+    for (mount, text) in [(&visited, "again"), (&fresh, "first"), (&offset, "offset")] {
+        mount.visit_itself(text)?;
+        sys::unmount(&mount.target)?;
+    }
+    Ok(())
 }
 
 fn two(stage: &Stage) -> Result<()> {

@@ -60,6 +60,8 @@ pub static ALL: &[&Workload] = &[
     &pipe::REOPENED,
     &pipe::PACKETS,
     &pipe::BUSY,
+    &autofs::DIRECT,
+    &autofs::COVERED,
     &autofs::SERVED,
     &autofs::TWO,
     &autofs::WAITED_FOR,

@@ -215,7 +215,8 @@ impl Holder<'_> {
 
     fn dup_high(&mut self) -> Result<()> {
         let number = HIGH + i32::try_from(self.random.below(60))?;
-        if self.held.iter().all(|fd| fd.as_raw_fd() != number) {
+        // What is there may belong to the stage.
+        if leads_to(number).is_err() {
             let flags = self.flags(&[libc::O_CLOEXEC]);
             let copy = self.some().map(|fd| sys::dup_to(fd, number, flags));
             self.held.extend(copy.transpose()?);
