@@ -119,3 +119,26 @@ fn anon_inode_reason(name: &str) -> &'static str {
         _ => "files of this kind are not saved",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use firn_sys::Pid;
+
+    use super::super::open_file::ProcLink;
+    use super::*;
+
+    #[test]
+    fn buffers_of_devices_are_refused_by_name() {
+        // A file as that of a dma-buf is, without a device of its own, and the link that the kernel gives one.
+        let cwd = OpenFile::of_link(Pid::this(), ProcLink::Cwd, 0).expect("we are somewhere");
+        let file = OpenFile {
+            link: b"/dmabuf:camera".to_vec(),
+            ..cwd
+        };
+        let trouble = trouble(&file);
+        assert_eq!(trouble.kind.as_deref(), Some("dma-buf"));
+        assert_eq!(trouble.reason, "buffers of devices are not saved");
+        let hint = trouble.hint.expect("one may do something");
+        assert!(hint.contains("a plugin for it"), "{hint}");
+    }
+}

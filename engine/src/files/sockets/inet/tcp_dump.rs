@@ -126,19 +126,8 @@ impl DumpedTcp {
         let failed = |source| query(file, "the TCP socket", source);
         let refuse = |trouble| Err(FileDumpError::Obstacles(vec![file.obstacle(trouble)]));
         let ulp = socket::option(fd, SOL_TCP, tcp::TCP_ULP, 16).unwrap_or_default();
-        let ulp: Vec<u8> = ulp.into_iter().take_while(|byte| *byte != 0).collect();
-        if !ulp.is_empty() {
-            let name = String::from_utf8_lossy(&ulp).into_owned();
-            return refuse(Trouble::new(
-                format!(
-                    "the kernel runs the protocol {name} on the connection, whose keys it keeps"
-                ),
-                format!(
-                    "let the program do it itself, or close the connection, or add --external '{link}' here and \
-                     --inherit-fd 'fd[N]:{link}' to the restore",
-                    link = file.link_text()
-                ),
-            ));
+        if let Some(trouble) = upper_protocol(&ulp, &file.link_text()) {
+            return refuse(trouble);
         }
         let info = tcp::info(fd).map_err(failed)?;
         if info.state == TCP_LISTEN {
@@ -363,6 +352,21 @@ impl Drop for DumpedTcp {
     }
 }
 
+/// What is wrong with a connection whose option TCP_ULP is that: a name with NULs behind it, or nothing.
+fn upper_protocol(ulp: &[u8], link: &str) -> Option<Trouble> {
+    let name: Vec<u8> = ulp.iter().copied().take_while(|byte| *byte != 0).collect();
+    let trouble = |name| {
+        Trouble::new(
+            format!("the kernel runs the protocol {name} on the connection, whose keys it keeps"),
+            format!(
+                "let the program do it itself, or close the connection, or add --external '{link}' here and \
+                 --inherit-fd 'fd[N]:{link}' to the restore",
+            ),
+        )
+    };
+    (!name.is_empty()).then(|| trouble(String::from_utf8_lossy(&name)))
+}
+
 fn socket_of(
     sockets: Option<&Shelf<u32>>,
     id: u32,
@@ -448,5 +452,26 @@ fn read_queue(fd: impl AsFd, queue: Queue, len: u32) -> Result<(u32, Vec<u8>)> {
     match bytes.len() == len {
         true => Ok((seq, bytes)),
         false => Err(Errno::EIO),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_tls_is_refused_by_name() {
+        // As the kernel gives it: sixteen bytes.
+        let trouble = upper_protocol(b"tls\0\0\0\0\0\0\0\0\0\0\0\0\0", "socket:[7]");
+        let trouble = trouble.expect("a protocol");
+        assert!(
+            trouble.reason.contains("protocol tls"),
+            "{}",
+            trouble.reason
+        );
+        let hint = trouble.hint.expect("one may do something");
+        assert!(hint.contains("--external 'socket:[7]'"), "{hint}");
+        assert!(upper_protocol(b"", "socket:[7]").is_none());
+        assert!(upper_protocol(&[0; 16], "socket:[7]").is_none());
     }
 }
