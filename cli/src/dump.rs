@@ -86,6 +86,10 @@ fn told_of(repair: &Repair) -> String {
     if repair.thawed {
         said.push_str("; the cgroup of the tasks was thawed");
     }
+    if repair.connections > 0 {
+        let connections = counted(repair.connections, "TCP connection");
+        said.push_str(&format!("; {connections} went on"));
+    }
     if repair.put_back > 0 {
         let threads = counted(repair.put_back, "thread");
         said.push_str(&format!("; {threads} got back what it had changed"));

@@ -78,6 +78,30 @@ impl<'a> Task<'a> {
         command
     }
 
+    /// Runs a dump whose worker is killed at its nth call of this kind, and tells what it said; None if it did not come
+    /// to it. Needs strace.
+    pub fn dump_killed_at(
+        &self,
+        images: &Path,
+        call: &str,
+        nth: u32,
+        options: &[&str],
+    ) -> Option<String> {
+        let dump = self.dump_command(images);
+        let mut command = Command::new("strace");
+        command
+            .args(["-f", "-qq", "-o", "/dev/null", "-e"])
+            .arg(format!("trace={call}"))
+            .arg("-e")
+            .arg(format!("inject={call}:signal=KILL:when={nth}"))
+            .arg(dump.get_program())
+            .args(dump.get_args())
+            .args(options);
+        let output = command.output().expect("strace starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (!output.status.success()).then_some(said)
+    }
+
     /// Dumps it with further options, and waits until all its tasks are gone if it was killed.
     pub fn dump(&self, images: &Path, options: &[&str]) -> Finished {
         let tree = self.tree();

@@ -1,10 +1,12 @@
 //! The engine itself dies at any moment: the source goes on, or nothing of the copy is left.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use firn_tests::{Sandbox, Task, firn_path, isolated, skip};
+use firn_tests::{Sandbox, Task, firn_path, isolated, isolated_server, skip};
 
 const COUNTER: &str = env!("CARGO_BIN_EXE_counter");
 const MANY_STATES: &str = env!("CARGO_BIN_EXE_many-states");
@@ -146,29 +148,6 @@ fn at_rest(sandbox: &Sandbox, task: &Task<'_>) -> String {
     seen
 }
 
-/// Runs a dump of the task whose worker is killed at its nth call of this kind; None if it did not come to it.
-fn dump_killed_at(
-    task: &Task<'_>,
-    images: &Path,
-    call: &str,
-    nth: u32,
-    options: &[&str],
-) -> Option<String> {
-    let dump = task.dump_command(images);
-    let mut command = Command::new("strace");
-    command
-        .args(["-f", "-qq", "-o", "/dev/null", "-e"])
-        .arg(format!("trace={call}"))
-        .arg("-e")
-        .arg(format!("inject={call}:signal=KILL:when={nth}"))
-        .arg(dump.get_program())
-        .args(dump.get_args())
-        .args(options);
-    let output = command.output().expect("strace starts");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    (!output.status.success()).then_some(said)
-}
-
 /// What shows of the tasks of a tree that are not as they were: mappings, what each thread blocks, who traces it,
 /// and in which call it waits, with its arguments and the place where it was made.
 fn visible(task: &Task<'_>) -> String {
@@ -216,7 +195,7 @@ fn killed_worker_leaves_the_source_as_it_was() {
                 let mut nth = 1;
                 loop {
                     let images = sandbox.make_dir(&format!("images-{call}-{nth}"));
-                    let Some(said) = dump_killed_at(&task, &images, call, nth, &["-R"]) else {
+                    let Some(said) = task.dump_killed_at(&images, call, nth, &["-R"]) else {
                         break;
                     };
                     killed += 1;
@@ -266,7 +245,7 @@ fn killed_worker_leaves_no_half_of_a_tree() {
             loop {
                 nth += 1;
                 let images = sandbox.make_dir(&format!("images-{nth}"));
-                let said = dump_killed_at(&task, &images, "kill", nth, &[]);
+                let said = task.dump_killed_at(&images, "kill", nth, &[]);
                 task.wait_until_gone();
                 task.restore(&images);
                 sandbox.wait_until(60, "what was restored does not go on", || task.is_alive());
@@ -277,6 +256,55 @@ fn killed_worker_leaves_no_half_of_a_tree() {
                 died += 1;
             }
             assert_eq!(died, 2, "there are two processes to kill");
+            task.kill();
+        },
+    );
+}
+
+/// The process that works is killed while TCP connections are in repair mode and their packets are held off: they go
+/// on. The server waits for all of them at once; one that sleeps in a read of such a connection would be told EPERM
+/// before anybody could do something.
+#[test]
+fn killed_worker_lets_connections_go_on() {
+    let programs = ["strace", "python3"];
+    isolated_server(
+        "killed_worker_lets_connections_go_on",
+        &programs,
+        |sandbox| {
+            let dir = sandbox.make_dir("server");
+            let server = format!("{}/programs/echo-server.py", env!("CARGO_MANIFEST_DIR"));
+            let task = Task::spawn(sandbox, &dir, "python3", [server]);
+            let port = task.announced_port(&dir);
+            let mut connections: Vec<TcpStream> = (0..3)
+                .map(|_| {
+                    TcpStream::connect(format!("127.0.0.1:{port}")).expect("the server listens")
+                })
+                .collect();
+            let patience = Some(Duration::from_secs(60));
+            let mut held = 0;
+            for nth in 1.. {
+                for (nr, stream) in connections.iter_mut().enumerate() {
+                    stream.set_read_timeout(patience).expect("a duration");
+                    let words = format!("{nth} {nr}");
+                    stream.write_all(words.as_bytes()).expect("it is connected");
+                    let mut heard = vec![0; words.len()];
+                    stream.read_exact(&mut heard).expect("the server answers");
+                    assert_eq!(heard, words.as_bytes(), "kill {nth}");
+                }
+                let images = sandbox.make_dir(&format!("images-{nth}"));
+                let options = ["-R", "--tcp-established"];
+                // By these calls queues are asked for their lengths, which the front does not.
+                let Some(said) = task.dump_killed_at(&images, "ioctl", nth, &options) else {
+                    break;
+                };
+                held += u32::from(said.contains("3 TCP connections went on"));
+                let locks = sandbox.firn(["unlock", "--list"]).expect_success("list");
+                assert!(
+                    locks.stdout.is_empty(),
+                    "kill {nth}, the lock stays: {said}"
+                );
+            }
+            assert!(held >= 6, "connections were held {held} times");
             task.kill();
         },
     );
@@ -333,7 +361,7 @@ fn killed_worker_leaves_no_frozen_group() {
         let before = at_rest(sandbox, &task);
         for nth in 1..=4 {
             let images = sandbox.make_dir(&format!("images-{nth}"));
-            let said = dump_killed_at(&task, &images, "ptrace", nth, &["-R"]);
+            let said = task.dump_killed_at(&images, "ptrace", nth, &["-R"]);
             let said = said.expect("there are more threads to seize");
             assert!(said.contains("cgroup of the tasks was thawed"), "{said}");
             assert_untouched(sandbox, &task, &dir, &before, &said);

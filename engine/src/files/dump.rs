@@ -28,6 +28,7 @@ use super::told::{QuickLook, ToldFd};
 use super::tty::Terminals;
 use super::watched::{Finder, Watched};
 use super::{FileDumpOptions, autofs, outside, regular, sharing, survey};
+use crate::inject::Journal;
 use crate::kernel::LazyKernel;
 use crate::memory::smaps::Mapping;
 use crate::memory::{MappedFiles, SharedDump};
@@ -224,7 +225,7 @@ impl FileTable {
         self.obstacles.extend(held);
         // What is in messages, and what we ask sockets through, is ours only for the time of the dump.
         inside.push(Pid::this());
-        self.settle_sockets(&inside)?;
+        self.settle_sockets(&inside, tree.journal.as_ref())?;
         if self.obstacles.is_empty() {
             let unpaired = self.collected.terminals.unpaired(&self.collected.options);
             self.obstacles.extend(unpaired);
@@ -271,7 +272,11 @@ impl FileTable {
         Ok(())
     }
 
-    fn settle_sockets(&mut self, inside: &[Pid]) -> Result<(), FileDumpError> {
+    fn settle_sockets(
+        &mut self,
+        inside: &[Pid],
+        journal: Option<&Journal>,
+    ) -> Result<(), FileDumpError> {
         let Collected {
             sockets,
             entries,
@@ -292,7 +297,7 @@ impl FileTable {
         self.obstacles.extend(settled.obstacles);
         let found = sockets
             .tcp
-            .lock_and_read(entries, &self.run_id, &options.sockets)?;
+            .lock_and_read(entries, &self.run_id, &options.sockets, journal)?;
         warnings.extend(found.left_out);
         self.obstacles.extend(found.obstacles);
         Ok(())

@@ -21,6 +21,9 @@
 //! | 5 | the name |
 //! | 512 + 64 n | the nth thread |
 //! | behind | pids of the processes |
+//! | behind | how many TCP connections are in repair mode, and length of the run id of the dump |
+//! | behind | the run id, by which the network lock is found |
+//! | behind | the connections: pid, descriptor, and whether the address may be used again |
 //!
 //! A note is written before it counts; later only words are changed in it that say more.
 
@@ -56,7 +59,16 @@ const FROZEN: usize = 5;
 const NOTES: usize = 512;
 const NOTE: usize = 64;
 const SIGNALLED: usize = NOTES + CAPACITY * NOTE;
-const WORDS: usize = SIGNALLED + CAPACITY;
+const NR_CONNECTIONS: usize = SIGNALLED + CAPACITY;
+const RUN_ID_LEN: usize = NR_CONNECTIONS + 1;
+const RUN_ID: usize = RUN_ID_LEN + 1;
+/// Longer than any that a lock is named by.
+const RUN_ID_WORDS: usize = 8;
+const CONNECTIONS: usize = RUN_ID + RUN_ID_WORDS;
+const WORDS: usize = CONNECTIONS + CAPACITY;
+
+/// In the word of a connection: its address may be used again (SO_REUSEADDR), which repair mode changes.
+const REUSES_ADDRESS: u64 = 1 << 63;
 
 /// Stands where a note begins with the thread's number.
 const CROSSED_OUT: u64 = 0;
@@ -128,6 +140,40 @@ impl Journal {
         is_one.then(|| OsString::from_vec(self.0.read(FROZEN * WORD, len)).into())
     }
 
+    /// Notes that packets for TCP connections are about to be held off, under the name of a run, and these connections
+    /// to go into repair mode.
+    pub(crate) fn will_hold(
+        &self,
+        run_id: &str,
+        connections: impl Iterator<Item = HeldConnection>,
+    ) {
+        let mut nr = 0;
+        for (nth, connection) in connections.take(CAPACITY).enumerate() {
+            self.set(CONNECTIONS + nth, connection.to_word());
+            nr += 1;
+        }
+        let run_id = &run_id.as_bytes()[..run_id.len().min(RUN_ID_WORDS * WORD)];
+        self.0.write(RUN_ID * WORD, run_id);
+        self.set(WRITTEN, ticks_since_boot());
+        self.set(NR_CONNECTIONS, nr);
+        self.set(RUN_ID_LEN, u64::try_from(run_id.len()).unwrap_or(0));
+    }
+
+    /// Notes that all connections go on.
+    pub(crate) fn hold_no_more(&self) {
+        self.set(RUN_ID_LEN, 0);
+    }
+
+    /// The run that holds packets off, and the connections that may be in repair mode.
+    pub(super) fn held(&self) -> Option<(String, Vec<HeldConnection>)> {
+        let len = usize::try_from(self.word(RUN_ID_LEN)).ok()?;
+        let is_one = (1..=RUN_ID_WORDS * WORD).contains(&len);
+        let run_id = is_one.then(|| self.0.read(RUN_ID * WORD, len))?;
+        let words = (0..self.count(NR_CONNECTIONS)).map(|nth| self.word(CONNECTIONS + nth));
+        let connections = words.map(HeldConnection::from_word).collect();
+        Some((String::from_utf8(run_id).ok()?, connections))
+    }
+
     /// The signal that processes were about to get, and which.
     pub(super) fn signalled(&self) -> Option<(i32, Vec<Pid>)> {
         let signal = i32::try_from(self.word(SIGNAL)).ok().filter(|nr| *nr > 0)?;
@@ -161,6 +207,37 @@ impl Journal {
 
     fn read(&self, at: usize) -> Noted {
         Noted::from_words(&std::array::from_fn(|nth| self.word(at + nth)))
+    }
+}
+
+/// A TCP connection of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeldConnection {
+    /// The task.
+    pub pid: Pid,
+    /// A descriptor of it.
+    pub fd: i32,
+    /// Whether its address may be used again (SO_REUSEADDR), before repair mode.
+    pub reuses_address: bool,
+}
+
+impl HeldConnection {
+    fn to_word(self) -> u64 {
+        let flag = if self.reuses_address {
+            REUSES_ADDRESS
+        } else {
+            0
+        };
+        of_pid(self.pid) | u64::from(self.fd.unsigned_abs()) << 32 | flag
+    }
+
+    fn from_word(word: u64) -> HeldConnection {
+        let fd = (word & !REUSES_ADDRESS) >> 32;
+        HeldConnection {
+            pid: pid_of(word & u64::from(u32::MAX)),
+            fd: i32::try_from(fd).unwrap_or(-1),
+            reuses_address: word & REUSES_ADDRESS != 0,
+        }
     }
 }
 
@@ -380,6 +457,25 @@ mod tests {
         assert_eq!(journal.frozen().as_deref(), Some(group));
         journal.note_frozen(None);
         assert_eq!(journal.frozen(), None);
+    }
+
+    #[test]
+    fn connections_are_told_while_they_are_held() {
+        let journal = Journal::new().unwrap();
+        assert_eq!(journal.held(), None);
+        let connection = |pid, fd, reuses_address| HeldConnection {
+            pid: Pid::from_raw(pid),
+            fd,
+            reuses_address,
+        };
+        let connections = vec![
+            connection(4_194_303, i32::MAX, true),
+            connection(7, 0, false),
+        ];
+        journal.will_hold("run", connections.iter().copied());
+        assert_eq!(journal.held(), Some(("run".to_owned(), connections)));
+        journal.hold_no_more();
+        assert_eq!(journal.held(), None);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use crate::arch::{self, Abi};
 use crate::memory::AddressRange;
 use crate::program::{Arena, ProgramFailure, ProgramId, ProgramSet, WaitOutcome};
 
+pub(crate) use journal::HeldConnection;
 pub use journal::Journal;
 pub use remote::{CallSpec, RemoteCall, call_all, find_syscall_instruction};
 pub use repair::{Repair, RepairError, repair};

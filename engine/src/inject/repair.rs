@@ -14,6 +14,7 @@ use super::remote::{self, CallSpec, RemoteCall, call_all};
 use super::saved::ALL_SIGNALS;
 use super::{InjectError, trace};
 use crate::arch::Landing;
+use crate::files;
 use crate::freeze::{self, FreezeError};
 use crate::task::limits;
 
@@ -27,6 +28,8 @@ pub struct Repair {
     pub put_back: usize,
     /// The cgroup of the tree was frozen, and is not any more.
     pub thawed: bool,
+    /// TCP connections that were held, and go on.
+    pub connections: usize,
     /// The signal that the whole tree was to get, and has now.
     pub signal: Option<i32>,
     /// Threads that could not be put back, and why.
@@ -50,6 +53,12 @@ pub enum RepairError {
 /// The process that wrote the journal is dead.
 pub fn repair(journal: &Journal) -> Repair {
     let mut repair = Repair::default();
+    // First, since tasks that run are told EPERM by them. Those of a tree that is to die end without a word, and the
+    // lock stays for its restore.
+    if let Some((run_id, mut held)) = journal.held().filter(|_| !is_to_die(journal)) {
+        held.retain(|connection| journal.knows(connection.pid));
+        repair.connections = files::let_connections_go_on(&run_id, &held);
+    }
     if let Some(group) = journal.frozen() {
         // Frozen tasks would not stop for a signal, nor go on after it.
         repair.thawed = freeze::thaw(&group).is_ok();
@@ -72,6 +81,12 @@ pub fn repair(journal: &Journal) -> Repair {
         repair.signal = Some(signal);
     }
     repair
+}
+
+fn is_to_die(journal: &Journal) -> bool {
+    const SIGKILL: i32 = 9;
+    let signalled = journal.signalled();
+    signalled.is_some_and(|(signal, _)| signal == SIGKILL)
 }
 
 fn put_back_process(mut threads: Vec<Noted>, repair: &mut Repair) {

@@ -16,6 +16,7 @@ mod packets;
 mod settings;
 mod unix;
 
+pub(crate) use inet::let_connections_go_on;
 pub(super) use inet::{InetSocketKind, describe_external, is_internet};
 pub(super) use netlink::NetlinkSocketKind;
 pub(super) use packet::PacketSocketKind;

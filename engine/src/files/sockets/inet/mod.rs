@@ -1,5 +1,6 @@
 //! Internet sockets: TCP, UDP and UDP-Lite, raw and ICMP ones, over IPv4 and IPv6.
 
+mod abandoned;
 mod address;
 mod datagrams;
 mod describe;
@@ -11,6 +12,7 @@ mod restore;
 mod tcp_dump;
 mod tcp_restore;
 
+pub(crate) use abandoned::let_connections_go_on;
 pub(in crate::files) use describe::describe_external;
 pub(in crate::files) use restore::{RestoredInet, connections, ports};
 pub(in crate::files) use tcp_dump::DumpedTcp;

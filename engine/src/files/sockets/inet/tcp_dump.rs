@@ -27,8 +27,9 @@ use crate::files::SocketDumpOptions;
 use crate::files::dump::query;
 use crate::files::error::FileDumpError;
 use crate::files::kind::Dumping;
-use crate::files::open_file::{OpenFile, Trouble};
+use crate::files::open_file::{OpenFile, Place, Trouble};
 use crate::files::shelf::{self, Room, Shelf, ShelfError};
+use crate::inject::{HeldConnection, Journal};
 use crate::network_lock::{Connection, HeldOff, Leftover, LockedNetwork, Port};
 use crate::obstacle::Obstacle;
 
@@ -75,6 +76,8 @@ pub(in crate::files) struct DumpedTcp {
     leftover: Option<Leftover>,
     streams: Vec<Stream>,
     is_killed: bool,
+    /// Where connections are noted while they are held.
+    journal: Option<Journal>,
 }
 
 #[derive(Debug)]
@@ -85,6 +88,20 @@ struct Held {
     connection: Connection,
     reuses_address: i32,
     in_repair: bool,
+}
+
+impl Held {
+    /// Where a task has it; None for one that is in a message.
+    fn in_task(&self) -> Option<HeldConnection> {
+        let Place::Fd(fd) = self.file.place else {
+            return None;
+        };
+        Some(HeldConnection {
+            pid: self.file.pid,
+            fd,
+            reuses_address: self.reuses_address != 0,
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -191,6 +208,7 @@ impl DumpedTcp {
         entries: &mut [FileEntry],
         run_id: &str,
         options: &SocketDumpOptions,
+        journal: Option<&Journal>,
     ) -> std::result::Result<FoundTcp, FileDumpError> {
         let mut found = FoundTcp {
             obstacles: self.leading_outside(options),
@@ -203,6 +221,10 @@ impl DumpedTcp {
         let held_off = self.held_off(options);
         if !held_off.is_empty() {
             let way = options.network_lock;
+            self.journal = journal.cloned();
+            if let Some(journal) = journal {
+                journal.will_hold(run_id, self.held.iter().filter_map(Held::in_task));
+            }
             self.lock = Some(LockedNetwork::lock(run_id, way, &held_off)?);
         }
         self.look_at_listeners(options, &mut found)?;
@@ -325,6 +347,9 @@ impl DumpedTcp {
             if let Err(errno) = ended.and(reuse) {
                 tracing::error!("the connection to {remote} stays in repair mode: {errno}");
             }
+        }
+        if let Some(journal) = self.journal.take() {
+            journal.hold_no_more();
         }
     }
 
