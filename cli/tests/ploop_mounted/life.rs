@@ -35,6 +35,14 @@ fn a_file_system_lives_through_the_death_of_its_server() {
     place.ploop(&["mount", "-F", "-m", "mnt", "d"]).good();
     assert!(std::fs::read(mnt.join("late")).unwrap() == pattern(99, 3 * MIB));
     check_files(&mnt, 0..20, MIB);
+    let late = std::fs::File::open(mnt.join("late")).unwrap();
+    let said = place.ploop(&["umount", "d"]);
+    let user = format!("used by process {} (", std::process::id());
+    assert!(
+        said.code == Some(22) && said.err.contains(&user),
+        "{said:?}"
+    );
+    drop(late);
     // A plain umount(8) is enough.
     assert!(Command::new("umount").arg(&mnt).status().unwrap().success());
     wait_until("the server ends with its mount", || place.disks() == 0);

@@ -26,10 +26,7 @@ pub fn users_of(device: &Path) -> Vec<String> {
     let mut namespaces = HashSet::new();
     let mut users = Vec::new();
     for (pid, dir) in processes().into_iter().flatten() {
-        let name = || {
-            let name = std::fs::read_to_string(dir.join("comm")).unwrap_or_default();
-            format!("process {pid} ({})", name.trim_end())
-        };
+        let name = || name_of(pid, &dir);
         if std::fs::read_link(dir.join("ns/mnt")).is_ok_and(|it| namespaces.insert(it)) {
             let mounts = std::fs::read(dir.join("mountinfo")).unwrap_or_default();
             users.extend(
@@ -45,6 +42,36 @@ pub fn users_of(device: &Path) -> Vec<String> {
         }
     }
     users
+}
+
+/// Who keeps a mount from being taken down, each in a few words, as far as it can be seen from here. Only the names
+/// of what processes use are looked at: the file system may not answer.
+pub fn users_of_mount(target: &Path) -> Vec<String> {
+    let users = processes().into_iter().flatten().filter_map(|(pid, dir)| {
+        let used = used_below(&dir, target)?;
+        Some(format!(
+            "{}, which uses {}",
+            name_of(pid, &dir),
+            used.display()
+        ))
+    });
+    users.take(NAMED).collect()
+}
+
+/// A file or directory below a mount that a process has open, is in, or runs.
+fn used_below(process: &Path, target: &Path) -> Option<PathBuf> {
+    let fds = std::fs::read_dir(process.join("fd")).into_iter().flatten();
+    let links = ["cwd", "root", "exe"].map(|name| process.join(name));
+    let mut links = links.into_iter().chain(fds.flatten().map(|fd| fd.path()));
+    links.find_map(|link| {
+        let used = std::fs::read_link(link).ok()?;
+        used.starts_with(target).then_some(used)
+    })
+}
+
+fn name_of(pid: u32, process: &Path) -> String {
+    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    format!("process {pid} ({})", name.trim_end())
 }
 
 /// Number and directory of each process.
@@ -98,6 +125,14 @@ mod tests {
     fn numbers_that_nobody_has_open_are_not_found() {
         assert!(!is_open(u64::MAX).unwrap());
         assert!(users_of(Path::new("/dev/ublkb4711")).is_empty());
+    }
+
+    #[test]
+    fn who_is_in_a_directory_is_found() {
+        let dir = std::env::current_dir().unwrap();
+        let own = Path::new("/proc/self");
+        assert_eq!(used_below(own, &dir).as_deref(), Some(&*dir));
+        assert_eq!(used_below(own, &dir.join("no-such-place")), None);
     }
 
     #[test]

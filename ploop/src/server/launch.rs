@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::config::{Launched, NotServed, ServeConfig};
 use super::registry::Record;
 use super::{Client, ControlError, mounting};
-use crate::device::users::users_of;
+use crate::device::users::{users_of, users_of_mount};
 
 /// So many times the patience for users an image is given to be closed.
 const CLOSING: u32 = 20;
@@ -46,10 +46,12 @@ pub enum LaunchError {
     #[error("the server ended at its start")]
     Silent,
     /// A file system could not be unmounted.
-    #[error("{target} can't be unmounted")]
+    #[error("{target} can't be unmounted{}", used_by(.users))]
     Unmount {
         /// Where it is mounted.
         target: String,
+        /// Who was found to use it.
+        users: Vec<String>,
         /// The kernel's answer.
         #[source]
         source: io::Error,
@@ -68,6 +70,13 @@ pub enum LaunchError {
         /// The disk.
         disk: String,
     },
+}
+
+fn used_by(users: &[String]) -> String {
+    match users.is_empty() {
+        true => String::new(),
+        false => format!(", since it is used by {}", users.join(" and ")),
+    }
 }
 
 fn named(users: &[String]) -> String {
@@ -211,6 +220,10 @@ fn unmount_at(supervisor: i32, device: &Path, target: &Path) -> Result<(), Launc
     });
     unmounted.flatten().map_err(|source| LaunchError::Unmount {
         target: target.display().to_string(),
+        users: match source.kind() {
+            io::ErrorKind::ResourceBusy => users_of_mount(target),
+            _ => Vec::new(),
+        },
         source,
     })
 }
