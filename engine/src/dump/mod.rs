@@ -106,6 +106,7 @@ pub(crate) fn run(
         kernel: LazyKernel::default(),
         namespaces: OwnNamespaces::read(),
         told: Told::default(),
+        has_rings: false,
         lock_watch: None,
         buffers: Arc::default(),
     };
@@ -125,6 +126,8 @@ struct Operation<'a> {
     namespaces: OwnNamespaces,
     /// Descriptors that the survey has seen.
     told: Told,
+    /// It has seen io_uring rings.
+    has_rings: bool,
     /// Reads all locks from the survey on, where that is worth it.
     lock_watch: Option<LockWatch>,
     /// What memory is copied through.
@@ -193,7 +196,8 @@ impl<'a> Operation<'a> {
         let pids = freeze::running_tree(self.options.pid);
         let options = self.options.file_options();
         self.lock_watch = files::watch_locks(&pids);
-        let look = |depth| -> (Vec<Obstacle>, Told) {
+        let mut has_rings = false;
+        let mut look = |depth| -> (Vec<Obstacle>, Told) {
             let tasks = || {
                 // The stopped tree would wait while these are opened.
                 if pids.iter().any(|pid| notes::are_wanted(*pid)) {
@@ -211,6 +215,7 @@ impl<'a> Operation<'a> {
             if files.has_rings {
                 self.kernel.get();
             }
+            has_rings |= files.has_rings;
             found.extend(files.obstacles);
             (found, files.told)
         };
@@ -230,6 +235,7 @@ impl<'a> Operation<'a> {
             }
         }
         self.told = told;
+        self.has_rings = has_rings;
         if found.is_empty() {
             Ok(())
         } else {
@@ -268,8 +274,9 @@ impl<'a> Operation<'a> {
         let readings = tree.alive().map(Readings::read);
         let readings = readings.collect::<Result<Vec<_>, _>>()?;
         let mut semaphores = SemaphoreDump::collect(tree, &self.kernel);
-        // Descriptors that no task is asked for are looked at while the reader reads.
-        let with_answers = !told.is_empty();
+        // Descriptors that no task is asked for are looked at while the reader reads. Requests of rings may end only
+        // where their task executes something, as it does when it is asked.
+        let with_answers = !told.is_empty() || self.has_rings;
         if !with_answers {
             files.add_tasks(tree, &mut shared)?;
         }
