@@ -65,12 +65,12 @@ impl FrozenGroup {
         if let Some(journal) = journal {
             journal.note_frozen(Some(&path));
         }
-        write(&path.join("cgroup.freeze"), "1")?;
         let group = FrozenGroup {
             path,
             journal: journal.cloned(),
             thawed: false,
         };
+        write(&group.path.join("cgroup.freeze"), "1")?;
         group.wait_frozen(deadline)?;
         Ok(group)
     }

@@ -36,10 +36,11 @@ use std::sync::atomic::Ordering;
 use firn_sys::mapping::SharedMapping;
 use firn_sys::ptrace::{DispatchConfig, GeneralRegs};
 use firn_sys::rlimit::Limited;
-use firn_sys::{Pid, clock, procfs};
+use firn_sys::{Pid, clock};
 
 use crate::arch::regs::{self, NR_REGISTERS};
 use crate::arch::{Abi, Landing};
+use crate::task::status::Stat;
 
 const WORD: usize = size_of::<u64>();
 /// Threads, and processes, beyond these are not noted.
@@ -47,8 +48,6 @@ const CAPACITY: usize = 1 << 16;
 
 /// As the kernel counts for /proc (USER_HZ).
 const TICKS_PER_SECOND: u64 = 100;
-/// Field of /proc/PID/stat behind the name: when the task began, in ticks since the boot.
-const START_TIME: usize = 19;
 
 const WRITTEN: usize = 0;
 const NR_NOTED: usize = 1;
@@ -190,7 +189,7 @@ impl Journal {
 
     /// Whether a task was there already when something was noted last.
     pub(super) fn knows(&self, tid: Pid) -> bool {
-        start_time(tid).is_some_and(|start| start <= self.word(WRITTEN))
+        Stat::read(tid).is_ok_and(|stat| stat.start_ticks <= self.word(WRITTEN))
     }
 
     fn count(&self, word: usize) -> usize {
@@ -334,13 +333,6 @@ impl Noted {
             regs: regs::from_words(registers.try_into().expect("as many as registers")),
         }
     }
-}
-
-/// When a task began.
-fn start_time(tid: Pid) -> Option<u64> {
-    let stat = procfs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
-    let (_, behind) = stat.rsplit_once(") ")?;
-    behind.split(' ').nth(START_TIME)?.parse().ok()
 }
 
 fn ticks_since_boot() -> u64 {

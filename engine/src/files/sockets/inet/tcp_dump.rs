@@ -20,7 +20,7 @@ use firn_sys::socket::{
     self, SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, SO_REUSEADDR, SOL_SOCKET, SOL_TCP, TCP_CLOSE,
     TCP_ESTABLISHED, TCP_LISTEN,
 };
-use firn_sys::{Errno, Result, rlimit};
+use firn_sys::{Errno, Pid, Result, rlimit};
 
 use super::{listed, local_of, remote_of};
 use crate::files::SocketDumpOptions;
@@ -91,11 +91,14 @@ struct Held {
 }
 
 impl Held {
-    /// Where a task has it; None for one that is in a message.
+    /// Where a task has it; None for one that is in a message only, of which this process has a descriptor.
     fn in_task(&self) -> Option<HeldConnection> {
         let Place::Fd(fd) = self.file.place else {
             return None;
         };
+        if self.file.pid == Pid::this() {
+            return None;
+        }
         Some(HeldConnection {
             pid: self.file.pid,
             fd,
